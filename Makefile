@@ -1,0 +1,79 @@
+# `make lab` opens the course, `make test` proves it. `make help` lists the rest.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+VENV := .lab
+ifeq ($(OS),Windows_NT)
+BIN := $(VENV)/Scripts
+else
+BIN := $(VENV)/bin
+endif
+# The first Python that is new enough; or say which: make lab PYTHON=/usr/bin/python3.12
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: help lab test test-docker check notebooks orders doctor lock clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+lab: $(VENV)/lab.stamp ## make the environment, get a NATS server, open JupyterLab at the first notebook
+	@$(BIN)/mesh-lab install-server
+	@$(BIN)/mesh-lab lab
+
+orders: $(VENV)/lab.stamp ## send all 69,659 real orders through three servers and check every total
+	@$(BIN)/mesh-lab orders
+
+test: $(VENV)/dev.stamp ## run every test and every notebook on real servers
+	@$(BIN)/mesh-lab install-server
+	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout 120 tests notebooks
+
+test-docker: $(VENV)/dev.stamp ## run the container tests; as root on Debian, start an engine where none runs
+	@$(BIN)/mesh-lab install-server
+	MESH_LAB_TEST_DOCKER=1 $(BIN)/python -m pytest tests/docker
+
+check: $(VENV)/dev.stamp ## lint, check types and spelling, check the notebooks' hygiene
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/codespell
+	$(BIN)/python tests/notebooks/refresh.py --check
+	$(BIN)/python -m pytest -q tests/notebooks/test_hygiene.py
+
+notebooks: $(VENV)/dev.stamp ## execute the notebooks in clean kernels; store their outputs and the reference run
+	rm -rf $(VENV)/home
+	MESH_LAB_HOME=$(CURDIR)/$(VENV)/home $(BIN)/python tests/notebooks/refresh.py --record
+	MESH_LAB_HOME=$(CURDIR)/$(VENV)/home $(BIN)/python -m mesh_lab.measure.ledger export
+
+doctor: $(VENV)/lab.stamp ## check this machine and say how to mend what is missing
+	@$(BIN)/mesh-lab doctor
+
+lock: $(VENV)/dev.stamp ## pin the newest versions that pyproject.toml allows
+	$(PIP) install uv
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header --extra lab \
+		-o requirements.lock pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header --extra lab --extra dev \
+		-c requirements.lock -o requirements-dev.lock pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header \
+		-c requirements.lock -o docker/services.lock pyproject.toml
+
+clean: ## remove the environment and the caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+
+$(VENV)/pyvenv.cfg:
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer was found. Install one, or say where it is:" \
+		"make lab PYTHON=/path/to/python3"; exit 1; }
+	@echo "Making the environment in $(VENV) with $(PYTHON) ..."
+	@"$(PYTHON)" -m venv $(VENV) || { rm -rf $(VENV); echo "$(PYTHON) cannot make a virtual environment." \
+		"On Debian and Ubuntu: apt install python3-venv"; exit 1; }
+
+$(VENV)/lab.stamp: requirements.lock pyproject.toml | $(VENV)/pyvenv.cfg
+	@echo "Installing the pinned packages ..."
+	@$(PIP) install --require-hashes -r requirements.lock
+	@$(PIP) install --no-build-isolation --no-deps --editable .
+	@touch $@
+
+$(VENV)/dev.stamp: requirements-dev.lock $(VENV)/lab.stamp
+	@echo "Installing the pinned packages for tests ..."
+	@$(PIP) install --require-hashes -r requirements-dev.lock
+	@touch $@

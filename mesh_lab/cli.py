@@ -1,0 +1,179 @@
+"""The command ``mesh-lab``: everything that needs no notebook."""
+
+import argparse
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+import webbrowser
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mesh_lab.errors import MeshLabError
+
+if TYPE_CHECKING:
+    from mesh_lab.servers.compose import Project
+
+FIRST_NOTEBOOK = Path("notebooks") / "00_start_here.ipynb"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the subcommand that the command line names and return the exit code."""
+    parser = argparse.ArgumentParser(prog="mesh-lab", description="Build, measure and break an event mesh on NATS.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    lab = commands.add_parser("lab", help="open JupyterLab at the first notebook")
+    lab.add_argument("--no-browser", action="store_true", help="print the URL and open nothing")
+    lab.set_defaults(run=_lab)
+
+    doctor = commands.add_parser("doctor", help="check this machine and say how to mend what is missing")
+    doctor.set_defaults(run=_doctor)
+
+    install = commands.add_parser("install-server", help="find nats-server, or install it for this user")
+    install.set_defaults(run=_install_server)
+
+    orders = commands.add_parser("orders", help="send all real orders through a mesh and check every total")
+    orders.add_argument("--workers", type=_count, default=2, help="worker processes (default: 2)")
+    orders.add_argument("--first", type=_count, metavar="N", help="only the first N orders")
+    orders.add_argument("--file", type=Path, help="orders in the data set's format, instead of the data set")
+    orders.add_argument("--kill-one", action="store_true", help="kill the stream's leader half-way and restart it")
+    orders.add_argument("--docker", action="store_true", help="in containers, servers and services alike")
+    orders.set_defaults(run=_orders)
+
+    up = commands.add_parser("up", help="start three servers in containers, or join those that run")
+    up.add_argument("--docker", action="store_true", required=True, help="the only place where a mesh outlives you")
+    up.set_defaults(run=_up)
+
+    down = commands.add_parser("down", help="remove the containers, their network and their volumes")
+    down.set_defaults(run=_down)
+
+    status = commands.add_parser("status", help="show the containers")
+    status.set_defaults(run=_status)
+
+    options = parser.parse_args(arguments)
+    try:
+        code: int = options.run(options)
+    except MeshLabError as err:
+        sys.stderr.write(f"mesh-lab {options.command}: {err}\n")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number from 1")
+    return int(text)
+
+
+def _lab(options: argparse.Namespace) -> int:
+    root = next((p for p in (Path.cwd(), Path(__file__).parents[1]) if (p / FIRST_NOTEBOOK).is_file()), None)
+    if root is None:
+        sys.stderr.write(f"mesh-lab lab: no {FIRST_NOTEBOOK} here; run it in the folder that you cloned\n")
+        return 1
+    command = [sys.executable, "-m", "jupyter", "lab", "--ip=127.0.0.1", f"--ServerApp.root_dir={root}"]
+    command.append(f"--LabApp.default_url=/lab/tree/{FIRST_NOTEBOOK.as_posix()}")
+    if options.no_browser or not _has_browser():
+        command.append("--no-browser")
+        sys.stdout.write("No browser is opened. Copy the URL that JupyterLab prints below, token included.\n")
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        # Jupyter refuses root otherwise, and a container or a fresh cloud machine often has no other user.
+        command.append("--allow-root")
+        sys.stdout.write("You are root: what a notebook does, it does as root.\n")
+    sys.stdout.flush()
+    if sys.platform == "win32":
+        return subprocess.call(command, cwd=root)
+    # JupyterLab takes this process's place, so that a signal to end reaches it and its kernels.
+    os.chdir(root)
+    os.execv(command[0], command)  # noqa: S606  # no shell, and none is wanted
+
+
+def _has_browser() -> bool:
+    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        return shutil.which("wslview") is not None
+    try:
+        webbrowser.get()
+    except webbrowser.Error:
+        return False
+    return True
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from mesh_lab.doctor import run
+
+    return run()
+
+
+def _install_server(options: argparse.Namespace) -> int:
+    from mesh_lab.servers.install import install_with_progress
+
+    server = install_with_progress()
+    sys.stdout.write(f"nats-server {'.'.join(map(str, server.version))} ({server.source}): {server.path}\n")
+    return 0
+
+
+def _orders(options: argparse.Namespace) -> int:
+    from mesh_lab.orders_report import run_with_progress
+
+    return asyncio.run(
+        run_with_progress(
+            workers=options.workers,
+            first=options.first,
+            file=options.file,
+            kill_one=options.kill_one,
+            backend="docker" if options.docker else None,
+        )
+    )
+
+
+def _up(options: argparse.Namespace) -> int:
+    from mesh_lab.servers.docker import start_containers
+
+    async def up() -> str:
+        async with await start_containers(within=60.0) as mesh:
+            return f"{mesh!r}\n{_where(mesh.urls, mesh.project.variables)}"
+
+    sys.stdout.write("Starting three servers; the first time, their image is fetched.\n")
+    sys.stdout.flush()
+    sys.stdout.write(asyncio.run(up()))
+    return 0
+
+
+def _where(urls: list[str], variables: Path) -> str:
+    return (
+        f"clients:    {', '.join(urls)} (user lab; its password is in {variables})\n"
+        "notebook:   mesh = await start_mesh(servers=3, backend='docker'); or MESH_LAB_BACKEND=docker for all of them\n"
+        "main job:   mesh-lab orders --docker\n"
+        "remove it:  mesh-lab down\n"
+    )
+
+
+def _down(options: argparse.Namespace) -> int:
+    project = _project()
+    removed = project.down()
+    stays = f"; {project.variables} stays" if project.variables.exists() else ""
+    sys.stdout.write(f"removed {removed}{stays}\n")
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    containers = _project().containers()
+    for container in containers:
+        ports = ", ".join(f"127.0.0.1:{port} for {inside}" for inside, port in container.ports.items())
+        sys.stdout.write(f"{container.name:14} {container.status:8} {container.health:10} {ports}".rstrip() + "\n")
+    if not containers:
+        sys.stdout.write("nothing is up; start it with: mesh-lab up --docker\n")
+    return 0
+
+
+def _project() -> "Project":
+    from mesh_lab.servers.compose import Project
+    from mesh_lab.servers.engine import Engine
+
+    return Project(Engine.find())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

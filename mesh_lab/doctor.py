@@ -1,0 +1,220 @@
+"""Examine this machine, changing nothing: can the course run here, and what would make it so."""
+
+import importlib
+import importlib.metadata
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import warnings
+import webbrowser
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from mesh_lab.errors import NoServerBinaryError, NotReadyError
+from mesh_lab.servers.binary import MINIMUM_VERSION, look_for_server, version_text
+from mesh_lab.servers.ports import PortBlock
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+# Two regions of three servers under load, beside the kernel and JupyterLab.
+MEMORY_NEEDED_BYTES = 1_000_000_000
+# Three copies of the biggest streams at course size; the stores lie in the temporary directory.
+DISK_NEEDED_BYTES = 2_000_000_000
+# Where a container's limit stands, which the memory of the whole machine says nothing about (cgroup v2).
+CGROUP = Path("/sys/fs/cgroup")
+
+# What the extra `lab` of pyproject.toml brings to run with, but for the event loop's nest-asyncio2.
+LAB_PACKAGES = ("jupyterlab", "ipywidgets", "pandas", "matplotlib", "nkeys", "platformdirs", "psutil", "rich")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "firefox", "microsoft-edge", "msedge")
+_TEXT_BROWSERS = ("www-browser", "links", "elinks", "lynx", "w3m")
+_INSTALL_LAB = 'pip install "mesh-lab[lab]", in a checkout: pip install -e ".[lab]"'
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    what: str
+    """What was looked at, for example ``"memory"``."""
+    ok: bool
+    """Whether it is as the course needs it."""
+    seen: str
+    """What is there, with its numbers."""
+    fix: str
+    """What mends it when it is not ok."""
+    level: Literal["fault", "note"] = "fault"
+    """What it is when not ok: a fault stops the course, a note only a part of it."""
+
+    @property
+    def state(self) -> Literal["ok", "fault", "note"]:
+        """What a reader needs to know first."""
+        return "ok" if self.ok else self.level
+
+
+def examine() -> list[Finding]:
+    """Return what was found on this machine, in the order in which one would mend it."""
+    # uvloop is not made for Windows; there, asyncio's own loop is used.
+    loops = ["nest-asyncio2"] if sys.platform == "win32" else ["uvloop", "nest-asyncio2"]
+    python = f"{sys.version.split()[0]} at {sys.executable}"
+    return [
+        Finding("Python", sys.version_info >= (3, 11), python, "make an environment with Python 3.11 or newer"),
+        _importable("event loop", loops),
+        _importable("packages", LAB_PACKAGES),
+        _server(),
+        _ports(),
+        _memory(),
+        _disk(),
+        *_docker(),
+        _browser(),
+    ]
+
+
+def render(findings: Sequence[Finding]) -> "Table":
+    """Return the findings as a table for a terminal, each fault and note with its fix."""
+    from rich.table import Table
+    from rich.text import Text
+
+    styles = {"ok": "green", "fault": "bold red", "note": "yellow"}
+    table = Table("", "looked at", "found, and what to do", show_lines=True)
+    table.columns[2].overflow = "fold"
+    for finding in findings:
+        style = styles[finding.state]
+        # As Text, because a path or a program's words may hold what rich would read as markup.
+        fix = Text("" if finding.ok else f"\n{finding.fix}", style=style)
+        table.add_row(Text(finding.state, style=style), Text(finding.what), Text(finding.seen) + fix)
+    return table
+
+
+def run() -> int:
+    """Show the findings on stdout and return the exit code: 1 if there is a fault, else 0."""
+    findings = examine()
+    try:
+        from rich.console import Console
+    except ImportError:  # then it is among the faults, and a person needs to read them all the same
+        for finding in findings:
+            fix = "" if finding.ok else f"; {finding.fix}"
+            sys.stdout.write(f"{finding.state:5}  {finding.what}: {finding.seen}{fix}\n")
+    else:
+        Console().print(render(findings))
+    return int(any(finding.state == "fault" for finding in findings))
+
+
+def _importable(what: str, packages: Sequence[str]) -> Finding:
+    """Return the packages' versions, or what happens where one is imported."""
+    faults = [fault for package in packages if (fault := _import_fault(package))]
+    versions = [f"{package} {importlib.metadata.version(package)}" for package in packages if not faults]
+    return Finding(what, not faults, "; ".join(faults) or ", ".join(versions), _INSTALL_LAB)
+
+
+def _import_fault(package: str) -> str:
+    """Return why a package cannot be imported, or an empty string."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            importlib.import_module(package.replace("-", "_"))
+    except Exception as err:  # noqa: BLE001 - whatever a broken package raises is the finding
+        return f"{package}: {type(err).__name__}: {err}"
+    return ""
+
+
+def _server() -> Finding:
+    what = f"nats-server {version_text(MINIMUM_VERSION)} or newer"
+    try:
+        search = look_for_server()
+    except (NoServerBinaryError, ImportError) as err:
+        return Finding(what, False, str(err), "correct what the message names")
+    if search.found is None:
+        return Finding(what, False, "; ".join(search.tried), "mesh-lab install-server")
+    found = search.found
+    return Finding(what, True, f"{version_text(found.version)} at {found.path}, by {found.source}", "")
+
+
+def _ports() -> Finding:
+    fix = "end programs that listen there, or let the firewall or sandbox allow listening on 127.0.0.1"
+    try:
+        with socket.create_server(("127.0.0.1", 0)):
+            pass
+        block = PortBlock.reserve()
+        first = block.take()
+        block.release()
+    except (OSError, NotReadyError) as err:
+        return Finding("ports", False, f"on 127.0.0.1: {err}", fix)
+    return Finding("ports", True, f"can listen on 127.0.0.1; a block is free at {first}", fix)
+
+
+def _memory() -> Finding:
+    try:
+        import psutil
+    except ImportError as err:
+        return Finding("memory", False, f"cannot be measured: {err}", _INSTALL_LAB)
+    free = min(psutil.virtual_memory().available, _free_in_container(CGROUP))
+    seen = f"{free / 1e9:.1f} GB available, {MEMORY_NEEDED_BYTES / 1e9:.0f} GB needed"
+    fix = "close other programs, or give the container or virtual machine more"
+    return Finding("memory", free >= MEMORY_NEEDED_BYTES, seen, fix)
+
+
+def _free_in_container(cgroup: Path) -> float:
+    """Return the bytes left below a container's limit, infinity where there is none."""
+    try:
+        limit = int((cgroup / "memory.max").read_text())
+        used = int((cgroup / "memory.current").read_text())
+        stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+        # Files that were read once count as used, and are given up first.
+        return limit - used + int(stat["inactive_file"])
+    except (OSError, ValueError, KeyError):  # no cgroup v2, or "max": no limit
+        return float("inf")
+
+
+def _disk() -> Finding:
+    place = tempfile.gettempdir()
+    free = shutil.disk_usage(place).free
+    seen = f"{free / 1e9:.1f} GB free in {place}, {DISK_NEEDED_BYTES / 1e9:.0f} GB needed"
+    fix = "free some, or set TMPDIR (on Windows TEMP) to a directory on a bigger disk"
+    return Finding("disk", free >= DISK_NEEDED_BYTES, seen, fix)
+
+
+def _docker() -> Iterator[Finding]:
+    if shutil.which("docker") is None:
+        fix = "install Docker for the parts that run in containers; everything else works without it"
+        yield Finding("Docker", False, "no docker on PATH", fix, "note")
+        return
+    ok, said = _ask("docker", "version", "--format", "{{.Server.Version}}")
+    fix = "start Docker; on Linux, your user needs the right to use it (group docker)"
+    yield Finding("Docker engine", ok, said, fix, "note")
+    ok, said = _ask("docker", "compose", "version")
+    if not ok and shutil.which("docker-compose"):
+        ok, said = _ask("docker-compose", "version")
+    version = re.search(r"(\d+)\.\d", said)
+    ok = ok and version is not None and int(version[1]) >= 2
+    fix = "install Docker's compose plugin, version 2 or newer"
+    yield Finding("Docker Compose 2", ok, said, fix, "note")
+
+
+def _ask(*command: str) -> tuple[bool, str]:
+    """Return whether a program succeeded, and the first line that it wrote."""
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as err:
+        return False, str(err)
+    lines = (done.stdout.strip() or done.stderr.strip() or f"exit code {done.returncode}").splitlines()
+    return done.returncode == 0, lines[0]
+
+
+def _browser() -> Finding:
+    fix = "install one, or open JupyterLab's address in a browser on another machine through an SSH tunnel"
+    seen = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if seen is None:
+        try:
+            seen = webbrowser.get().name or "the system's default"
+        except webbrowser.Error as err:
+            return Finding("browser", False, str(err), fix, "note")
+    if seen in _TEXT_BROWSERS:
+        return Finding("browser", False, f"only {seen}, which cannot show JupyterLab", fix, "note")
+    return Finding("browser", True, seen, fix, "note")

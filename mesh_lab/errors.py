@@ -1,0 +1,123 @@
+"""Every error that the package raises, in one tree.
+
+Each is also the nearest built-in kind, so that ``except TimeoutError`` or ``except ValueError`` does what a
+reader expects. A message says what happened with its numbers, what was expected, and what to do.
+
+::
+
+    MeshLabError
+    ├── NoServerBinaryError (FileNotFoundError)   no nats-server could be found or installed
+    ├── BadDownloadError (ValueError)             a downloaded archive is not what its checksum promises
+    ├── NoEngineError (ConnectionError)           no Docker engine answers, or Compose 2 is missing
+    ├── EngineRefusedError (OSError)              the engine failed: a port taken, an image not to be had
+    ├── SettingsError (ValueError)                docker/ or its .env is not as the containers need it
+    ├── ServerExitedError (ChildProcessError)     nats-server ended while it was needed
+    ├── ServiceFailedError (ChildProcessError)    a service of the order mesh ended with an error
+    ├── LoadFailedError (ChildProcessError)       a load generator ended without a result
+    ├── NotReadyError (TimeoutError)              a server or a service was not ready in time
+    ├── StoreError (OSError)                      a directory for stores or results cannot be used
+    ├── UnknownServerError (LookupError)          no server of the mesh has that name
+    ├── UnknownServiceError (LookupError)         no service or replica has that name
+    ├── MeshClosedError (RuntimeError)            the mesh was closed before
+    ├── NoMeshError (RuntimeError)                a service needs a mesh and none is open
+    ├── NotOursError (NotImplementedError)        the backend lacks the power that was asked for
+    ├── ServiceCellError (ValueError)             a %%service cell cannot be run as it stands
+    ├── ServiceCrashedError (ChildProcessError)   a service crashed before it was ready
+    ├── OrderFormatError (ValueError)             a row or a message is not an order
+    ├── WrongTotalsError (ValueError)             orders were lost, doubled or changed
+    ├── PublishRefusedError (RuntimeError)        the server refused a message; it is not stored
+    ├── UnknownOutcomeError (TimeoutError)        a message may or may not be stored
+    └── UnknownExerciseError (LookupError)        no exercise has that number
+"""
+
+
+class MeshLabError(Exception):
+    """Root of every error that this package raises."""
+
+
+class NoServerBinaryError(MeshLabError, FileNotFoundError):
+    """No nats-server could be found or installed; the message lists every way that was tried."""
+
+
+class BadDownloadError(MeshLabError, ValueError):
+    """A downloaded archive is not what its checksum promises."""
+
+
+class NoEngineError(MeshLabError, ConnectionError):
+    """No Docker engine answers, or Compose 2 is missing; the message says which, and what to do."""
+
+
+class EngineRefusedError(MeshLabError, OSError):
+    """The Docker engine could not do what was asked: a port is taken, or an image cannot be had."""
+
+
+class SettingsError(MeshLabError, ValueError):
+    """The folder ``docker/`` or its ``.env`` is not as the containers need it."""
+
+
+class ServerExitedError(MeshLabError, ChildProcessError):
+    """nats-server ended while it was needed; the message carries its last log lines."""
+
+
+class ServiceFailedError(MeshLabError, ChildProcessError):
+    """A service of the order mesh ended with an error; the message carries what it said."""
+
+
+class LoadFailedError(MeshLabError, ChildProcessError):
+    """A load generator ended without a result; the message carries its traceback."""
+
+
+class NotReadyError(MeshLabError, TimeoutError):
+    """A server or a service was not ready before the deadline."""
+
+
+class StoreError(MeshLabError, OSError):
+    """A directory cannot be made or written: for the servers' stores, or for this machine's results."""
+
+
+class UnknownServerError(MeshLabError, LookupError):
+    """No server of the mesh has that name."""
+
+
+class UnknownServiceError(MeshLabError, LookupError):
+    """No service, or no replica of it, has that name."""
+
+
+class MeshClosedError(MeshLabError, RuntimeError):
+    """The mesh was closed before."""
+
+
+class NoMeshError(MeshLabError, RuntimeError):
+    """A service was asked for while no mesh is open."""
+
+
+class NotOursError(MeshLabError, NotImplementedError):
+    """The backend lacks the power that was asked for, such as stopping an external server."""
+
+
+class ServiceCellError(MeshLabError, ValueError):
+    """A ``%%service`` cell cannot be run as it stands."""
+
+
+class ServiceCrashedError(MeshLabError, ChildProcessError):
+    """A service crashed before it was ready; the message carries its traceback."""
+
+
+class OrderFormatError(MeshLabError, ValueError):
+    """A row or a message is not an order; the message says which one and why."""
+
+
+class WrongTotalsError(MeshLabError, ValueError):
+    """Orders were lost, doubled or changed; the message shows the difference."""
+
+
+class PublishRefusedError(MeshLabError, RuntimeError):
+    """The server refused a message: it is not stored, and sending it again would be refused again."""
+
+
+class UnknownOutcomeError(MeshLabError, TimeoutError):
+    """No answer came within the retry budget: the message may or may not be stored."""
+
+
+class UnknownExerciseError(MeshLabError, LookupError):
+    """No exercise has that number."""

@@ -1,0 +1,195 @@
+"""This machine's results, kept from notebook to notebook, beside a reference run that comes with the package.
+
+``python -m mesh_lab.measure.ledger export`` makes this machine's results the reference run.
+"""
+
+import argparse
+import json
+import sqlite3
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mesh_lab.errors import StoreError
+from mesh_lab.home import HOME_VARIABLE, home
+from mesh_lab.measure.measurement import Measurement, rounded
+from mesh_lab.measure.reference import REFERENCE, Entry, read_reference, write_reference
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA = 1
+MISSING = "—"
+LOCK_S = 10.0
+COLUMNS = (
+    "name, kind, messages, elapsed_s, payload_bytes, lost, duplicates, server_version, client_version, python_version"
+)
+
+
+def record(notebook: str, measurement: Measurement) -> Measurement:
+    """Keep a measurement and return it, so that a cell can end with the call.
+
+    Earlier results of the same name stay; the newest is the one that counts.
+
+    Args:
+        notebook: Name of the notebook without its ending, for example ``"01_publish_and_subscribe"``.
+        measurement: What was measured.
+
+    Raises:
+        ValueError: The notebook has no name.
+        StoreError: The ledger cannot be read or written; the message says what to do.
+    """
+    if not notebook.strip():
+        raise ValueError("a measurement is kept under its notebook's name, and the name is empty")
+    with _ledger() as database:
+        database.execute(
+            f"INSERT INTO measurements (notebook, {COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
+            (
+                notebook,
+                measurement.name,
+                measurement.kind,
+                # pandas hands out numbers of its own kinds, which SQLite would keep as bytes
+                int(measurement.messages),
+                json.dumps([float(seconds) for seconds in measurement.elapsed_s]),
+                int(measurement.payload_bytes),
+                int(measurement.lost),
+                int(measurement.duplicates),
+                measurement.server_version,
+                measurement.client_version,
+                measurement.python_version,
+            ),
+        )
+    return measurement
+
+
+def rows(notebook: str) -> list[Measurement]:
+    """Return everything that was recorded for a notebook on this machine, oldest first.
+
+    Raises:
+        StoreError: The ledger cannot be read; the message says what to do.
+    """
+    return [measurement for name, measurement in _read() if name == notebook]
+
+
+def latest(notebook: str) -> list[Measurement]:
+    """Return the newest measurement of each name and kind, in the order in which they were first taken.
+
+    Raises:
+        StoreError: The ledger cannot be read; the message says what to do.
+    """
+    return list({(one.name, one.kind): one for one in rows(notebook)}.values())
+
+
+def compare(notebook: str) -> "pd.DataFrame":
+    """Return this machine's newest results beside the reference run, as a table for people.
+
+    What one of the two has and the other has not shows a dash. The rates of two machines differ; what should
+    agree is which of two rows is faster, and by about how much.
+
+    Raises:
+        StoreError: The ledger or the reference run cannot be read; the message says what to do.
+    """
+    import pandas as pd
+
+    here: dict[tuple[str, str], Measurement] = {(one.name, one.kind): one for one in latest(notebook)}
+    there: dict[tuple[str, str], Entry] = {(one.what, one.kind): one for one in read_reference(notebook)}
+    table = []
+    for what, kind in [*here, *(key for key in there if key not in here)]:
+        mine, reference = here.get((what, kind)), there.get((what, kind))
+        times = reference.ratio(mine) if mine and reference else None
+        table.append(
+            {
+                "what": what,
+                "kind": kind,
+                "here": mine.figure if mine else MISSING,
+                "reference": reference.figure if reference else MISSING,
+                "here / reference": MISSING if times is None else rounded(times, 2),
+                "spread here": f"{int(mine.spread * 100)} %" if mine and mine.runs > 1 else MISSING,
+            }
+        )
+    columns = ["what", "kind", "here", "reference", "here / reference", "spread here"]
+    return pd.DataFrame(table, columns=columns)
+
+
+def export_reference(path: Path = REFERENCE) -> Path:
+    """Write the newest results of every notebook as a reference run, and return the file's path.
+
+    Args:
+        path: File to write; the default is the one that the package carries.
+
+    Raises:
+        StoreError: The ledger is empty or cannot be read, or the file cannot be written.
+    """
+    notebooks = {notebook: latest(notebook) for notebook, _ in _read()}
+    if not notebooks:
+        raise StoreError(f"the ledger in {home()} is empty; run the notebooks first, then export")
+    write_reference(path, notebooks)
+    return path
+
+
+@contextmanager
+def _ledger() -> Iterator[sqlite3.Connection]:
+    """Open the ledger for one transaction, make it if it is not there, and close it again."""
+    path = home() / "ledger.sqlite"
+    advice = f"move it away to begin a new one, or name another directory with the variable {HOME_VARIABLE}"
+    try:
+        # SQLite's own journal, not WAL: WAL needs shared memory, which a home directory on a network lacks.
+        with closing(sqlite3.connect(path, timeout=LOCK_S, isolation_level=None)) as database:
+            database.execute("BEGIN IMMEDIATE")  # two kernels that both find no table must not both make it
+            found = database.execute("PRAGMA user_version").fetchone()[0]
+            if found > SCHEMA:
+                raise StoreError(
+                    f"the ledger {path} has format {found}, this version of mesh-lab reads {SCHEMA}: "
+                    f"update mesh-lab; or {advice}"
+                )
+            if found == 0:
+                database.execute(
+                    "CREATE TABLE measurements (id INTEGER PRIMARY KEY, notebook TEXT NOT NULL, "
+                    "recorded_at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP, name TEXT NOT NULL, "
+                    "kind TEXT NOT NULL, messages INTEGER NOT NULL, elapsed_s TEXT NOT NULL, "
+                    "payload_bytes INTEGER NOT NULL, lost INTEGER NOT NULL, duplicates INTEGER NOT NULL, "
+                    "server_version TEXT NOT NULL, client_version TEXT NOT NULL, "
+                    "python_version TEXT NOT NULL)"
+                )
+                database.execute(f"PRAGMA user_version = {SCHEMA}")
+            yield database
+            database.execute("COMMIT")  # closing without it undoes everything
+    except sqlite3.Error as err:
+        if getattr(err, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
+            advice = f"another program has held it for {LOCK_S:g} s; close that one and run the cell again"
+        raise StoreError(f"the ledger {path} cannot be used: {err}; {advice}") from err
+
+
+def _read() -> list[tuple[str, Measurement]]:
+    """Return every notebook's name and measurement, oldest first."""
+    with _ledger() as database:
+        found = database.execute(f"SELECT notebook, {COLUMNS} FROM measurements ORDER BY id").fetchall()  # noqa: S608
+    fields = COLUMNS.split(", ")
+    measurements = []
+    for notebook, *values in found:
+        facts = dict(zip(fields, values, strict=True))
+        try:
+            facts["elapsed_s"] = tuple(json.loads(facts["elapsed_s"]))
+            measurements.append((notebook, Measurement(**facts)))
+        except (ValueError, TypeError) as err:
+            raise StoreError(
+                f"the ledger in {home()} holds something that is no measurement ({facts['name']!r}: {err}); "
+                "move ledger.sqlite away to begin a new one"
+            ) from err
+    return measurements
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="python -m mesh_lab.measure.ledger", description=main.__doc__)
+    commands = parser.add_subparsers(required=True)
+    export = commands.add_parser("export", help="make this machine's results the reference run")
+    export.add_argument("path", nargs="?", type=Path, default=REFERENCE, help="file to write")
+    chosen = parser.parse_args(arguments)
+    sys.stdout.write(f"{export_reference(chosen.path)}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""The child process of a load generator: ``python -m mesh_lab.measure.load_worker``.
+
+It reads one :class:`Task` from standard input (never from its arguments, which every user of the machine can
+read, and the task holds a password), does it under uvloop, and writes lines of JSON to standard output:
+``{"ready":true}`` when it could begin, its :class:`Report` at the end. In between the parent says when to go on,
+with an empty line. When standard input ends, the parent is dead, and so is the child a moment later.
+
+Clocks: ``time.perf_counter_ns`` is the same for all processes of a machine (Python's documentation of ``time``),
+so a publisher's first stamp and a subscriber's last one can be subtracted.
+"""
+
+import asyncio
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+import nats
+import nats.errors
+from nats.aio.client import Client
+
+from mesh_lab.measure.load_jobs import JOBS, SURVIVES_RECONNECT, Parent, Report, Task, say
+
+
+async def _connect(task: Task, gone: asyncio.Event) -> Client:
+    """Connect as the task says; ``gone`` is set when the connection can no longer serve the task."""
+    seen: dict[str, None] = {}  # in the order of their first coming: a refusal may be followed by mere resets
+
+    async def on_error(error: Exception) -> None:
+        seen[repr(error)] = None
+
+    async def on_gone() -> None:
+        gone.set()
+
+    defaults: dict[str, Any] = {
+        "name": f"load {task.role}",
+        "reconnect_time_wait": 0.1,
+        "max_reconnect_attempts": 20,
+        "error_cb": on_error,
+        "closed_cb": on_gone,
+    }
+    if task.job not in SURVIVES_RECONNECT:
+        defaults["disconnected_cb"] = on_gone
+    try:
+        return await nats.connect(**{**defaults, **task.options})
+    except nats.errors.NoServersError as err:
+        raise ConnectionError(f"no server took the connection: {', '.join(seen) or 'no server given'}") from err
+
+
+async def _work(task: Task) -> Report:
+    parent = Parent(task)
+    gone = asyncio.Event()
+    try:
+        async with asyncio.timeout(task.within):
+            client = await _connect(task, gone)
+            job = asyncio.ensure_future(JOBS[task.job](client, parent))
+            watch = asyncio.ensure_future(gone.wait())
+            await asyncio.wait({job, watch}, return_when=asyncio.FIRST_COMPLETED)
+            if not job.done():
+                job.cancel()
+                raise ConnectionError(f"the connection broke while waiting for {parent.stage}")
+            watch.cancel()
+            report = job.result()
+    except TimeoutError as err:
+        if isinstance(err, nats.errors.Error):
+            raise
+        raise TimeoutError(f"not done after {task.within:g} s; was waiting for {parent.stage}") from err
+    version = client.connected_server_version
+    await client.close()
+    return msgspec.structs.replace(report, server_version=f"{version.major}.{version.minor}.{version.patch}")
+
+
+def main() -> None:
+    """Do the task that standard input names."""
+    with open(0, "rb", buffering=0, closefd=False) as pipe:
+        task = msgspec.json.decode(pipe.readline(), type=Task)
+    new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+    with suppress(ImportError):  # there is no uvloop on Windows
+        from uvloop import new_event_loop as new_loop
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        try:
+            report = runner.run(_work(task))
+        except BaseException:  # noqa: BLE001
+            # Not in good order: that would wait for the cancelled job, and nats-py may swallow its cancellation.
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)
+        say(msgspec.json.encode(report))
+
+
+if __name__ == "__main__":
+    main()

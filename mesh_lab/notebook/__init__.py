@@ -1,0 +1,1 @@
+"""What only notebooks use: the extension, service cells, charts, exercises."""

@@ -1,0 +1,182 @@
+"""Look at a reader's answer: untouched, of the wrong kind, stuck, or raising, and at which line."""
+
+import dis
+import inspect
+import reprlib
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import CodeType, EllipsisType, FrameType, FunctionType
+from typing import Literal
+
+Kind = Literal["async function", "function", "async generator", "class", "text", "number", "dict", "anything"]
+
+# What a body of `...`, `pass` or a docstring compiles to, from Python 3.11 to 3.14, generators included.
+STUB_INSTRUCTIONS = frozenset(
+    {"RESUME", "NOP", "LOAD_CONST", "RETURN_CONST", "RETURN_VALUE", "RETURN_GENERATOR", "POP_TOP", "RERAISE"}
+    | {"YIELD_VALUE", "ASYNC_GEN_WRAP", "CALL_INTRINSIC_1", "COPY_FREE_VARS", "MAKE_CELL"}
+)
+# Methods that decorators such as @dataclass write carry this file name; others come from their own module.
+GENERATED = "<string>"
+SHOWN_CHARACTERS = 200
+
+
+def untouched(answer: object) -> bool:
+    """Say whether nothing was written yet: ``...``, or functions and classes that hold no more than that.
+
+    A tuple, list or dict is untouched when it has members and all of them are; an empty one is an answer.
+    """
+    match answer:
+        case EllipsisType():
+            return True
+        case FunctionType():
+            return _is_stub(answer.__code__)
+        case tuple() | list():
+            return bool(answer) and all(untouched(member) for member in answer)
+        case dict():
+            return bool(answer) and all(untouched(member) for member in answer.values())
+        case type():
+            return not inspect.get_annotations(answer) and all(
+                untouched(member) for name, member in _own_members(answer)
+            )
+    return False
+
+
+def _is_stub(code: CodeType) -> bool:
+    return all(
+        step.opname in STUB_INSTRUCTIONS
+        and (step.opname not in ("LOAD_CONST", "RETURN_CONST") or step.argval in (None, ...))
+        for step in dis.get_instructions(code)
+    )
+
+
+def _own_members(cls: type) -> Iterator[tuple[str, object]]:
+    for name, member in vars(cls).items():
+        if isinstance(member, staticmethod | classmethod):
+            member = member.__func__
+        elif isinstance(member, property):
+            member = member.fget
+        if isinstance(member, FunctionType):
+            generated = inspect.unwrap(member).__code__.co_filename == GENERATED
+            if member.__module__ == cls.__module__ and not generated:
+                yield name, member
+        elif not (name.startswith("__") and name.endswith("__")):
+            yield name, member
+
+
+def wrong_kind(answer: object, kind: Kind) -> str | None:
+    """Return in words what the answer is when it is not of the kind asked for, and ``None`` when it is.
+
+    A coroutine that was handed over by mistake is closed, or Python would warn that it was never awaited.
+    """
+    if inspect.iscoroutine(answer):
+        answer.close()
+        return f"{answer.__name__}(…) was called, and its coroutine handed over instead of the function"
+    return None if KINDS[kind][1](answer) else f"the answer is {_described(answer)}"
+
+
+def kind_in_words(kind: Kind) -> str:
+    """Return what a check asks for, with its article: ``an async function (async def …)``."""
+    return KINDS[kind][0]
+
+
+def _is_plain_function(answer: object) -> bool:
+    return callable(answer) and not (
+        inspect.isclass(answer) or inspect.iscoroutinefunction(answer) or inspect.isasyncgenfunction(answer)
+    )
+
+
+def _is_number(answer: object) -> bool:
+    return isinstance(answer, int | float) and not isinstance(answer, bool)
+
+
+# The order matters to _described: the first kind that fits names the answer.
+KINDS: dict[Kind, tuple[str, Callable[[object], bool]]] = {
+    "async function": ("an async function (async def …)", inspect.iscoroutinefunction),
+    "async generator": ("an async generator (async def … with yield)", inspect.isasyncgenfunction),
+    "class": ("a class", inspect.isclass),
+    "function": ("a plain function (def …)", _is_plain_function),
+    "text": ("a text", lambda answer: isinstance(answer, str)),
+    "number": ("a number", _is_number),
+    "dict": ("a dict", lambda answer: isinstance(answer, dict)),
+    "anything": ("an answer", lambda answer: True),
+}
+
+
+def _described(answer: object) -> str:
+    for kind, (words, fits) in KINDS.items():
+        if kind != "anything" and fits(answer):
+            return words if callable(answer) else f"{words}, {reprlib.repr(answer)}"
+    return "None" if answer is None else f"of type {type(answer).__name__}: {reprlib.repr(answer)}"
+
+
+def files_of(answer: object) -> frozenset[str]:
+    """Return the file names, in a notebook one for each cell, of the code that an answer brings along."""
+    match answer:
+        case FunctionType():
+            return frozenset({inspect.unwrap(answer).__code__.co_filename, answer.__code__.co_filename})
+        case tuple() | list():
+            members: list[object] = list(answer)
+        case dict():
+            members = list(answer.values())
+        case type():
+            members = [member for _, member in _own_members(answer)]
+        case _:
+            members = []
+    return frozenset[str]().union(*map(files_of, members))
+
+
+class StuckError(Exception):
+    """The answer blocks the event loop, so that no timeout of asyncio can reach it."""
+
+
+@contextmanager
+def interrupted_when_stuck(files: frozenset[str], *, after: float) -> Iterator[None]:
+    """Raise :class:`StuckError` inside the answer's own code when it holds the event loop for too long.
+
+    The signal does nothing unless that code is running, so it cannot hit the kernel. Windows has no such
+    signal: there, the reader interrupts the kernel.
+
+    Args:
+        files: What :func:`files_of` says of the answer.
+        after: Seconds; then again each second, for an answer that catches it.
+
+    Raises:
+        StuckError: Where the answer is, not here.
+    """
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def on_alarm(_signal: int, frame: FrameType | None) -> None:
+        while frame is not None:
+            if frame.f_code.co_filename in files:
+                raise StuckError
+            frame = frame.f_back
+
+    before = signal.signal(signal.SIGALRM, on_alarm)
+    signal.setitimer(signal.ITIMER_REAL, after, 1.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def last_line(error: BaseException, files: frozenset[str]) -> tuple[str, int | None]:
+    """Return the last line of an exception's traceback, and where in the reader's cell it came from.
+
+    Args:
+        error: A group that holds one exception counts as that exception.
+        files: What :func:`files_of` says of the answer.
+    """
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename in files]
+    text = str(error).strip().partition("\n")[0]
+    said = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    if len(said) > SHOWN_CHARACTERS:
+        said = said[:SHOWN_CHARACTERS] + " …"
+    return said, lines[-1] if lines else None

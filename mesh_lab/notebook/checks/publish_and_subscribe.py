@@ -1,0 +1,242 @@
+"""Checks of notebook 01, ``publish_and_subscribe``."""
+
+import asyncio
+import json
+import reprlib
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import BadSubjectError
+
+from mesh_lab.notebook.exercises import Verdict, correct, exercise, not_yet
+from mesh_lab.orders.dataset import read_orders
+from mesh_lab.orders.order import Order, encode
+from mesh_lab.servers.mesh import Mesh
+
+SERVER_ANSWERS_WITHIN_S = 1.0  # a complete frame is answered in milliseconds, an incomplete one never
+
+
+async def _settle(nc: Client) -> None:
+    """Return when the server has read everything that was written, and what it sent back for it is here.
+
+    nats-py 2.16 writes the PING of the first flush past what it still buffers; that of the second one follows it.
+    """
+    await nc.flush()
+    await nc.flush()
+
+
+# 1.1
+
+ON_THE_MESH = (
+    "orders.eu.000042.placed",
+    "orders.us.000042.shipped",
+    "orders.eu.000041.shipped",
+    "orders.eu.010042.paid",
+    "orders.us.010042.shipped",
+    "orders.us.000007.placed",
+    "returns.eu.000042.shipped",
+)
+WISHES = {
+    "support": lambda kind, region, order, event: kind == "orders" and order == "000042",
+    "tax": lambda kind, region, order, event: kind == "orders" and region == "eu",
+    "logistics": lambda kind, region, order, event: kind == "orders" and event == "shipped",
+    "archive": lambda kind, region, order, event: kind == "orders" and order.startswith("0000"),
+}
+IMPOSSIBLE = "archive"
+
+
+@exercise(
+    "1.1",
+    title="ask for what you need",
+    answer="dict",
+    expects="a subject for each wish, and None for the one that no subject can grant",
+    hint="Write the four tokens of an order's subject side by side, and put * where a colleague does not care. A star "
+    "takes the place of a whole token. nats-py refuses one that shares its token with letters or digits.",
+)
+async def asks_for_what_it_needs(mesh: Mesh, answer: Any) -> Verdict:
+    """Subscribe with each pattern, publish, and compare what arrived with what was wished for."""
+    async with await mesh.connect(name="check 1.1") as nc:
+        for name in WISHES:
+            if wrong := await _not_granted(nc, name, answer.get(name, ...)):
+                return wrong
+    return correct(
+        "what somebody will filter by needs a token of its own; whoever wants the first 99 orders has to take more "
+        "and throw some away, or the publisher puts the range into the subject"
+    )
+
+
+async def _not_granted(nc: Client, name: str, pattern: Any) -> Verdict | None:
+    if pattern is ...:
+        return not_yet(f"nothing for {name}", "a subject, or None if no subject can say it")
+    if pattern is None:
+        return None if name == IMPOSSIBLE else not_yet(f"None for {name}", "a subject: there is one for this wish")
+    if not isinstance(pattern, str):
+        return not_yet(f"{pattern!r} for {name}", "a subject as text")
+    try:
+        sub = await nc.subscribe(pattern)
+    except BadSubjectError:
+        rule = "a wildcard that stands for a whole token, and > only at the end"
+        return not_yet(f"nats-py refuses {pattern!r} for {name}", f"{rule}; None if no subject can say it")
+    for subject in ON_THE_MESH:
+        await nc.publish(subject)
+    await _settle(nc)
+    got = [(await sub.next_msg()).subject for _ in range(sub.pending_msgs)]
+    await sub.unsubscribe()
+    wanted = [subject for subject in ON_THE_MESH if WISHES[name](*subject.split("."))]
+    if missed := [subject for subject in wanted if subject not in got]:
+        return not_yet(f"{name}, with {pattern!r}, did not get {missed[0]}", _what(name))
+    if extra := [subject for subject in got if subject not in wanted]:
+        return not_yet(f"{name}, with {pattern!r}, also got {extra[0]}", _what(name))
+    return None
+
+
+def _what(name: str) -> str:
+    if name == IMPOSSIBLE:
+        return "ids that begin with 0000, all of them and no others; None if no subject can say that"
+    return "what was wished for, all of it and nothing else"
+
+
+# 1.2
+
+SUBJECT = "orders.check.000001.placed"
+FRAMES: tuple[tuple[str, bytes, dict[str, str]], ...] = (
+    ("a plain message", b'{"cds":1}', {"Source": "checkout"}),
+    ("letters beyond ASCII", "Motörhead".encode(), {"Source": "checkout", "Customer": "Łukasz Żak"}),
+    ("a payload with line ends", b"1\r\nPUB orders.check.000002.placed 0\r\n\r\n", {"Source": "checkout"}),
+    ("an empty payload", b"", {"Source": "checkout"}),
+)
+
+
+@exercise(
+    "1.2",
+    title="frame a message",
+    answer="function",
+    expects="the bytes of one HPUB",
+    hint="Build the headers first, as bytes: NATS/1.0, a line for each header, an empty line, each ended by \\r\\n. "
+    "The first length is the length of that, the second adds the payload's. Then look at the end: what follows a "
+    "payload on the wire is not counted.",
+)
+async def frames_a_message(mesh: Mesh, answer: Any) -> Verdict:
+    """Send what the answer returns over a bare socket, and look at what a subscriber gets."""
+    async with await mesh.connect(name="check 1.2") as nc:
+        sub = await nc.subscribe("orders.check.>")
+        await _settle(nc)
+        for case, payload, headers in FRAMES:
+            frame = answer(SUBJECT, payload, dict(headers))
+            if not isinstance(frame, bytes | bytearray):
+                return not_yet(f"frame() returned a {type(frame).__name__}", "bytes")
+            if complaint := await _complaint(mesh, nc, bytes(frame)):
+                return not_yet(f"{case}: {complaint}", "a frame that the server takes")
+            await nc.flush()  # the subscriber sits on the same server: what that has taken is here now
+            got = [await sub.next_msg() for _ in range(sub.pending_msgs)]
+            if wrong := _differs(case, got, payload, headers):
+                return wrong
+    return correct("both lengths count bytes, and that is why a payload may hold anything, line ends included")
+
+
+def _differs(case: str, got: Sequence[Msg], payload: bytes, headers: dict[str, str]) -> Verdict | None:
+    if len(got) != 1:
+        return not_yet(f"{case}: {len(got)} messages arrived", "one")
+    [msg] = got
+    for what, seen, expected in (
+        ("subject", msg.subject, SUBJECT),
+        ("headers", msg.headers or {}, headers),
+        ("payload", msg.data, payload),
+    ):
+        if seen != expected:
+            return not_yet(f"{case}: the {what} {seen!r} arrived", f"{expected!r}")
+    return None
+
+
+async def _complaint(mesh: Mesh, nc: Client, frame: bytes) -> str | None:
+    """Send a frame to the server at which ``nc`` is, and return what was wrong with it in words, if anything was."""
+    assert nc.connected_url is not None  # noqa: S101  # it has just answered a flush
+    ear, mouth = await asyncio.open_connection(nc.connected_url.hostname, nc.connected_url.port)
+    try:
+        await ear.readline()  # INFO
+        me = mesh.connect_options()
+        hello = {"user": me.get("user"), "pass": me.get("password"), "headers": True, "verbose": False}
+        mouth.write(f"CONNECT {json.dumps(hello)}\r\n".encode())
+        # In one piece: a server that hangs up with something unread may take its last words with it.
+        mouth.write(frame + b"PING\r\n")
+        async with asyncio.timeout(SERVER_ANSWERS_WITHIN_S):
+            while line := (await ear.readline()).decode():
+                if line.startswith("PONG"):
+                    return None
+                if line.startswith("-ERR"):
+                    return f"the server said {line.strip()}"
+    except TimeoutError:
+        return "the server takes what comes next for a part of it: a length is larger than what follows"
+    except ConnectionError:
+        pass
+    finally:
+        mouth.close()
+    return "the server hung up"
+
+
+# 1.3
+
+# Orders published, and for each try the positions of those that are lost.
+LOSSES: tuple[tuple[int, tuple[tuple[int, ...], ...]], ...] = (
+    (12, ((), (5,), (1, 2), (10, 11, 12), (1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 12))),
+    (7, ((3, 7),)),
+)
+
+
+@exercise(
+    "1.3",
+    title="notice what is missing",
+    expects="publish_numbered() publishes each order once, missing() names the positions of those that did not come",
+    hint="A number in a header shows a gap between two messages. What shows that the last ones are missing? Nothing "
+    "comes after them, so somebody must say beforehand, or with every message, how many there are.",
+)
+async def notices_what_is_missing(mesh: Mesh, answer: Any) -> Verdict:
+    """Publish with the reader's function, lose some orders, and ask the other function which."""
+    match answer:
+        case (publish_numbered, missing):
+            pass
+        case _:
+            return not_yet(f"a {type(answer).__name__}", "the two functions, (publish_numbered, missing)")
+    async with await mesh.connect(name="check 1.3") as nc:
+        for count, losses in LOSSES:
+            orders = [msgspec.structs.replace(order, region="check") for order in read_orders(first=count)]
+            sub = await nc.subscribe("orders.>")
+            await publish_numbered(nc, orders)
+            await _settle(nc)
+            messages = [await sub.next_msg() for _ in range(sub.pending_msgs)]
+            await sub.unsubscribe()
+            if wrong := _not_published(messages, orders):
+                return wrong
+            for lost in losses:
+                subjects = {orders[position - 1].subject("placed") for position in lost}
+                named = missing([msg for msg in messages if msg.subject not in subjects])
+                if not isinstance(named, list):
+                    return not_yet(f"missing() returned {reprlib.repr(named)}", "a list of positions")
+                if named != list(lost):
+                    tried = f"with {_listed(lost)} of {count} orders lost, missing() returned {_listed(named)}"
+                    return not_yet(tried, _listed(lost))
+    return correct(
+        "numbers show a gap, but only a total or a last word shows what is lost at the end; a stream numbers its "
+        "messages for you: notebook 03"
+    )
+
+
+def _not_published(messages: Sequence[Msg], orders: Sequence[Order]) -> Verdict | None:
+    for order in orders:
+        subject = order.subject("placed")
+        copies = [msg for msg in messages if msg.subject == subject]
+        if len(copies) != 1:
+            came = len({msg.subject for msg in messages} & {order.subject("placed") for order in orders})
+            if came < len(orders):
+                return not_yet(f"{came} of {len(orders)} orders arrived under their own subjects", f"{len(orders)}")
+            return not_yet(f"{subject} came {len(copies)} times", "each order once")
+        if copies[0].data != encode(order):
+            return not_yet(f"the payload of {subject} was changed", "the order as encode() writes it")
+    return None
+
+
+def _listed(positions: Sequence[object]) -> str:
+    return ", ".join(map(str, positions)) or "none"

@@ -1,0 +1,97 @@
+"""What the reader has solved: the fact and its time, in a small database of their own; never the answer."""
+
+import html
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from mesh_lab.errors import StoreError
+from mesh_lab.home import home
+
+
+@dataclass(frozen=True, slots=True)
+class NotebookProgress:
+    """The exercises of one notebook."""
+
+    notebook: str
+    """Its name in words: ``02 share work in queue groups``."""
+    solved: tuple[tuple[str, str], ...]
+    """Number and title of each exercise that the reader solved."""
+    open: tuple[tuple[str, str], ...]
+    """The same of the others."""
+
+    @property
+    def count(self) -> str:
+        """How many are solved: ``1 of 3``."""
+        return f"{len(self.solved)} of {len(self.solved) + len(self.open)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """The exercises of the course, by notebook; shows itself as a table."""
+
+    notebooks: tuple[NotebookProgress, ...]
+
+    def __repr__(self) -> str:
+        """Write one line for each notebook."""
+        solved = sum(len(row.solved) for row in self.notebooks)
+        total = solved + sum(len(row.open) for row in self.notebooks)
+        lines = [f"{solved} of {total} exercises solved"]
+        width = max((len(row.notebook) for row in self.notebooks), default=0)
+        for row in self.notebooks:
+            left = f"   open: {', '.join(number for number, _ in row.open)}" if row.open else ""
+            lines.append(f"{row.notebook:<{width}}   {row.count}{left}")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        header = "".join(f"<th>{word}</th>" for word in ("notebook", "exercises", "solved", "open"))
+        rows = "".join(
+            f"<tr><td>{html.escape(row.notebook)}</td><td>{row.count}</td>{_cell(row.solved)}{_cell(row.open)}</tr>"
+            for row in self.notebooks
+        )
+        return f"<table><tr>{header}</tr>{rows}</table>"
+
+
+def _cell(exercises: tuple[tuple[str, str], ...]) -> str:
+    return f"<td>{'<br>'.join(html.escape(f'{number} {title}') for number, title in exercises) or 'none'}</td>"
+
+
+def note_solved(number: str) -> None:
+    """Remember that the reader solved an exercise; the first time counts.
+
+    Raises:
+        StoreError: The database cannot be written.
+    """
+    with _database() as database, database:
+        database.execute(
+            "INSERT OR IGNORE INTO solved (number, solved_at) VALUES (?, ?)",
+            (number, datetime.now(UTC).isoformat(timespec="seconds")),
+        )
+
+
+def solved_numbers() -> frozenset[str]:
+    """Return the numbers of all exercises that the reader solved on this machine.
+
+    Raises:
+        StoreError: The database cannot be read.
+    """
+    with _database() as database:
+        return frozenset(number for (number,) in database.execute("SELECT number FROM solved"))
+
+
+@contextmanager
+def _database() -> Iterator[sqlite3.Connection]:
+    path: Path = home() / "progress.sqlite"
+    try:
+        # sqlite3 connections do not close themselves when a `with` block ends.
+        with closing(sqlite3.connect(path)) as database:
+            database.execute("CREATE TABLE IF NOT EXISTS solved (number TEXT PRIMARY KEY, solved_at TEXT NOT NULL)")
+            yield database
+    except (sqlite3.Error, OSError) as err:
+        raise StoreError(
+            f"cannot use {path} to remember solved exercises: {err}; set MESH_LAB_HOME to a directory that can "
+            "be written, or remove the file"
+        ) from err

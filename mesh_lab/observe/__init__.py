@@ -1,0 +1,1 @@
+"""Watch servers and messages: monitoring endpoints, traces, metrics."""

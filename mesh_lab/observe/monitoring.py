@@ -1,0 +1,96 @@
+"""What a server says of itself over its HTTP monitoring port.
+
+The endpoints and their fields are documented at
+https://docs.nats.io/running-a-nats-service/nats_admin/monitoring.
+"""
+
+import http.client
+import json
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """One answer of ``/healthz``."""
+
+    ok: bool
+    """Whether the server called itself healthy: status 200."""
+    seen: str
+    """What it answered, for messages: ``"200 ok"``, ``"503 JetStream has not established contact…"``, ``"no
+    answer: …"``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Monitor:
+    """Reads the monitoring endpoints of one server.
+
+    A call blocks for up to ``timeout_s``; from a coroutine, send it through ``asyncio.to_thread``.
+    """
+
+    host: str
+    port: int
+    timeout_s: float = 1.0
+
+    def read(self, path: str) -> tuple[int, dict[str, Any]]:
+        """Return the status and the decoded JSON body of one endpoint.
+
+        Args:
+            path: Endpoint with its query, for example ``"/connz?subs=1"``.
+
+        Raises:
+            OSError: Nothing answered within ``timeout_s``.
+            ValueError: The answer is not a JSON object.
+        """
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=self.timeout_s)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            body = json.loads(response.read())
+        except http.client.HTTPException as err:
+            raise OSError(f"{self.host}:{self.port}{path} broke off its answer: {err!r}") from err
+        finally:
+            connection.close()
+        if not isinstance(body, dict):
+            raise ValueError(f"{path} answered a {type(body).__name__}, expected a JSON object")
+        return response.status, body
+
+    def health(self) -> Health:
+        """Return whether the server calls itself healthy, JetStream included; never raises."""
+        try:
+            status, body = self.read("/healthz")
+        except (OSError, ValueError) as err:
+            return Health(ok=False, seen=f"no answer: {err}")
+        return Health(ok=status == 200, seen=f"{status} {body.get('error') or body.get('status', '')}".strip())
+
+    def varz(self) -> dict[str, Any]:
+        """Return general facts: version, connections, messages in and out, slow consumers.
+
+        Raises:
+            OSError: Nothing answered.
+        """
+        return self.read("/varz")[1]
+
+    def jsz(self, query: str = "") -> dict[str, Any]:
+        """Return JetStream's state; ``query`` such as ``"streams=1&accounts=1"`` asks for more detail.
+
+        Raises:
+            OSError: Nothing answered.
+        """
+        return self.read("/jsz" + (f"?{query}" if query else ""))[1]
+
+    def connz(self, query: str = "") -> dict[str, Any]:
+        """Return the client connections; ``query`` such as ``"subs=1"`` asks for more detail.
+
+        Raises:
+            OSError: Nothing answered.
+        """
+        return self.read("/connz" + (f"?{query}" if query else ""))[1]
+
+    def routez(self) -> dict[str, Any]:
+        """Return the routes to the other servers of the cluster.
+
+        Raises:
+            OSError: Nothing answered.
+        """
+        return self.read("/routez")[1]

@@ -1,0 +1,197 @@
+"""The main job: all real orders through a real mesh, and the proof that each came through once."""
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import nats.errors
+import nats.js.errors
+from nats.aio.client import Client
+from nats.js.api import StreamInfo
+
+from mesh_lab.errors import NotReadyError, WrongTotalsError
+from mesh_lab.order_services import start_services
+from mesh_lab.orders.dataset import EVERYTHING, read_orders
+from mesh_lab.orders.event_store import WORKERS, open_event_store
+from mesh_lab.orders.order import STREAM, Event, next_events
+from mesh_lab.orders.read_model import Summary, ask_read_model
+from mesh_lab.orders.totals import Totals, check_totals, totals_of
+from mesh_lab.servers.mesh import Mesh
+
+ASK_EVERY_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """How fast one stage of the run was."""
+
+    name: str
+    kind: str
+    messages: int
+    elapsed_s: float
+
+    @property
+    def rate_per_s(self) -> float:
+        """Messages a second."""
+        return self.messages / self.elapsed_s
+
+
+@dataclass(frozen=True, slots=True)
+class OrderRun:
+    """What a run came to."""
+
+    totals: Totals
+    stages: tuple[Stage, ...]
+    faults: tuple[str, ...]
+
+
+async def run_orders(
+    mesh: Mesh,
+    *,
+    workers: int = 2,
+    first: int | None = None,
+    file: Path | None = None,
+    kill_one: bool = False,
+    keep: bool = True,
+    progress: Callable[[Summary], None] | None = None,
+    within: float = 120.0,
+) -> OrderRun:
+    """Send orders through the mesh with a publisher, workers and a read model, each a process of its own.
+
+    On a mesh of containers, each is a container of its own.
+
+    Args:
+        mesh: Where to run it. The stream ``ORDERS`` must not be there yet: it would count into the totals.
+        workers: Number of workers in the one group.
+        first: Number of orders; ``None`` for all.
+        file: Orders in the data set's format instead of the data set.
+        kill_one: Kill the server that leads the stream when half of the orders are placed, and restart it.
+        keep: Leave the stream where it is; ``False`` removes it, for a mesh that outlives the run.
+        progress: Called with the read model's summary, about ten times a second.
+        within: Seconds until every order must be through.
+
+    Raises:
+        OrderFormatError: A row of ``file`` is malformed.
+        WrongTotalsError: An order was lost, doubled or changed; the message shows the difference.
+        ServiceFailedError: A service ended with an error.
+        NotReadyError: Not every order was through in time.
+        EngineRefusedError: The services' image could not be built, or their containers not started.
+    """
+    expected, expected_events = _expectation(file, first)
+    client = await mesh.connect(name="order-run")
+    await _refuse_old_stream(client)
+    faults: list[str] = []
+    killing: asyncio.Task[None] | None = None
+    # Beside the stream's leader, every message and every acknowledgement saves a hop between servers.
+    leader = _leader(await open_event_store(client, replicas=3 if len(mesh.servers) >= 3 else 1))
+    running = start_services(mesh, near=leader, workers=workers, first=first, file=file)
+    async with _stream_of_the_run(client, keep=keep), running as services:
+        started = time.monotonic()
+        while True:
+            services.check()
+            summary = await _ask(client)
+            if summary is not None:
+                if progress is not None:
+                    progress(summary)
+                if kill_one and killing is None and summary.totals.orders >= expected.orders // 2:
+                    killing = asyncio.create_task(_kill_leader(mesh, client, faults))
+                if sum(summary.events.values()) >= sum(expected_events.values()) and services.published:
+                    break
+            if time.monotonic() - started > within:
+                if summary is not None:
+                    check_totals(summary.totals, expected)
+                raise NotReadyError(
+                    f"not every order was through after {within} s; seen {summary and summary.events}, "
+                    f"expected {expected_events}"
+                )
+            await asyncio.sleep(ASK_EVERY_S)
+        elapsed_s = time.monotonic() - started
+        if killing is not None:
+            await killing
+        faults += [f"{name} killed" for name in services.killed_workers]
+        reports = await services.stop()
+        await _check(client, summary, expected, expected_events)
+    placed = next(r for r in reports if r["service"] == "publisher")
+    total_events = sum(expected_events.values())
+    return OrderRun(
+        totals=summary.totals,
+        stages=(
+            Stage("orders placed", "acknowledged", expected.orders, float(str(placed["elapsed_s"]))),
+            Stage("orders through all their events", "processed", expected.orders, elapsed_s),
+            Stage("events stored on every replica and read", "processed", total_events, elapsed_s),
+        ),
+        faults=tuple(faults),
+    )
+
+
+def _expectation(file: Path | None, first: int | None) -> tuple[Totals, dict[Event, int]]:
+    """Return what must come out: the totals, and how many orders come to each event."""
+    if file is None and first is None:  # known, and a second saved
+        return EVERYTHING, {"placed": EVERYTHING.orders, "paid": EVERYTHING.orders, "shipped": EVERYTHING.orders}
+    orders = list(read_orders(file, first=first))
+    return totals_of(orders), dict(Counter(e for order in orders for e in ("placed", *next_events(order))))
+
+
+async def _refuse_old_stream(client: Client) -> None:
+    with contextlib.suppress(nats.js.errors.NotFoundError):
+        state = (await client.jetstream().stream_info(STREAM)).state
+        raise WrongTotalsError(
+            f"the mesh already has a stream {STREAM} with {state.messages:,} messages, which would count into the "
+            f"totals; delete it first (nats stream rm {STREAM}) or use another mesh"
+        )
+
+
+@contextlib.asynccontextmanager
+async def _stream_of_the_run(client: Client, *, keep: bool) -> AsyncIterator[None]:
+    """Remove the stream when the run is over, unless it is to be kept."""
+    try:
+        yield
+    finally:
+        if not keep:
+            # What hinders that must not hide what the run came to.
+            with contextlib.suppress(TimeoutError, nats.errors.Error):
+                await client.jetstream(timeout=5.0).delete_stream(STREAM)
+
+
+async def _ask(client: Client) -> Summary | None:
+    """Return the read model's summary, or nothing while it starts or a server is away."""
+    try:
+        return await ask_read_model(client, within=1.0)
+    except (nats.errors.NoRespondersError, TimeoutError, nats.errors.OutboundBufferLimitError):
+        return None
+
+
+def _leader(info: StreamInfo) -> str | None:
+    return info.cluster.leader if info.cluster is not None else None
+
+
+async def _kill_leader(mesh: Mesh, client: Client, faults: list[str]) -> None:
+    leader = _leader(await client.jetstream().stream_info(STREAM))
+    if leader is None:
+        raise NotReadyError(f"stream {STREAM} names no leader to kill; a mesh of three servers has one")
+    faults.append(str(await mesh.kill(leader)))
+    await mesh.restart(leader)
+    faults.append(f"{leader} restarted")
+
+
+async def _check(client: Client, summary: Summary, expected: Totals, expected_events: dict[Event, int]) -> None:
+    """Compare what came out with what went in: by the read model, and by the stream's and the group's own counts."""
+    check_totals(summary.totals, expected)
+    js = client.jetstream(timeout=5.0)
+    stored = (await js.stream_info(STREAM)).state
+    group = await js.consumer_info(STREAM, WORKERS)
+    total = sum(expected_events.values())
+    facts = {
+        "events by kind": (dict(summary.events), expected_events),
+        "events counted twice": (summary.doubled, 0),
+        "messages in the stream": (stored.messages, total),
+        "orders not yet taken": (group.num_pending, 0),
+        "orders taken and not acknowledged": (group.num_ack_pending, 0),
+    }
+    wrong = [f"{what}: seen {seen}, expected {want}" for what, (seen, want) in facts.items() if seen != want]
+    if wrong:
+        raise WrongTotalsError("wrong counts: " + "; ".join(wrong))

@@ -1,0 +1,125 @@
+"""Run one service of the order mesh: ``python -m mesh_lab.orders worker --url nats://localhost:4222``.
+
+A service ends in good order at SIGTERM or Ctrl-C, and prints one line of JSON about its work when it ends.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nats.errors
+from nats.aio.client import Client
+
+from mesh_lab.errors import MeshLabError
+from mesh_lab.orders.dataset import read_orders
+from mesh_lab.orders.event_store import open_event_store
+from mesh_lab.orders.publisher import place_orders
+from mesh_lab.orders.read_model import serve_read_model
+from mesh_lab.orders.worker import Worker
+from mesh_lab.patterns.connecting import ConnectOptions, connect
+
+Report = dict[str, Any]
+
+
+async def publish(client: Client, options: argparse.Namespace, stop: asyncio.Event) -> Report:
+    """Place the orders of the data set, or of a file in its format, and end."""
+    orders = list(read_orders(options.file, first=options.first))
+    await open_event_store(client, replicas=options.replicas)
+    started = time.perf_counter()
+    stored = await place_orders(client, orders)
+    return {"service": "publisher", "acknowledged": stored, "elapsed_s": time.perf_counter() - started}
+
+
+async def work(client: Client, options: argparse.Namespace, stop: asyncio.Event) -> Report:
+    """Work as one of the group until told to stop."""
+    await open_event_store(client, replicas=options.replicas)
+    worker = Worker(client)
+    await worker.run(stop=stop)
+    return {"service": "worker", "processed": worker.processed, "rejected": worker.rejected}
+
+
+async def read(client: Client, options: argparse.Namespace, stop: asyncio.Event) -> Report:
+    """Keep the read model until told to stop."""
+    await open_event_store(client, replicas=options.replicas)
+    last: Report = {}
+    serving = asyncio.create_task(
+        serve_read_model(client, progress=lambda summary: last.update(last_seq=summary.last_seq))
+    )
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if serving.done():
+        serving.result()
+    serving.cancel()
+    return {"service": "read-model", **last}
+
+
+SERVICES = {"publisher": publish, "worker": work, "read-model": read}
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m mesh_lab.orders", description=__doc__)
+    parser.add_argument("service", choices=SERVICES)
+    parser.add_argument(
+        "--url",
+        default=os.environ.get("NATS_URL", "nats://127.0.0.1:4222"),
+        help="servers, nearest first, separated by commas; or NATS_URL, which other users of the machine cannot see",
+    )
+    parser.add_argument("--creds", default=os.environ.get("NATS_CREDS"), help="credentials file, or NATS_CREDS")
+    parser.add_argument("--name", default=os.environ.get("SERVICE_NAME"), help="name of the connection")
+    parser.add_argument("--replicas", type=int, default=1, help="copies of the stream, if it has to be made")
+    parser.add_argument("--first", type=int, help="publisher: place only so many orders")
+    parser.add_argument("--file", type=Path, help="publisher: a file in the format of the data set")
+    return parser.parse_args(arguments)
+
+
+async def _run(options: argparse.Namespace) -> Report:
+    stop = asyncio.Event()
+    _on_stop_signal(asyncio.get_running_loop(), stop.set)
+    where = ConnectOptions(servers=options.url.split(","), name=options.name or options.service)
+    if options.creds:
+        where["user_credentials"] = options.creds
+    # The first address is dialled first; and ids were validated when the order was decoded.
+    client = await connect(where, dont_randomize=True, skip_subject_validation=True)
+    try:
+        return await SERVICES[options.service](client, options, stop)
+    finally:
+        await client.close()
+
+
+def _on_stop_signal(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        if sys.platform == "win32":
+            signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop))
+        else:
+            loop.add_signal_handler(number, stop)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the service that the command line names and return the exit code."""
+    options = _parse(arguments)
+    if sys.platform == "win32":
+        factory = asyncio.new_event_loop
+    else:
+        import uvloop
+
+        factory = uvloop.new_event_loop
+    try:
+        with asyncio.Runner(loop_factory=factory) as runner:
+            report = runner.run(_run(options))
+    except (MeshLabError, nats.errors.Error, OSError) as err:
+        sys.stderr.write(f"{options.service}: {err}\n")
+        return 1
+    sys.stdout.write(json.dumps(report) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""The real orders: 69,659 purchases at a music store; see ``data/SOURCE.md``."""
+
+import datetime
+import lzma
+from collections.abc import Iterable, Iterator
+from importlib import resources
+from itertools import islice
+from pathlib import Path
+
+from mesh_lab.errors import OrderFormatError
+from mesh_lab.orders.order import Order
+from mesh_lab.orders.totals import Totals
+
+REGIONS = ("eu", "us")
+COLUMNS = "customer id, date as YYYYMMDD, number of CDs, dollar value"
+
+EVERYTHING = Totals(orders=69_659, customers=23_570, cds=167_881, cents=250_031_563)
+"""What the whole data set adds up to."""
+
+
+def read_orders(path: Path | None = None, *, first: int | None = None) -> Iterator[Order]:
+    """Yield the orders of the data set in the order of its rows.
+
+    The data set names no regions: odd customers shop in ``eu``, even ones in ``us``, so that all orders of a
+    customer meet in one place. An order's id is the number of its row, ``"000001"`` to ``"069659"``.
+
+    Args:
+        path: A file in the same format instead of the one that comes with the package.
+        first: Number of orders to yield; ``None`` for all.
+
+    Raises:
+        OrderFormatError: A row is malformed; the message gives its line number.
+    """
+    if path is not None:
+        with path.open(encoding="ascii", errors="replace") as lines:
+            yield from islice(parse_rows(lines, source=path.name), first)
+        return
+    packed = resources.files("mesh_lab.orders") / "data" / "cdnow_master.txt.xz"
+    text = lzma.decompress(packed.read_bytes()).decode("ascii")
+    yield from islice(parse_rows(text.splitlines(), source="cdnow_master.txt"), first)
+
+
+def parse_rows(lines: Iterable[str], *, source: str) -> Iterator[Order]:
+    """Yield an order for each row after the header.
+
+    Args:
+        lines: Rows of text, the header first.
+        source: Name of the file, for messages.
+
+    Raises:
+        OrderFormatError: The header is missing or a row is malformed.
+    """
+    for number, line in enumerate(lines, start=1):
+        fields = line.split()
+        if number == 1:
+            if fields[:1] != ["customer_id"]:
+                raise OrderFormatError(f"{source} line 1: {line.strip()!r}, expected the header with {COLUMNS}")
+            continue
+        try:
+            yield _order(number - 1, fields)
+        except ValueError as err:
+            raise OrderFormatError(f"{source} line {number}: {err}; seen {line.strip()!r}") from err
+
+
+def _order(row: int, fields: list[str]) -> Order:
+    if len(fields) != 4:
+        raise ValueError(f"{len(fields)} columns, expected 4 ({COLUMNS})")
+    customer, day, cds, value = fields
+    dollars, point, cents = value.partition(".")
+    if not (customer.isdigit() and int(customer) > 0):
+        raise ValueError(f"customer id {customer!r}, expected a number above 0")
+    if not (day.isdigit() and len(day) == 8):
+        raise ValueError(f"date {day!r}, expected YYYYMMDD")
+    if not (cds.isdigit() and int(cds) > 0):
+        raise ValueError(f"number of CDs {cds!r}, expected a number above 0")
+    if not (dollars.isdigit() and point and cents.isdigit() and len(cents) == 2):
+        raise ValueError(f"dollar value {value!r}, expected dollars and cents such as 11.77")
+    return Order(
+        id=f"{row:06d}",
+        region=REGIONS[(int(customer) + 1) % 2],
+        customer=int(customer),
+        day=datetime.date.fromisoformat(day),
+        cds=int(cds),
+        cents=int(dollars) * 100 + int(cents),
+    )

@@ -1,0 +1,150 @@
+"""The event store: one stream that holds every event of every order.
+
+A subject for each order makes three things cheap: read one order's life, append to it only if nobody else did
+in between, and take all orders of a region or all events of a kind by wildcard.
+"""
+
+import asyncio
+import time
+from typing import NamedTuple
+
+import nats.js.errors
+from nats.aio.client import Client
+from nats.js import JetStreamContext
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, PubAck, StorageType, StreamConfig, StreamInfo
+
+from mesh_lab.orders.order import ALL_SUBJECTS, STREAM, Event, Order, decode, encode, event_of
+from mesh_lab.patterns.consuming import read_in_order
+
+WORKERS = "workers"
+DUPLICATE_WINDOW_S = 120.0
+ANSWER_S, RETRY_S = 3.0, 0.2
+
+
+class StoredEvent(NamedTuple):
+    """One event of an order's life, as the stream holds it."""
+
+    seq: int
+    """Number of the event in the stream."""
+    event: Event
+    order: Order
+
+
+async def create_event_store(js: JetStreamContext, *, replicas: int = 1) -> StreamInfo:
+    """Make the stream of order events if it is not there, and return what the server says of it.
+
+    Args:
+        js: JetStream context.
+        replicas: Servers that hold a copy: 1 loses orders with its server, 3 survives the loss of one.
+
+    Raises:
+        nats.js.errors.BadRequestError: A stream of that name has other settings.
+    """
+    return await js.add_stream(
+        StreamConfig(
+            name=STREAM,
+            subjects=[ALL_SUBJECTS],
+            storage=StorageType.FILE,
+            num_replicas=replicas,
+            duplicate_window=DUPLICATE_WINDOW_S,
+            # An event is history: nobody changes or removes it through the API.
+            deny_delete=True,
+            deny_purge=True,
+        )
+    )
+
+
+async def create_worker_group(js: JetStreamContext, *, ack_wait: float = 10.0, max_ack_pending: int = 20_000) -> None:
+    """Make the consumer that all workers share, if it is not there.
+
+    Args:
+        js: JetStream context.
+        ack_wait: Seconds after which an order that its worker did not acknowledge goes to another one.
+        max_ack_pending: Orders that may be with workers at once; fewer slow the group down, more are redelivered
+            when a worker dies.
+    """
+    await js.add_consumer(
+        STREAM,
+        ConsumerConfig(
+            durable_name=WORKERS,
+            filter_subject="orders.*.*.placed",
+            deliver_policy=DeliverPolicy.ALL,
+            ack_policy=AckPolicy.EXPLICIT,
+            ack_wait=ack_wait,
+            max_ack_pending=max_ack_pending,
+        ),
+    )
+
+
+async def open_event_store(client: Client, *, replicas: int = 1, within: float = 30.0) -> StreamInfo:
+    """Make the stream and the workers' group where they are missing, and return what the server says of the stream.
+
+    It tries again while servers come up or elect a leader: a question that meets an election is never answered.
+
+    Args:
+        client: A connected nats-py client.
+        replicas: Servers that hold a copy.
+        within: Seconds until it is too late.
+
+    Raises:
+        nats.errors.TimeoutError: No leader answered in time.
+        nats.js.errors.APIError: The servers cannot make the stream as it is asked for.
+    """
+    js = client.jetstream(timeout=ANSWER_S)
+    deadline = time.monotonic() + within
+    while True:
+        try:
+            info = await create_event_store(js, replicas=replicas)
+            await create_worker_group(js)
+        except (TimeoutError, nats.js.errors.ServiceUnavailableError, nats.js.errors.ServerError):
+            if time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(RETRY_S)
+        else:
+            return info
+
+
+async def append(js: JetStreamContext, order: Order, event: Event, *, after: int) -> PubAck:
+    """Store one more event of an order, only if its last event is still the one that the caller saw.
+
+    Args:
+        js: JetStream context.
+        order: The order.
+        event: What happened to it.
+        after: Number in the stream of the order's last event that the caller knows; 0 for none.
+
+    Raises:
+        nats.js.errors.APIError: ``err_code`` 10071: somebody else appended first; read the order again. On a stream
+            with replicas it is 10164 when both were under way at the same time.
+    """
+    return await js.publish(
+        order.subject(event),
+        encode(order),
+        headers={
+            "Nats-Expected-Last-Subject-Sequence": str(after),
+            # Without this the server compares with the last message of this very subject, not of the order.
+            "Nats-Expected-Last-Subject-Sequence-Subject": f"orders.{order.region}.{order.id}.*",
+        },
+    )
+
+
+async def read_order(client: Client, order_id: str, *, region: str = "*") -> list[StoredEvent]:
+    """Return the life of one order so far, oldest event first; an unknown order has none.
+
+    Args:
+        client: A connected nats-py client.
+        order_id: The order.
+        region: Its region, if it is known.
+    """
+    js = client.jetstream()
+    subject = f"orders.{region}.{order_id}.*"
+    try:
+        last = (await js.get_last_msg(STREAM, subject)).seq
+    except nats.js.errors.NotFoundError:
+        return []
+    events: list[StoredEvent] = []
+    async for batch in read_in_order(client, STREAM, subject=subject, prefetch=16):
+        events += [StoredEvent(msg.metadata.sequence.stream, event_of(msg.subject), decode(msg.data)) for msg in batch]
+        if events[-1].seq >= (last or 0):
+            break
+    return events

@@ -1,0 +1,114 @@
+"""The worker: turns each placed order into the events that follow.
+
+Workers share one consumer, so each order goes to one of them. A worker acknowledges an order only when all of
+its events are stored. If it dies before, the order goes to another worker, which stores the same events under
+the same ids: the stream drops those it has.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from mesh_lab.errors import OrderFormatError
+from mesh_lab.orders.event_store import WORKERS
+from mesh_lab.orders.order import STREAM, Event, Order, decode, next_events
+from mesh_lab.patterns.consuming import PullConsumer
+from mesh_lab.patterns.publishing import Ack, WindowedPublisher
+
+REJECTED = "rejected.orders"
+"""Where a message that is no order is reported; the stream keeps the message itself."""
+
+
+class Worker:
+    """One worker of the group.
+
+    Attributes:
+        processed: Orders whose events are all stored.
+        rejected: Messages that were no orders.
+    """
+
+    def __init__(self, client: Client, *, prefetch: int = 500, window: int = 2_000) -> None:
+        """Prepare.
+
+        Args:
+            client: A connected nats-py client.
+            prefetch: Orders asked for ahead of the work.
+            window: Events whose acknowledgement may be outstanding.
+        """
+        self.processed = self.rejected = 0
+        self._client = client
+        self._prefetch = prefetch
+        self._window = window
+        self._open = 0
+        self._steps: asyncio.Queue[tuple[Msg, Order, tuple[Event, ...]]] = asyncio.Queue()
+        self._idle = asyncio.Event()
+
+    async def run(self, *, stop: asyncio.Event | None = None) -> None:
+        """Work until told to stop; then finish the orders in hand.
+
+        Args:
+            stop: Set it to stop in good order. Without it, cancel the task: orders in hand go to other workers.
+
+        Raises:
+            PublishRefusedError: The stream refused an event.
+            UnknownOutcomeError: No answer came for an event within the retry budget.
+            nats.js.errors.NotFoundError: The group's consumer was deleted.
+        """
+        async with (
+            WindowedPublisher(self._client, window=self._window) as publisher,
+            asyncio.TaskGroup() as tasks,
+        ):
+            steps = tasks.create_task(self._take_steps(publisher))
+            intake = tasks.create_task(self._take_orders())
+            if stop is None:
+                return
+            await stop.wait()
+            intake.cancel()
+            while self._open:
+                self._idle.clear()
+                await self._idle.wait()
+            steps.cancel()
+
+    async def _take_orders(self) -> None:
+        async with PullConsumer(self._client, STREAM, WORKERS, prefetch=self._prefetch) as consumer:
+            async for batch in consumer.batches():
+                for msg in batch:
+                    await self._take(msg)
+                # Order after order, but never more in hand than the window lets out.
+                while self._open >= self._window:
+                    self._idle.clear()
+                    await self._idle.wait()
+
+    async def _take(self, msg: Msg) -> None:
+        try:
+            order = decode(msg.data)
+        except OrderFormatError as err:
+            # It will be no order the next time either: no redelivery, but a report.
+            await self._client.publish(REJECTED, f"{msg.subject}: {err}".encode())
+            await msg.term()
+            self.rejected += 1
+            return
+        self._open += 1
+        self._steps.put_nowait((msg, order, next_events(order)))
+
+    async def _take_steps(self, publisher: WindowedPublisher) -> None:
+        """Store the events of each order one after the other, those of different orders side by side."""
+        while True:
+            msg, order, events = await self._steps.get()
+            if not events:
+                await msg.ack()
+                self.processed += 1
+                self._open -= 1
+                self._idle.set()
+                continue
+            await publisher.publish(
+                order.subject(events[0]),
+                msg.data,  # an event carries the whole order, unchanged
+                msg_id=order.msg_id(events[0]),
+                on_stored=self._next_step(msg, order, events[1:]),
+            )
+
+    def _next_step(self, msg: Msg, order: Order, events: tuple[Event, ...]) -> Callable[[Ack], None]:
+        return lambda _ack: self._steps.put_nowait((msg, order, events))

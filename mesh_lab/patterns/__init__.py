@@ -1,0 +1,1 @@
+"""Reusable client patterns over a plain nats-py client."""

@@ -1,0 +1,265 @@
+"""Publish to JetStream with many acknowledgements outstanding, and know what became of each message.
+
+``js.publish`` waits for one acknowledgement before the next message: a round trip each. ``js.publish_async``
+overlaps them, but its futures have no time limit, so an acknowledgement that is lost while a server dies keeps
+its slot for ever. The publisher here overlaps, waits when its window is full, and gives every message one of
+three ends:
+
+- *stored*: the server acknowledged it;
+- *refused*: the server said no, and would say no again (too large, limits reached, wrong sequence …);
+- *unknown*: no answer within the retry budget. It may be stored.
+
+A message without an answer is sent again under the same ``Nats-Msg-Id``, which the stream drops if it has it
+already. That makes retrying safe for as long as the stream's ``duplicate_window`` (two minutes by default).
+"""
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import msgspec
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from mesh_lab.errors import PublishRefusedError, UnknownOutcomeError
+
+# The server is busy or the first copy is still on its way through the cluster: the answer comes later.
+# https://github.com/nats-io/nats-server/blob/main/server/errors.json
+TRANSIENT_ERR_CODES = frozenset({10008, 10023, 10158})
+SWEEP_S = 0.05
+
+
+class Ack(msgspec.Struct, frozen=True):
+    """The server's answer to one message: it is stored (ADR-22)."""
+
+    stream: str
+    seq: int
+    duplicate: bool = False
+
+
+class _ApiError(msgspec.Struct, frozen=True):
+    code: int = 0
+    err_code: int = 0
+    description: str = ""
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    stream: str = ""
+    seq: int = 0
+    duplicate: bool = False
+    error: _ApiError | None = None
+
+
+@dataclass(slots=True)
+class _Outstanding:
+    subject: str
+    payload: bytes
+    headers: dict[str, str]
+    on_stored: Callable[[Ack], None] | None
+    give_up_at: float
+    resend_at: float
+
+
+class WindowedPublisher:
+    """Publishes with a bounded number of messages outstanding.
+
+    Use it as an asynchronous context manager: leaving it waits until every message has met its end.
+
+    Attributes:
+        stored: Messages acknowledged so far.
+        duplicates: Acknowledged messages that the stream had already.
+        resent: Times that a message was sent again.
+    """
+
+    def __init__(
+        self, client: Client, *, window: int = 4_000, ack_timeout: float = 2.0, retry_for: float = 30.0
+    ) -> None:
+        """Prepare; nothing is sent yet.
+
+        Args:
+            client: A connected nats-py client.
+            window: Messages that may be outstanding; 1 is as slow as ``js.publish``, and more than the server
+                takes in a second only adds latency.
+            ack_timeout: Seconds without an answer after which a message is sent again.
+            retry_for: Seconds after which a message without an answer is given up as unknown. An election
+                takes up to 9 s after a server's death, so below 15 every fail-over ends in unknowns.
+
+        Raises:
+            ValueError: A number is out of its range.
+        """
+        if window < 1 or ack_timeout <= 0 or retry_for < ack_timeout:
+            raise ValueError(
+                f"window={window}, ack_timeout={ack_timeout}, retry_for={retry_for}: expected window >= 1 and "
+                "0 < ack_timeout <= retry_for"
+            )
+        self.stored = self.duplicates = self.resent = 0
+        self._client = client
+        self._window = window
+        self._ack_timeout = ack_timeout
+        self._retry_for = retry_for
+        self._inbox = client.new_inbox()
+        self._decoder = msgspec.json.Decoder(_Answer)
+        self._outstanding: dict[str, _Outstanding] = {}
+        self._failures: list[PublishRefusedError | UnknownOutcomeError] = []
+        self._number = 0
+        self._changed = asyncio.Event()
+        self._subscription: Subscription | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._subscription = await self._client.subscribe(
+            f"{self._inbox}.*", cb=self._on_answer, pending_msgs_limit=0, pending_bytes_limit=0
+        )
+        self._sweeper = asyncio.create_task(self._sweep())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                await self.flush()
+        finally:
+            if self._sweeper is not None:
+                self._sweeper.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await self._sweeper
+            if self._subscription is not None and not self._client.is_closed:
+                await self._subscription.unsubscribe()
+
+    @property
+    def outstanding(self) -> int:
+        """Messages whose end is not known yet."""
+        return len(self._outstanding)
+
+    async def publish(
+        self,
+        subject: str,
+        payload: bytes,
+        *,
+        msg_id: str,
+        headers: dict[str, str] | None = None,
+        on_stored: Callable[[Ack], None] | None = None,
+    ) -> None:
+        """Send one message; return as soon as the window has room for it, before it is stored.
+
+        Args:
+            subject: A subject that a stream listens to.
+            payload: The message.
+            msg_id: Its ``Nats-Msg-Id``: the same for every copy of this message, never used for another.
+            headers: Further headers.
+            on_stored: Called with the acknowledgement when the message is stored.
+
+        Raises:
+            PublishRefusedError: An earlier message was refused.
+            UnknownOutcomeError: An earlier message got no answer within the retry budget.
+        """
+        while len(self._outstanding) >= self._window:
+            await self._change()
+        if self._failures:
+            raise self._failures[0]
+        self._number += 1
+        now = time.monotonic()
+        message = _Outstanding(
+            subject=subject,
+            payload=payload,
+            headers={"Nats-Msg-Id": msg_id, **(headers or {})},
+            on_stored=on_stored,
+            give_up_at=now + self._retry_for,
+            resend_at=now + self._ack_timeout,
+        )
+        reply = f"{self._inbox}.{self._number}"
+        self._outstanding[reply] = message
+        await self._send(reply, message)
+
+    async def flush(self) -> None:
+        """Wait until every message published so far has met its end.
+
+        Raises:
+            PublishRefusedError: A message was refused.
+            UnknownOutcomeError: A message got no answer within the retry budget.
+        """
+        while self._outstanding:
+            await self._change()
+        if self._failures:
+            raise self._failures[0]
+
+    async def _change(self) -> None:
+        """Wait until some message has met its end."""
+        if self._sweeper is None or self._sweeper.done():
+            raise UnknownOutcomeError(
+                f"{len(self._outstanding)} messages outstanding and nobody waits for their answers: "
+                "publish inside `async with WindowedPublisher(…)`"
+            )
+        self._changed.clear()
+        await self._changed.wait()
+
+    async def _send(self, reply: str, message: _Outstanding) -> None:
+        # While nats-py reconnects it would buffer copy after copy; the sweeper sends when it is back.
+        if not self._client.is_connected:
+            return
+        try:
+            await self._client.publish(message.subject, message.payload, reply=reply, headers=message.headers)
+        except nats.errors.OutboundBufferLimitError:
+            return
+        except nats.errors.MaxPayloadError as err:
+            del self._outstanding[reply]
+            raise PublishRefusedError(
+                f"{message.subject}: {len(message.payload):,} bytes, the server takes {self._client.max_payload:,}"
+            ) from err
+
+    async def _on_answer(self, msg: Msg) -> None:
+        message = self._outstanding.get(msg.subject)
+        if message is None:  # a second answer, to a copy that was sent again
+            return
+        if not msg.data:  # 503: no leader takes the stream's subject at this moment, or no stream ever did
+            message.resend_at = time.monotonic() + random.uniform(0.05, 0.25)
+            return
+        answer = self._decoder.decode(msg.data)
+        if answer.error is None:
+            del self._outstanding[msg.subject]
+            self.stored += 1
+            self.duplicates += answer.duplicate
+            if message.on_stored is not None:
+                message.on_stored(Ack(answer.stream, answer.seq, answer.duplicate))
+        elif answer.error.err_code in TRANSIENT_ERR_CODES:
+            message.resend_at = time.monotonic() + random.uniform(0.05, 0.25)
+            return
+        else:
+            del self._outstanding[msg.subject]
+            error = answer.error
+            self._failures.append(
+                PublishRefusedError(
+                    f"{message.subject} ({message.headers['Nats-Msg-Id']}): {error.description} "
+                    f"(code {error.code}, err_code {error.err_code})"
+                )
+            )
+        self._changed.set()
+
+    async def _sweep(self) -> None:
+        """Send again what is due, and give up what had its time."""
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            now = time.monotonic()
+            due = [item for item in self._outstanding.items() if item[1].resend_at <= now]
+            for reply, message in due:
+                if message.give_up_at <= now:
+                    del self._outstanding[reply]
+                    self._failures.append(
+                        UnknownOutcomeError(
+                            f"{message.subject} ({message.headers['Nats-Msg-Id']}): no answer in {self._retry_for} s; "
+                            "it may be stored: read the stream before sending it under another id"
+                        )
+                    )
+                    self._changed.set()
+                elif reply in self._outstanding and self._client.is_connected:
+                    message.resend_at = now + self._ack_timeout
+                    self.resent += 1
+                    await self._send(reply, message)

@@ -1,0 +1,68 @@
+"""Wait for a condition, with a deadline, instead of sleeping and hoping."""
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar, overload
+
+from mesh_lab.errors import NotReadyError
+
+T = TypeVar("T")
+LOOK_EVERY_S = 0.02
+SHOWN_CHARACTERS = 300
+
+
+@overload
+async def eventually(condition: Callable[[], Awaitable[T]], *, within: float, every: float = ...) -> T: ...
+@overload
+async def eventually(condition: Callable[[], T], *, within: float, every: float = ...) -> T: ...
+async def eventually(condition: Callable[[], Any], *, within: float, every: float = LOOK_EVERY_S) -> Any:
+    """Return the condition's value as soon as it is true.
+
+    ::
+
+        received = []
+        await eventually(lambda: len(received) == 3, within=5.0)
+
+    Args:
+        condition: Looks at the world, as a plain or as an ``async`` function. It is called once at least, and
+            what it raises ends the wait.
+        within: Seconds until it is too late; an ``async`` condition that hangs is cut off then.
+        every: Seconds between two looks; 0 looks at every turn of the event loop.
+
+    Raises:
+        NotReadyError: The condition was still not true; the message says what it last returned.
+    """
+    deadline = time.monotonic() + within
+    seen = "it never returned"
+    while True:
+        value = condition()
+        if inspect.isawaitable(value):
+            # The limit is for the condition alone: what it raises, a TimeoutError of its own included, is passed on.
+            look = asyncio.ensure_future(value)
+            await _wait_or_cancel(look, max(deadline - time.monotonic(), 0.0))
+            if look.cancelled():
+                break
+            value = look.result()
+        if value:
+            return value
+        seen = f"it last returned {_short(value)}"
+        if time.monotonic() >= deadline:
+            break
+        await asyncio.sleep(every)
+    raise NotReadyError(f"condition not met within {within} s ({seen}), expected something true")
+
+
+async def _wait_or_cancel(look: "asyncio.Future[Any]", within: float) -> None:
+    try:
+        await asyncio.wait({look}, timeout=within)
+    finally:
+        if not look.done():
+            look.cancel()
+            await asyncio.wait({look})
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"

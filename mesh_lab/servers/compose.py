@@ -1,0 +1,251 @@
+"""The Compose project in ``docker/``: make its passwords, bring it up, look at it, take it down."""
+
+import json
+import os
+import re
+import secrets
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mesh_lab.errors import EngineRefusedError, SettingsError
+from mesh_lab.servers.engine import Engine
+
+FOLDER_VARIABLE = "MESH_LAB_DOCKER"
+SERVERS = ("n1", "n2", "n3")
+CLIENT_PORT, MONITOR_PORT = 4222, 8222
+_LABEL = "com.docker.compose"
+_PASSWORDS = ("MESH_LAB_USER_PASSWORD", "MESH_LAB_SYSTEM_PASSWORD", "MESH_LAB_ROUTE_PASSWORD")
+# The first is Docker's own word, where another container has the port; the second the operating system's.
+_PORT_TAKEN = re.compile(r"127\.0\.0\.1:(\d+).*(?:port is already allocated|address already in use)")
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A container of the project, as the engine describes it."""
+
+    id: str
+    """The engine's id."""
+    name: str
+    """Its name without the project's, for example ``"worker-1"``."""
+    service: str
+    """Name in the Compose file, for example ``"n1"`` or ``"worker"``."""
+    status: str
+    """``created``, ``running``, ``paused``, ``exited`` or ``dead``."""
+    health: str
+    """``healthy``, ``unhealthy``, ``starting``, or ``""`` where it has no health check."""
+    ports: dict[int, int]
+    """Port on 127.0.0.1 by port inside."""
+    environment: dict[str, str] = field(repr=False)
+    """Its variables, the passwords among them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """How much was taken down."""
+
+    containers: int
+    networks: int
+    volumes: int
+
+    def __str__(self) -> str:
+        """Say it in words."""
+        counts = {"container": self.containers, "network": self.networks, "volume": self.volumes}
+        return ", ".join(f"{n} {what}{'' if n == 1 else 's'}" for what, n in counts.items())
+
+
+class Project:
+    """The containers, network and volumes that one ``compose.yaml`` names, and no others.
+
+    Attributes:
+        engine: Where they run.
+        folder: Where ``compose.yaml`` and ``.env`` are.
+        name: The project's name, which the engine writes on all that belongs to it.
+    """
+
+    def __init__(self, engine: Engine, folder: Path | None = None) -> None:
+        self.engine = engine
+        self.folder = folder or _folder()
+        self.name = _project_name(self.folder / "compose.yaml")
+
+    @property
+    def variables(self) -> Path:
+        """The file with passwords and ports; private, and never committed."""
+        return self.folder / ".env"
+
+    def compose(self, *arguments: str, within: float = 120.0, variables: Mapping[str, str] | None = None) -> str:
+        """Return what a Compose command on this project prints.
+
+        Args:
+            arguments: The command's own arguments.
+            within: Seconds until it is given up.
+            variables: What wins over :attr:`variables`.
+
+        Raises:
+            SettingsError: :attr:`variables` lacks what ``compose.yaml`` needs.
+            EngineRefusedError: It failed for another reason.
+        """
+        fixed = ("-f", str(self.folder / "compose.yaml"), "--env-file", str(self.variables), "-p", self.name)
+        try:
+            return self.engine.compose(*fixed, *arguments, within=within, variables=variables or {})
+        except EngineRefusedError as err:
+            if missing := re.search(r"required variable (\w+) is missing", str(err)):
+                raise SettingsError(
+                    f"{self.variables} does not set {missing[1]}, which compose.yaml needs: the file is of an older "
+                    "version; run `mesh-lab down`, remove the file (note the ports that you set in it), and run "
+                    "`mesh-lab up --docker`, which makes a new one"
+                ) from err
+            raise
+
+    def containers(self) -> list[Container]:
+        """Return the project's containers, those that do not run among them.
+
+        Raises:
+            EngineRefusedError: The engine did not say.
+        """
+        ids = self._ids("ps", "-a", "--no-trunc")
+        if not ids:
+            return []
+        described = json.loads(self.engine.docker("inspect", *ids))
+        return sorted(map(_container, described), key=lambda container: container.service)
+
+    def servers(self) -> dict[str, Container]:
+        """Return the containers of the three servers, by name, as far as they are there.
+
+        Raises:
+            EngineRefusedError: The engine did not say.
+        """
+        return {c.service: c for c in self.containers() if c.service in SERVERS}
+
+    def up(self) -> bool:
+        """Start what of the servers does not run; return whether there was anything to start.
+
+        They are not ready yet when this returns. What runs is left as it is.
+
+        Raises:
+            SettingsError: The file of variables lacks something.
+            EngineRefusedError: A port is taken, the image cannot be had, or the engine failed otherwise.
+        """
+        self.make_variables()
+        there = self.servers()
+        if len(there) == len(SERVERS) and all(c.status == "running" for c in there.values()):
+            return False
+        settings: dict[str, Any] = json.loads(self.compose("config", "--format", "json"))["services"]
+        for container in there.values():
+            if container.status == "paused":
+                self.engine.docker("unpause", container.id)
+        self._require_image(settings[SERVERS[0]]["image"])
+        needed = {int(port["published"]): (n, port["target"]) for n in SERVERS for port in settings[n]["ports"]}
+        for port, (name, inside) in needed.items():
+            if name not in there or there[name].status not in ("running", "paused"):
+                self._require_port(port, name, inside)
+        try:
+            self.compose("up", "--detach", "--no-recreate", *SERVERS)
+        except EngineRefusedError as err:
+            taken = _PORT_TAKEN.search(str(err))
+            if taken is not None and int(taken[1]) in needed:
+                raise self._port_taken(int(taken[1]), *needed[int(taken[1])]) from err
+            raise
+        return True
+
+    def down(self) -> Removed:
+        """Remove the project's containers, network and volumes; images and :attr:`variables` stay.
+
+        It goes by the project's label and needs no file of variables, so it also works after that is lost.
+
+        Raises:
+            EngineRefusedError: The engine refused to remove something.
+        """
+        if containers := self._ids("ps", "-a"):
+            self.engine.docker("rm", "--force", *containers)
+        if networks := self._ids("network", "ls"):
+            self.engine.docker("network", "rm", *networks)
+        if volumes := self._ids("volume", "ls"):
+            self.engine.docker("volume", "rm", *volumes)
+        return Removed(len(containers), len(networks), len(volumes))
+
+    def make_variables(self) -> None:
+        """Write the file of variables with new passwords, for its owner alone, unless it is there.
+
+        Raises:
+            SettingsError: The folder cannot be written.
+        """
+        # A letter first: the server reads a variable by its own grammar, where digits would start a number.
+        lines = [f"{name}=p{secrets.token_hex(24)}" for name in _PASSWORDS]
+        ports = [f"#MESH_LAB_{n.upper()}_{kind}=" for n in SERVERS for kind in ("PORT", "MONITOR")]
+        lines.insert(0, "# Made by `mesh-lab up --docker`. Private: it is never committed.")
+        lines += ["", "# Ports on 127.0.0.1, where those in compose.yaml are taken:", *ports, ""]
+        try:
+            with os.fdopen(os.open(self.variables, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write("\n".join(lines))
+        except FileExistsError:
+            return
+        except OSError as err:
+            raise SettingsError(
+                f"cannot write {self.variables}: {err.strerror or err}; make {self.folder} writable, or copy it "
+                f"elsewhere and name that place with the variable {FOLDER_VARIABLE}"
+            ) from err
+
+    def _ids(self, *listing: str) -> list[str]:
+        return self.engine.docker(*listing, "-q", "--filter", f"label={_LABEL}.project={self.name}").split()
+
+    def _require_image(self, image: str) -> None:
+        if self.engine.has_image(image):
+            return
+        try:
+            self.engine.docker("pull", "--quiet", image, within=900.0)
+        except EngineRefusedError as err:
+            raise EngineRefusedError(
+                f"image {image} is not on this machine and cannot be fetched: {err}; let the engine reach its registry "
+                f"(proxy, network), or bring the image from a machine that has it: docker save {image} | docker load"
+            ) from err
+
+    def _require_port(self, port: int, server: str, inside: int) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            if os.name == "posix":  # elsewhere, the option would let two programs have one port
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError as err:
+                raise self._port_taken(port, server, inside) from err
+
+    def _port_taken(self, port: int, server: str, inside: int) -> EngineRefusedError:
+        variable = f"MESH_LAB_{server.upper()}_{'PORT' if inside == CLIENT_PORT else 'MONITOR'}"
+        return EngineRefusedError(
+            f"port {port} on 127.0.0.1 is taken, and server {server} needs it; end the program that has it, or choose "
+            f"another port in {self.variables}, for example {variable}={port + 100}"
+        )
+
+
+def _folder() -> Path:
+    folder = Path(os.environ.get(FOLDER_VARIABLE) or Path(__file__).parents[2] / "docker").expanduser().absolute()
+    if not (folder / "compose.yaml").is_file():
+        raise SettingsError(
+            f"there is no {folder / 'compose.yaml'}: the containers are described in the repository's folder docker/; "
+            f"install the package from a clone, or name that folder with the variable {FOLDER_VARIABLE}"
+        )
+    return folder
+
+
+def _project_name(path: Path) -> str:
+    found = re.search(r"(?m)^name: (mesh-lab[a-z0-9-]*)$", path.read_text(encoding="utf-8"))
+    if found is None:
+        # Whatever has that name is removed by `down`: better no name than another project's.
+        raise SettingsError(f"{path} has no line `name: mesh-lab…`, expected one: it says which containers are ours")
+    return found[1]
+
+
+def _container(described: dict[str, Any]) -> Container:
+    state, config = described["State"], described["Config"]
+    bindings = described["HostConfig"]["PortBindings"] or {}
+    return Container(
+        id=described["Id"],
+        name=described["Name"].removeprefix("/").removeprefix(f"{config['Labels'][f'{_LABEL}.project']}-"),
+        service=config["Labels"][f"{_LABEL}.service"],
+        status=state["Status"],
+        health=state.get("Health", {}).get("Status", ""),
+        ports={int(inside.partition("/")[0]): int(bound[0]["HostPort"]) for inside, bound in bindings.items()},
+        environment=dict(entry.partition("=")[::2] for entry in config["Env"] or []),
+    )

@@ -1,0 +1,264 @@
+"""Real NATS servers behind one object: ``mesh = await start_mesh(servers=3)``."""
+
+import asyncio
+import html
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from nats.aio.client import Client
+
+from mesh_lab.errors import MeshClosedError, UnknownServerError
+from mesh_lab.patterns import connecting
+from mesh_lab.servers.backend import Backend, MeshServer
+from mesh_lab.servers.workspace import Workspace
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A fault that was put into the mesh."""
+
+    server: str
+    kind: Literal["killed", "paused"]
+
+    def __str__(self) -> str:
+        """Say it in two words."""
+        return f"{self.server} {self.kind}"
+
+
+class Mesh:
+    """Servers that run, and what one can do with them.
+
+    Facts are properties, effects are methods. ``connect`` returns plain nats-py clients.
+    """
+
+    def __init__(
+        self,
+        servers: Mapping[str, MeshServer],
+        *,
+        backend: Backend,
+        credentials: connecting.ConnectOptions,
+        workspace: Workspace,
+    ) -> None:
+        self._servers = dict(servers)
+        self._credentials = credentials
+        self._workspace = workspace
+        self._clients: weakref.WeakSet[Client] = weakref.WeakSet()
+        self._closed = False
+        self.backend: Backend = backend
+
+    # Facts
+
+    @property
+    def servers(self) -> dict[str, MeshServer]:
+        """The servers by name."""
+        return dict(self._servers)
+
+    @property
+    def urls(self) -> list[str]:
+        """Where clients connect; who they are is said by :meth:`connect_options`."""
+        return [f"nats://{server.host}:{server.port}" for server in self._servers.values()]
+
+    @property
+    def closed(self) -> bool:
+        """Whether the mesh was closed."""
+        return self._closed
+
+    @property
+    def healthy(self) -> bool:
+        """Whether every server runs and calls itself healthy."""
+        return not self._closed and all(self._state(name) == "ready" for name in self._servers)
+
+    @property
+    def directory(self) -> Path:
+        """Private directory of the mesh; gone when the mesh is closed."""
+        return self._workspace.directory
+
+    @property
+    def owner(self) -> str:
+        """Mark in the environment of every process that belongs to the mesh and ends with it."""
+        return self._workspace.owner
+
+    def connect_options(self, *, to: str | None = None) -> connecting.ConnectOptions:
+        """Return the arguments with which ``nats.connect`` reaches this mesh; they hold the password.
+
+        Args:
+            to: Server to dial first; ``None`` for any.
+
+        Raises:
+            UnknownServerError: No server has that name.
+            MeshClosedError: The mesh was closed.
+        """
+        self._check_open()
+        options = self._credentials.copy()
+        options["servers"] = self.urls
+        if to is not None:
+            server = self._server(to)
+            options["servers"] = connecting.first_in(self.urls, f"nats://{server.host}:{server.port}")
+        return options
+
+    # Effects
+
+    async def connect(self, *, name: str | None = None, to: str | None = None, **options: Any) -> Client:
+        """Return a connected nats-py client; the mesh closes it when it is closed itself.
+
+        Args:
+            name: Name of the connection, as the servers' monitoring shows it.
+            to: Server to dial first; ``None`` for any. The client still moves on when that server dies.
+            options: Any further arguments of ``nats.connect``.
+
+        Raises:
+            UnknownServerError: No server has that name.
+            MeshClosedError: The mesh was closed.
+            NotReadyError: No server let the client in.
+        """
+        if to is not None:
+            options.setdefault("dont_randomize", True)
+        if name is not None:
+            options["name"] = name
+        client = await connecting.connect(self.connect_options(to=to), **options)
+        self._clients.add(client)
+        return client
+
+    async def kill(self, server: str) -> Fault:
+        """Kill one server with SIGKILL and return when it stopped answering.
+
+        Args:
+            server: Name as the mesh shows it, for example ``"n2"``.
+
+        Raises:
+            UnknownServerError: No server has that name; the message lists those there are.
+            NotOursError: The mesh is external.
+            EngineRefusedError: The mesh is of containers, and the engine refused; so for pause, resume, restart.
+        """
+        await asyncio.to_thread(self._server(server).kill)
+        return Fault(server, "killed")
+
+    async def pause(self, server: str) -> Fault:
+        """Freeze one server with SIGSTOP: its connections stay open, and nothing answers.
+
+        Raises:
+            UnknownServerError: No server has that name.
+            ServerExitedError: It does not run.
+            NotOursError: The mesh is external.
+        """
+        await asyncio.to_thread(self._server(server).pause)
+        return Fault(server, "paused")
+
+    async def resume(self, server: str) -> None:
+        """Let a paused server go on.
+
+        Raises:
+            UnknownServerError: No server has that name.
+            ServerExitedError: It does not run.
+            NotOursError: The mesh is external.
+        """
+        await asyncio.to_thread(self._server(server).resume)
+
+    async def restart(self, server: str, *, within: float = 15.0) -> None:
+        """Stop a server in good order if it runs, start it again, and return when it is ready.
+
+        It keeps its name, ports and store, so it catches up with what it missed.
+
+        Args:
+            server: Name as the mesh shows it.
+            within: Seconds to wait until it is ready.
+
+        Raises:
+            UnknownServerError: No server has that name.
+            NotReadyError: It was not ready in time.
+            NotOursError: The mesh is external.
+        """
+        from mesh_lab.servers.readiness import wait_until_healthy
+
+        target = self._server(server)
+        await asyncio.to_thread(target.stop)
+        await asyncio.to_thread(target.start)
+        await wait_until_healthy([target], within=within)
+
+    def logs(self, server: str, *, last: int | None = 20) -> str:
+        """Return the end of a server's log.
+
+        Args:
+            server: Name as the mesh shows it.
+            last: Number of lines; ``None`` for all.
+
+        Raises:
+            UnknownServerError: No server has that name.
+        """
+        return self._server(server).log(last)
+
+    async def close(self) -> None:
+        """Close the clients, stop local servers, remove their stores; closing twice does nothing.
+
+        Containers and external servers stay as they are.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        await asyncio.gather(*(_close_client(client) for client in self._clients))
+        # Not in good order but at once: nothing of a temporary store will be read again.
+        if self.backend == "local":
+            await asyncio.gather(*(asyncio.to_thread(server.kill) for server in self._servers.values()))
+        await asyncio.to_thread(self._workspace.remove)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    # How it looks
+
+    def _state(self, name: str) -> str:
+        server = self._servers[name]
+        if server.state != "running" or server.monitor is None:
+            return server.state
+        return "ready" if server.monitor.health().ok else "not ready"
+
+    def __repr__(self) -> str:
+        """Name the servers and their states, without ports or secrets."""
+        if self._closed:
+            return "Mesh(closed)"
+        return "Mesh(" + ", ".join(f"{name} {self._state(name)}" for name in self._servers) + ")"
+
+    def _repr_html_(self) -> str:
+        """Draw a card for notebooks: a box for each server, without ports or secrets."""
+        if self._closed:
+            return "<b>mesh</b>: closed"
+        colours = {"ready": "#2e7d32", "running": "#2e7d32", "paused": "#b26a00", "not ready": "#b26a00"}
+        cells = "".join(
+            f'<td style="border:2px solid {colours.get(state, "#b71c1c")};padding:8px 18px;text-align:center">'
+            f"<b>{html.escape(name)}</b><br>{state}</td>"
+            for name in self._servers
+            for state in [self._state(name)]
+        )
+        where = {"local": "processes on this machine", "docker": "containers", "external": "external servers"}
+        return f"<table><caption>mesh: {where[self.backend]}</caption><tr>{cells}</tr></table>"
+
+    # Helpers
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise MeshClosedError("this mesh was closed; start another one with start_mesh()")
+
+    def _server(self, name: str) -> MeshServer:
+        self._check_open()
+        try:
+            return self._servers[name]
+        except KeyError as err:
+            raise UnknownServerError(f"no server {name!r} in this mesh; there are {', '.join(self._servers)}") from err
+
+
+async def _close_client(client: Client) -> None:
+    """Close a client whatever state it is in; a server that hangs must not hold up the end of a lesson."""
+    try:
+        async with asyncio.timeout(2.0):
+            await client.close()
+    except (TimeoutError, OSError):
+        return

@@ -1,0 +1,60 @@
+"""The part of this machine that belongs to one mesh: a private directory, ports, and a guard that frees both."""
+
+import secrets
+import shutil
+import tempfile
+import weakref
+from pathlib import Path
+
+from mesh_lab.errors import StoreError
+from mesh_lab.servers.guard import Guard, kill_owned
+from mesh_lab.servers.ports import PortBlock
+
+FREE_DISK_BYTES = 256 * 1024 * 1024
+
+
+class Workspace:
+    """What one mesh has of this machine, and the guard that gives it back when this process dies.
+
+    Attributes:
+        directory: Mode 0700; holds configurations, stores and logs.
+        ports: Ports that no other mesh uses.
+        owner: Mark in the environment of every process that the mesh starts.
+    """
+
+    def __init__(self, parent: Path | None = None) -> None:
+        try:
+            self.directory = Path(tempfile.mkdtemp(prefix="mesh-lab-", dir=parent))
+            free = shutil.disk_usage(self.directory).free
+        except OSError as err:
+            place = parent or tempfile.gettempdir()
+            raise StoreError(
+                f"cannot make a directory for the servers' stores in {place}: {err.strerror or err}; "
+                "make it writable, or name another one with start_mesh(directory=…) or the variable TMPDIR"
+            ) from err
+        if free < FREE_DISK_BYTES:
+            self.directory.rmdir()
+            raise StoreError(
+                f"{free / 2**20:.0f} MiB free in {self.directory.parent}, expected at least "
+                f"{FREE_DISK_BYTES / 2**20:.0f} MiB for the servers' stores; make room, or name another place "
+                "with start_mesh(directory=…) or the variable TMPDIR"
+            )
+        self.owner = secrets.token_hex(16)
+        self.ports = PortBlock.reserve()
+        self._guard = Guard(self.directory, self.owner)
+        # A mesh that is forgotten unclosed is cleaned up by its guard, when it is collected or at exit.
+        self._forget = weakref.finalize(self, _forget, self._guard, self.ports)
+
+    def remove(self) -> None:
+        """End what still runs, remove the directory, give the ports back, end the guard."""
+        if self._forget.detach() is None:
+            return
+        kill_owned(self.owner)
+        shutil.rmtree(self.directory, ignore_errors=True)
+        self.ports.release()
+        self._guard.stand_down()
+
+
+def _forget(guard: Guard, ports: PortBlock) -> None:
+    guard.release()
+    ports.release()

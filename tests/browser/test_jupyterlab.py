@@ -1,0 +1,99 @@
+"""A reader opens the first notebook in JupyterLab, runs it, and does an exercise."""
+
+import contextlib
+import re
+import urllib.error
+import urllib.request
+
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+# Two shared cores start a kernel and three servers in a few seconds; a cell may take half a minute under load.
+STARTS_MS, RUNS_MS = 60_000, 180_000
+
+EXECUTED = re.compile(r"\[\d+\]:")
+WRONG_ANSWER = 'subject = "orders.eu.000010.placed"'
+RIGHT_ANSWER = 'subject = list(read_orders(first=10))[-1].subject("paid")'
+
+
+@pytest.fixture
+def notebook(page: Page, jupyter: str) -> Page:
+    """The first notebook, open in JupyterLab with a kernel that idles."""
+    page.goto(jupyter)  # the address that `make lab` prints leads to the notebook
+    expect(page.locator(".jp-NotebookPanel")).to_be_visible(timeout=STARTS_MS)
+    expect(page.locator('.jp-NotebookPanel [data-status="idle"]').first).to_be_attached(timeout=STARTS_MS)
+    return page
+
+
+def _run(page: Page, entry: str) -> None:
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name=entry, exact=True).click()
+
+
+def _run_all(page: Page) -> None:
+    """Run all cells, again if need be: JupyterLab drops what it is told while it still connects to the kernel."""
+    first = _cell_with(page, "%load_ext mesh_lab").locator(".jp-InputArea-prompt")
+    for _ in range(5):
+        _run(page, "Run All Cells")
+        with contextlib.suppress(AssertionError):
+            expect(first).to_have_text(EXECUTED, timeout=20_000)
+            return
+    raise AssertionError(f"the first cell was not executed; its prompt says {first.inner_text()!r}")
+
+
+def _code_cells(page: Page) -> Locator:
+    return page.locator(".jp-NotebookPanel .jp-CodeCell")
+
+
+def _cell_with(page: Page, text: str) -> Locator:
+    return _code_cells(page).filter(has=page.locator(".cm-content", has_text=text)).first
+
+
+def _answer(page: Page, code: str) -> None:
+    """Write an answer into the first exercise's cell and run it and the check below it."""
+    check = _cell_with(page, 'await check("0.1", subject)')
+    cell = (
+        page.locator(".jp-NotebookPanel .jp-Cell").filter(has=page.locator(".cm-content", has_text="subject = ")).first
+    )
+    cell.locator(".cm-content").click()
+    page.keyboard.press("ControlOrMeta+a")
+    page.keyboard.insert_text(code)
+    page.keyboard.press("Shift+Enter")
+    check.locator(".cm-content").click()
+    page.keyboard.press("Shift+Enter")
+
+
+def _verdict(page: Page) -> Locator:
+    return _cell_with(page, 'await check("0.1", subject)').locator(".jp-OutputArea-output")
+
+
+def test_a_reader_runs_the_first_notebook_and_does_an_exercise(notebook: Page) -> None:
+    page = notebook
+    _run_all(page)
+    errors = page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]')
+    last = _cell_with(page, "assert mesh.closed").locator(".jp-InputArea-prompt", has_text=EXECUTED)
+    expect(last.or_(errors).first).to_be_attached(timeout=RUNS_MS)
+    assert errors.all_inner_texts() == []
+
+    setup = _cell_with(page, "%load_ext mesh_lab")
+    setup.scroll_into_view_if_needed()
+    card = setup.locator(".jp-RenderedHTMLCommon table")
+    expect(card).to_be_visible()
+    for server in ("n1", "n2", "n3"):
+        expect(card).to_contain_text(server)
+
+    # The mesh was closed by the last cell; the reader starts again and does the first exercise.
+    setup.locator(".cm-content").click()
+    page.keyboard.press("Shift+Enter")
+    expect(setup.locator(".jp-InputArea-prompt")).to_have_text(EXECUTED, timeout=RUNS_MS)
+    _answer(page, WRONG_ANSWER)
+    expect(_verdict(page)).to_contain_text("not yet: ", timeout=RUNS_MS)
+    _answer(page, RIGHT_ANSWER)
+    expect(_verdict(page)).to_contain_text("correct: ", timeout=RUNS_MS)
+
+
+def test_nobody_without_the_token_is_let_in(jupyter: str) -> None:
+    base = jupyter.split("/lab", 1)[0]
+    assert base.startswith("http://127.0.0.1:")
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(f"{base}/api/contents", timeout=10)

@@ -1,0 +1,33 @@
+"""One mesh of three servers for the tests that only use it; a test that breaks servers starts its own."""
+
+import asyncio
+import weakref
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from nats.aio.client import Client
+
+from mesh_lab.servers import start
+from mesh_lab.servers.mesh import Mesh
+
+
+@pytest.fixture(scope="session")
+def _shared_mesh() -> Iterator[Mesh]:
+    # Loops of its own: a mesh outlives the loop of the test that started it.
+    mesh = asyncio.run(start.start_mesh(servers=3))
+    yield mesh
+    asyncio.run(mesh.close())
+
+
+@pytest.fixture
+def mesh(_shared_mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> Mesh:
+    """Three servers that run; what a test leaves on them, the next one finds."""
+    monkeypatch.setattr(start, "_newest", weakref.ref(_shared_mesh))
+    return _shared_mesh
+
+
+@pytest.fixture
+async def client(mesh: Mesh) -> AsyncIterator[Client]:
+    """A client of the shared mesh, closed in the loop that it was made in."""
+    async with await mesh.connect() as connected:
+        yield connected

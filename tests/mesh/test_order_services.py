@@ -1,0 +1,279 @@
+"""The services of the order mesh: each order through all its events once, whatever is killed on the way."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import nats.errors
+import nats.js.errors
+import psutil
+import pytest
+from nats.aio.client import Client
+
+from mesh_lab.errors import ServiceFailedError, WrongTotalsError
+from mesh_lab.order_run import run_orders
+from mesh_lab.orders.dataset import EVERYTHING, read_orders
+from mesh_lab.orders.event_store import WORKERS, append, create_event_store, create_worker_group, read_order
+from mesh_lab.orders.order import STREAM, encode
+from mesh_lab.orders.publisher import place_orders
+from mesh_lab.orders.read_model import Summary, ask_read_model, serve_read_model
+from mesh_lab.orders.totals import totals_of
+from mesh_lab.orders.worker import REJECTED, Worker
+from mesh_lab.patterns.waiting import eventually
+from mesh_lab.servers.mesh import Mesh
+from mesh_lab.servers.start import start_mesh
+
+HEADER = " customer_id  date number_of_cds  dollar_value\n"
+
+
+@pytest.fixture
+async def store(client: Client):
+    """An empty event store on the shared mesh, with the workers' group."""
+    js = client.jetstream(timeout=5.0)
+    await create_event_store(js, replicas=3)
+    await create_worker_group(js, ack_wait=1.0)
+    yield js
+    await js.delete_stream(STREAM)
+
+
+async def _summary_of(client: Client, events: int):
+    serving = asyncio.create_task(serve_read_model(client))
+    try:
+
+        async def complete():
+            try:
+                summary = await ask_read_model(client)
+            except nats.errors.NoRespondersError:
+                return None
+            return summary if summary.last_seq >= events else None
+
+        return await eventually(complete, within=20.0)
+    finally:
+        serving.cancel()
+
+
+async def test_orders_pass_through_all_their_events(client: Client, store) -> None:
+    orders = list(read_orders(first=500))
+    assert await place_orders(client, orders) == 500
+    stop = asyncio.Event()
+    worker = Worker(client)
+    working = asyncio.create_task(worker.run(stop=stop))
+    await eventually(lambda: worker.processed == 500, within=20.0)
+    stop.set()
+    await working
+    summary = await _summary_of(client, 1_500)
+    assert summary.totals == totals_of(orders)
+    assert summary.events == {"placed": 500, "paid": 500, "shipped": 500}
+    assert summary.doubled == 0
+
+
+async def test_events_of_an_order_are_stored_in_their_order(client: Client, store) -> None:
+    await place_orders(client, read_orders(first=50))
+    worker = Worker(client)
+    working = asyncio.create_task(worker.run())
+    await eventually(lambda: worker.processed == 50, within=20.0)
+    working.cancel()
+    for order in read_orders(first=50):
+        life = await read_order(client, order.id)
+        assert [e.event for e in life] == ["placed", "paid", "shipped"]
+        assert {e.order for e in life} == {order}
+    assert await read_order(client, "unknown") == []
+
+
+async def test_a_publisher_that_runs_twice_places_each_order_once(client: Client, store) -> None:
+    for _ in range(2):
+        await place_orders(client, read_orders(first=100))
+    assert (await store.stream_info(STREAM)).state.messages == 100
+
+
+async def test_an_order_whose_worker_died_goes_to_another_and_is_done_once(client: Client, store, mesh: Mesh) -> None:
+    await place_orders(client, read_orders(first=200))
+    async with await mesh.connect() as other:
+        dying = Worker(other)
+        dies = asyncio.create_task(dying.run())
+        await eventually(lambda: dying.processed >= 50, within=20.0)
+        dies.cancel()  # with orders in hand, some of their events stored
+        await asyncio.wait({dies})
+    worker = Worker(client)
+    working = asyncio.create_task(worker.run())
+
+    async def all_acknowledged() -> bool:
+        info = await store.consumer_info(STREAM, WORKERS)
+        return info.num_pending == 0 and info.num_ack_pending == 0
+
+    await eventually(all_acknowledged, within=20.0)
+    working.cancel()
+    assert (await store.stream_info(STREAM)).state.messages == 600
+
+
+async def test_a_message_that_is_no_order_is_reported_and_does_not_hold_up_the_rest(client: Client, store) -> None:
+    reports = await client.subscribe(REJECTED)
+    await store.publish("orders.eu.poison.placed", b"{}")
+    await place_orders(client, read_orders(first=10))
+    worker = Worker(client)
+    working = asyncio.create_task(worker.run())
+    await eventually(lambda: worker.processed == 10, within=20.0)
+    working.cancel()
+    report = await reports.next_msg(timeout=5.0)
+    assert b"orders.eu.poison.placed: not an order" in report.data
+    assert worker.rejected == 1
+
+
+async def test_two_writers_cannot_both_append_the_same_step(client: Client, store) -> None:
+    order = next(read_orders())
+    placed = await append(store, order, "placed", after=0)
+    await append(store, order, "paid", after=placed.seq)
+    with pytest.raises(nats.js.errors.APIError, match="wrong last sequence") as caught:
+        await append(store, order, "cancelled", after=placed.seq)
+    assert caught.value.err_code == 10071
+    assert [e.event for e in await read_order(client, order.id)] == ["placed", "paid"]
+
+
+async def test_the_event_store_forgets_nothing_on_request(client: Client, store) -> None:
+    await place_orders(client, read_orders(first=1))
+    with pytest.raises(nats.js.errors.APIError, match="message delete not permitted"):
+        await store.delete_msg(STREAM, 1)
+    with pytest.raises(nats.js.errors.APIError, match="stream purge not permitted"):
+        await store.purge_stream(STREAM)
+
+
+async def test_the_main_job_is_exact() -> None:
+    async with await start_mesh(servers=3) as mesh:
+        run = await run_orders(mesh, workers=2)
+    assert run.totals == EVERYTHING
+    assert run.faults == ()
+
+
+async def test_the_main_job_is_exact_while_the_streams_leader_is_killed_and_restarted() -> None:
+    async with await start_mesh(servers=3) as mesh:
+        run = await run_orders(mesh, workers=2, kill_one=True)
+        assert mesh.healthy
+    assert run.totals == EVERYTHING
+    assert [fault.split()[1] for fault in run.faults] == ["killed", "restarted"]
+
+
+@pytest.mark.parametrize(("doomed", "outcome"), [({"worker-1"}, "exact"), ({"worker-1", "worker-2"}, "failed")])
+async def test_the_main_job_bears_the_death_of_a_worker_but_not_of_all(doomed: set[str], outcome: str) -> None:
+    def kill_workers(summary: Summary) -> None:
+        if summary.totals.orders > 1_000:
+            for child in psutil.Process().children():
+                with contextlib.suppress(psutil.Error):
+                    if doomed & set(child.cmdline()):
+                        child.kill()
+
+    async with await start_mesh(servers=3) as mesh:
+        running = run_orders(mesh, workers=2, first=20_000, progress=kill_workers)
+        if outcome == "exact":
+            run = await running
+            assert run.totals == totals_of(read_orders(first=20_000))
+            assert run.faults == ("worker-1 killed",)
+        else:
+            with pytest.raises(ServiceFailedError, match=r"worker-\d ended with code -9"):
+                await running
+
+
+async def test_an_order_that_nobody_placed_is_found_with_the_difference() -> None:
+    async with await start_mesh(servers=3) as mesh:
+        client = await mesh.connect()
+        intruder = msgspec.structs.replace(next(read_orders()), id="intruder", customer=99_999, cents=5)
+        planting: list[asyncio.Task[object]] = []
+
+        def plant(summary: Summary) -> None:
+            if not planting:
+                sent = client.jetstream(timeout=5.0).publish(intruder.subject("placed"), encode(intruder))
+                planting.append(asyncio.create_task(sent))
+
+        expected = r"orders: seen 2,001, expected 2,000 \(\+1\); customers: .*\(\+1\); cds: .*\(\+1\); cents: .*\(\+5\)"
+        with pytest.raises(WrongTotalsError, match=expected):
+            await run_orders(mesh, first=2_000, progress=plant)
+
+
+async def test_an_order_that_got_lost_is_found_with_the_difference() -> None:
+    async with await start_mesh(servers=3) as mesh:
+        client = await mesh.connect()
+
+        def lose(summary: Summary) -> None:
+            if not stealing:
+                stealing.append(asyncio.create_task(_steal_an_order(client)))
+
+        stealing: list[asyncio.Task[None]] = []
+        with pytest.raises(WrongTotalsError, match=r"cds: .*\(-[\d,]+\); cents: .*\(-[\d,]+\)"):
+            await run_orders(mesh, first=20_000, progress=lose, within=20.0)
+        await stealing[0]
+
+
+async def _steal_an_order(client: Client) -> None:
+    """Take one order from the workers' group and acknowledge it without doing anything for it."""
+    thief = await client.jetstream().pull_subscribe_bind(consumer=WORKERS, stream=STREAM)
+    while True:
+        with contextlib.suppress(TimeoutError, nats.errors.TimeoutError):
+            (msg,) = await thief.fetch(1, timeout=1.0)
+            await msg.ack_sync()
+            return
+
+
+async def test_a_stream_that_was_there_before_is_not_counted_in() -> None:
+    async with await start_mesh(servers=1) as mesh:
+        client = await mesh.connect()
+        await create_event_store(client.jetstream())
+        await place_orders(client, read_orders(first=3))
+        with pytest.raises(WrongTotalsError, match="already has a stream ORDERS with 3 messages.*delete it first"):
+            await run_orders(mesh, first=10)
+
+
+async def test_a_doubled_event_and_a_changed_amount_are_found(client: Client, store) -> None:
+    orders = list(read_orders(first=3))
+    for order in orders:
+        await store.publish(order.subject("placed"), encode(order))
+    await store.publish(orders[0].subject("placed"), encode(orders[0]))
+    await store.publish(orders[1].subject("paid"), encode(msgspec.structs.replace(orders[1], cents=1)))
+    summary = await _summary_of(client, 5)
+    assert summary.doubled == 1
+    assert (summary.totals.orders, summary.totals.cents) == (3, 1)
+
+
+def _command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "mesh_lab.cli", "orders", *arguments]
+
+
+def test_the_command_shows_its_totals() -> None:
+    done = subprocess.run(_command("--first", "500"), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    expected = str(totals_of(read_orders(first=500)))
+    assert f"exact: {expected}, each order once" in " ".join(done.stdout.split())
+
+
+def test_the_command_refuses_a_malformed_file_with_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "orders.txt"
+    path.write_text(HEADER + "00001 19970101 1 11.77\n00002 19970112 one 12.00\n")
+    done = subprocess.run(_command("--file", str(path)), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "mesh-lab orders: orders.txt line 3: number of CDs 'one', expected a number above 0" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--workers", "0"], ["--first", "-3"], ["--first", "many"]])
+def test_the_command_refuses_numbers_that_make_no_sense(arguments: list[str]) -> None:
+    done = subprocess.run(_command(*arguments), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "expected a whole number from 1" in done.stderr
+
+
+async def test_killing_the_command_leaves_no_process_and_no_store(tmp_path: Path) -> None:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(_command(), env=environment, stdout=subprocess.DEVNULL, start_new_session=True) as command:
+
+        def family() -> list[psutil.Process]:
+            return psutil.Process(command.pid).children(recursive=True)
+
+        # Three servers, their guard, a read model, two workers and a publisher.
+        await eventually(lambda: len(family()) >= 8, within=30.0)
+        children = family()
+        command.send_signal(signal.SIGKILL)
+    gone = lambda: not any(c.is_running() and c.status() != psutil.STATUS_ZOMBIE for c in children)  # noqa: E731
+    await eventually(lambda: gone() and not list(tmp_path.iterdir()), within=5.0)

@@ -1,0 +1,102 @@
+"""The windowed publisher knows the end of every message, whatever happens to the servers."""
+
+import asyncio
+
+import pytest
+from nats.aio.client import Client
+from nats.js import JetStreamContext
+
+from mesh_lab.errors import PublishRefusedError, UnknownOutcomeError
+from mesh_lab.patterns.publishing import WindowedPublisher
+from mesh_lab.servers.start import start_mesh
+
+
+async def _stream(client: Client, name: str, **config) -> JetStreamContext:
+    js = client.jetstream(timeout=5.0)
+    await js.add_stream(name=name, subjects=[f"{name}.>"], **config)
+    return js
+
+
+async def test_every_message_is_stored_once_and_in_order(client: Client) -> None:
+    js = await _stream(client, "PUB1", num_replicas=3)
+    seqs: list[int] = []
+    async with WindowedPublisher(client, window=200) as publisher:
+        for n in range(2_000):
+            await publisher.publish("PUB1.x", b"%d" % n, msg_id=str(n), on_stored=lambda ack: seqs.append(ack.seq))
+            assert publisher.outstanding <= 200
+    assert seqs == list(range(1, 2_001))
+    assert publisher.stored == 2_000
+    assert (await js.get_msg("PUB1", 2_000)).data == b"1999"
+
+
+async def test_a_repeated_id_is_acknowledged_and_not_stored_again(client: Client) -> None:
+    js = await _stream(client, "PUB2")
+    for _ in range(2):
+        async with WindowedPublisher(client) as publisher:
+            for n in range(100):
+                await publisher.publish("PUB2.x", b"", msg_id=str(n))
+    assert (publisher.stored, publisher.duplicates) == (100, 100)
+    assert (await js.stream_info("PUB2")).state.messages == 100
+
+
+async def test_what_the_stream_refuses_is_told_apart_and_named(client: Client) -> None:
+    js = await _stream(client, "PUB3", max_msgs=5, discard="new")
+    with pytest.raises(PublishRefusedError, match=r"PUB3.x \(5\): maximum messages exceeded .*err_code 10077"):
+        async with WindowedPublisher(client) as publisher:
+            for n in range(6):
+                await publisher.publish("PUB3.x", b"", msg_id=str(n))
+    assert (await js.stream_info("PUB3")).state.messages == 5
+
+
+async def test_a_payload_above_the_servers_limit_is_refused_with_both_sizes(client: Client) -> None:
+    await _stream(client, "PUB4")
+    async with WindowedPublisher(client) as publisher:
+        with pytest.raises(PublishRefusedError, match=r"PUB4.x: 2,000,000 bytes, the server takes 1,048,576"):
+            await publisher.publish("PUB4.x", bytes(2_000_000), msg_id="1")
+
+
+async def test_a_subject_without_a_stream_ends_as_unknown(client: Client) -> None:
+    with pytest.raises(UnknownOutcomeError, match=r"nowhere.x \(1\): no answer in 0.6 s; it may be stored"):
+        async with WindowedPublisher(client, ack_timeout=0.2, retry_for=0.6) as publisher:
+            await publisher.publish("nowhere.x", b"", msg_id="1")
+
+
+@pytest.mark.parametrize("wrong", [{"window": 0}, {"ack_timeout": 0}, {"ack_timeout": 5.0, "retry_for": 1.0}])
+async def test_numbers_out_of_range_are_refused(client: Client, wrong: dict) -> None:
+    with pytest.raises(ValueError, match="expected window >= 1"):
+        WindowedPublisher(client, **wrong)
+
+
+async def test_a_publisher_that_was_not_entered_says_so(client: Client) -> None:
+    await _stream(client, "PUB5")
+    publisher = WindowedPublisher(client, window=1)
+    await publisher.publish("PUB5.x", b"", msg_id="1")
+    with pytest.raises(UnknownOutcomeError, match="async with WindowedPublisher"):
+        await publisher.publish("PUB5.x", b"", msg_id="2")
+
+
+@pytest.mark.parametrize("fault", ["kill", "pause"])
+async def test_no_message_is_lost_or_doubled_when_the_leader_goes(fault: str) -> None:
+    async with await start_mesh(servers=3) as mesh:
+        client = await mesh.connect()
+        js = await _stream(client, "FAULT", num_replicas=3)
+        leader = (await js.stream_info("FAULT")).cluster.leader
+        stored: list[int] = []
+
+        async def publish() -> None:
+            async with WindowedPublisher(client, window=500, ack_timeout=1.0) as publisher:
+                for n in range(6_000):
+                    await publisher.publish(
+                        "FAULT.x", b"%d" % n, msg_id=str(n), on_stored=lambda a: stored.append(a.seq)
+                    )
+                    if n == 3_000:
+                        await getattr(mesh, fault)(leader)
+
+        async with asyncio.timeout(45.0):
+            await publish()
+        if fault == "pause":
+            await mesh.resume(leader)
+        else:
+            await mesh.restart(leader)
+        assert len(set(stored)) == len(stored) == 6_000
+        assert (await js.stream_info("FAULT")).state.messages == 6_000

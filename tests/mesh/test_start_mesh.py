@@ -1,0 +1,276 @@
+"""A mesh is ready in truth, does what it is told, and says clearly what it cannot do."""
+
+import asyncio
+import gc
+import os
+import re
+import socket
+import stat
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+
+import nats
+import nats.errors
+import psutil
+import pytest
+
+from mesh_lab.errors import (
+    MeshClosedError,
+    NotOursError,
+    NotReadyError,
+    ServerExitedError,
+    StoreError,
+    UnknownServerError,
+)
+from mesh_lab.patterns.reaching import reachable
+from mesh_lab.patterns.waiting import eventually
+from mesh_lab.servers.guard import OWNER_VARIABLE
+from mesh_lab.servers.start import newest_mesh, start_mesh
+
+
+async def test_three_servers_take_a_replicated_stream_at_once() -> None:
+    for _ in range(5):
+        async with await start_mesh(servers=3) as mesh:
+            client = await mesh.connect()
+            js = client.jetstream(timeout=2.0)
+            info = await js.add_stream(name="ORDERS", subjects=["orders.>"], num_replicas=3)
+            await reachable(client, "ORDERS")
+            ack = await js.publish("orders.1", b"an order")
+            assert (ack.seq, len(info.cluster.replicas)) == (1, 2)
+
+
+async def test_starting_three_servers_is_no_slower_than_a_reader_would_wait() -> None:
+    # A relation, not an absolute time: three servers elect a leader, one does not.
+    async def started(servers: int) -> float:
+        begun = time.perf_counter()
+        async with await start_mesh(servers=servers):
+            return time.perf_counter() - begun
+
+    single = statistics.median([await started(1) for _ in range(3)])
+    three = statistics.median([await started(3) for _ in range(3)])
+    assert single < three < 200 * single
+
+
+async def test_a_mesh_shows_its_servers_and_neither_ports_nor_secrets() -> None:
+    async with await start_mesh(servers=3) as mesh:
+        password = mesh.connect_options()["password"]
+        for text in (repr(mesh), mesh._repr_html_(), repr(mesh.servers)):
+            assert "n2" in text
+            assert password not in text
+            assert not any(str(server.port) in text for server in mesh.servers.values())
+        assert repr(mesh) == "Mesh(n1 ready, n2 ready, n3 ready)"
+    assert repr(mesh) == "Mesh(closed)"
+
+
+async def test_nobody_without_the_password_is_let_in_and_nothing_listens_beyond_this_machine() -> None:
+    async with await start_mesh(servers=3) as mesh:
+        with pytest.raises(nats.errors.Error, match=re.compile("authorization", re.I)):
+            await nats.connect(mesh.urls[0], allow_reconnect=False, error_cb=_ignore)
+        with pytest.raises(nats.errors.Error, match=re.compile("authorization", re.I)):
+            await nats.connect(mesh.urls[0], user="lab", password="guess", allow_reconnect=False, error_cb=_ignore)
+        _collect_quietly()
+        listening = [
+            c
+            for server in mesh.servers.values()
+            for c in psutil.Process(server.pid).net_connections("inet")
+            if c.status == psutil.CONN_LISTEN
+        ]
+        assert len(listening) == 9, "client, monitoring and cluster port of each server"
+        assert {c.laddr.ip for c in listening} == {"127.0.0.1"}
+
+
+async def test_a_stranger_cannot_join_the_cluster() -> None:
+    async with await start_mesh(servers=3) as mesh:
+        with socket.create_connection(("127.0.0.1", mesh.servers["n1"].ports.cluster)) as route:
+            route.settimeout(5.0)
+            route.recv(4096)  # INFO
+            route.sendall(b'CONNECT {"user":"route","pass":"guess","verbose":false,"name":"stranger"}\r\nPING\r\n')
+            assert b"Authorization Violation" in route.recv(4096)
+
+
+async def test_the_store_is_private_and_gone_when_the_mesh_is_closed() -> None:
+    mesh = await start_mesh(servers=1)
+    pid = mesh.servers["n1"].pid
+    assert stat.S_IMODE(mesh.directory.stat().st_mode) == 0o700
+    assert stat.S_IMODE((mesh.directory / "n1.conf").stat().st_mode) == 0o600
+    await mesh.close()
+    await mesh.close()
+    assert not mesh.directory.exists()
+    assert not psutil.pid_exists(pid)
+    with pytest.raises(MeshClosedError, match="start another one"):
+        await mesh.connect()
+
+
+async def test_a_client_survives_the_death_of_its_server() -> None:
+    async with await start_mesh(servers=3) as mesh:
+        client = await mesh.connect(to="n2")
+        assert client.connected_url.port == mesh.servers["n2"].port
+        fault = await mesh.kill("n2")
+        assert str(fault) == "n2 killed"
+        assert not mesh.healthy
+        dead = mesh.servers["n2"].port
+        await eventually(lambda: client.is_connected and client.connected_url.port != dead, within=5.0)
+        await mesh.restart("n2")
+        assert mesh.healthy
+
+
+async def test_a_paused_server_answers_again_when_it_is_resumed() -> None:
+    async with await start_mesh(servers=3) as mesh:
+        await mesh.pause("n3")
+        assert mesh.servers["n3"].state == "paused"
+        assert not mesh.servers["n3"].monitor.health().ok
+        await mesh.resume("n3")
+        await eventually(lambda: mesh.healthy, within=15.0)
+
+
+async def test_logs_are_kept_across_a_restart() -> None:
+    async with await start_mesh(servers=1) as mesh:
+        await mesh.kill("n1")
+        await mesh.restart("n1")
+        assert mesh.logs("n1", last=None).count("Server is ready") == 2
+        assert len(mesh.logs("n1", last=3).splitlines()) == 3
+
+
+async def test_an_unknown_server_is_named_beside_the_known_ones() -> None:
+    async with await start_mesh(servers=1) as mesh:
+        for attempt in (mesh.kill, mesh.pause, mesh.resume, mesh.restart):
+            with pytest.raises(UnknownServerError, match="no server 'n9' in this mesh; there are n1"):
+                await attempt("n9")
+        with pytest.raises(UnknownServerError, match="n9"):
+            mesh.logs("n9")
+
+
+@pytest.mark.parametrize("servers", [0, 2, 4, -1, 9, "3"])
+async def test_a_number_of_servers_that_cannot_agree_is_refused(servers: object) -> None:
+    with pytest.raises(ValueError, match="expected 1, 3, 5 or 7"):
+        await start_mesh(servers=servers)
+
+
+async def test_a_server_that_exits_at_its_start_is_quoted() -> None:
+    before = _owned_servers()  # the mesh that tests share, if one of them has started it
+    with pytest.raises(ServerExitedError, match=r"'n1' exited with code 1.*\n.*no_such_setting"):
+        await start_mesh(servers=1, extra_config="no_such_setting: true")
+    assert _owned_servers() == before
+
+
+async def test_a_directory_that_cannot_be_used_is_named_with_the_way_out(tmp_path) -> None:
+    with pytest.raises(StoreError, match=r"cannot make a directory.*No such file.*TMPDIR"):
+        await start_mesh(servers=1, directory=tmp_path / "nowhere")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="Not a directory"):
+        await start_mesh(servers=1, directory=tmp_path / "file")
+
+
+@pytest.mark.skipif(os.geteuid() != 0 if hasattr(os, "geteuid") else True, reason="mounting a small disk needs root")
+async def test_a_full_disk_is_named_with_its_numbers(tmp_path) -> None:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path], capture_output=True).returncode:
+        pytest.skip("this system does not let root mount a small disk")
+    try:
+        with pytest.raises(StoreError, match=r"1 MiB free in .*, expected at least 256 MiB"):
+            await start_mesh(servers=1, directory=tmp_path)
+        assert not list(tmp_path.iterdir())
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+async def test_a_port_that_somebody_took_is_avoided(monkeypatch) -> None:
+    from mesh_lab.servers.ports import PortBlock
+
+    first_block = PortBlock.reserve()
+    with socket.socket() as squatter:
+        port = first_block.take()
+        first_block.release()
+        squatter.bind(("127.0.0.1", port))
+        squatter.listen()
+        # The block's lock is free again, so the mesh may get it; its own probe finds the squatter.
+        async with await start_mesh(servers=3) as mesh:
+            assert all(server.port != port for server in mesh.servers.values())
+
+
+@pytest.mark.parametrize("signal_name", ["SIGKILL", "SIGTERM"])
+async def test_killing_the_program_leaves_no_server_and_no_store(signal_name: str) -> None:
+    program = (
+        "import asyncio, sys\n"
+        "from mesh_lab import start_mesh\n"
+        "async def main():\n"
+        "    mesh = await start_mesh(servers=3)\n"
+        "    print(mesh.directory, mesh.owner, flush=True)\n"
+        "    await asyncio.Event().wait()\n"
+        "asyncio.run(main())\n"
+    )
+    child = await asyncio.to_thread(
+        subprocess.Popen, [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True
+    )
+    with child:
+        line = await asyncio.to_thread(child.stdout.readline)
+        directory, owner = line.split()
+        assert len(_owned_servers(owner)) == 3
+        child.send_signal(getattr(__import__("signal"), signal_name))
+    await eventually(lambda: not _owned_servers(owner) and not os.path.exists(directory), within=5.0)
+
+
+async def test_a_forgotten_mesh_is_cleaned_up() -> None:
+    mesh = await start_mesh(servers=1)
+    directory, owner = mesh.directory, mesh.owner
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # of the children that nobody waited for
+        del mesh
+        gc.collect()
+    await eventually(lambda: not _owned_servers(owner) and not directory.exists(), within=5.0)
+
+
+async def test_an_external_mesh_is_used_and_not_touched(monkeypatch) -> None:
+    async with await start_mesh(servers=1) as local:
+        options = local.connect_options()
+        address = options["servers"][0].replace("://", f"://{options['user']}:{options['password']}@")
+        monkeypatch.setenv("MESH_LAB_URL", address)
+        async with await start_mesh(servers=3) as mesh:
+            assert newest_mesh() is mesh
+            assert mesh.backend == "external"
+            assert options["password"] not in repr(mesh) + mesh._repr_html_()
+            client = await mesh.connect()
+            assert (await client.jetstream().account_info()).streams == 0
+            with pytest.raises(NotOursError, match="did not start it.*unset MESH_LAB_URL"):
+                await mesh.kill(next(iter(mesh.servers)))
+        assert local.healthy
+
+
+async def test_an_external_mesh_that_is_not_there_is_named(monkeypatch) -> None:
+    monkeypatch.setenv("MESH_LAB_URL", "nats://user:secret@127.0.0.1:9")
+    with pytest.raises(NotReadyError, match=r"names 127.0.0.1:9: no server let us in") as caught:
+        await start_mesh()
+    assert "secret" not in str(caught.value)
+    monkeypatch.setenv("MESH_LAB_CREDS", "/no/such.creds")
+    with pytest.raises(NotReadyError, match="/no/such.creds, and no file is there"):
+        await start_mesh()
+
+
+def _collect_quietly() -> None:
+    """Collect what warns when it is collected.
+
+    nats-py 2.16 leaves the socket of a refused connection open.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
+
+async def _ignore(_error: Exception) -> None:
+    return
+
+
+def _owned_servers(owner: str | None = None) -> list[psutil.Process]:
+    """Return the server processes that a mesh started: of one owner, or of this test run's own children."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            mark = process.environ().get(OWNER_VARIABLE)
+            ours = mark == owner if owner else mark and process.ppid() == os.getpid()
+            if ours and "nats-server" in process.name() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found

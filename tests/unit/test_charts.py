@@ -1,0 +1,133 @@
+from io import BytesIO
+
+import pytest
+from matplotlib._pylab_helpers import Gcf
+from matplotlib.figure import Figure
+from PIL import Image
+
+from mesh_lab.notebook.charts import bars, lines, png, timeline, topology
+
+LONG = "one order a message, waiting for the acknowledgement of each before the next is sent"
+PUBLISHERS = {"publisher": ("n1", "orders.eu.1001.placed"), "web shop": ("n2", "orders.us.1002.placed")}
+WORKERS = {f"worker-{i}": (f"n{i}", "orders.*.*.placed") for i in (1, 2, 3)}
+
+CHARTS = {
+    "bars": lambda: bars({"worker-1": 1_011, LONG: 987.5, "none": 0}, title=LONG, unit="orders"),
+    "lines": lambda: lines(
+        {"p50": {1: 0.4, 2: 0.5}, LONG: {1: 0.41, 2: 0.5}}, x="workers", y="latency, ms", title=LONG
+    ),
+    "logarithmic lines": lambda: lines(
+        {"one": {10**i: 10**i for i in range(6)}}, x="payload, bytes", y="orders a second", title=LONG, log="xy"
+    ),
+    "timeline": lambda: timeline(
+        [(0.1 * i, f"worker-{i % 2}", f"delivery {i}") for i in range(8)] + [(0.75, LONG, "killed")],
+        spans=[(0.2, 0.3, "worker-0", "down"), (0.1, 0.7, LONG, "no answer")],
+        title=LONG,
+    ),
+    "one server": lambda: topology(["n1"], title=LONG),
+    "three servers": lambda: topology(
+        ["n1", "n2", "n3"], publishers=PUBLISHERS, subscribers=WORKERS, dead={"n2"}, title=LONG
+    ),
+    "seven servers": lambda: topology(
+        [f"n{i}" for i in range(1, 8)], publishers=PUBLISHERS, subscribers=WORKERS, title=LONG
+    ),
+}
+
+
+def texts(figure):
+    return [text.get_text() for text in figure.findobj(match=lambda artist: hasattr(artist, "get_text"))]
+
+
+@pytest.fixture(scope="module", params=CHARTS.values(), ids=CHARTS.keys())
+def chart(request):
+    return request.param()
+
+
+@pytest.fixture(scope="module")
+def picture(chart):
+    return png(chart)
+
+
+def drawn_texts(figure):
+    """All texts that can be seen; matplotlib keeps some tick labels outside of the axes' limits, undrawn."""
+    yield from figure.texts
+    for axes in figure.axes:
+        yield from axes.texts
+        for axis in (axes.xaxis, axes.yaxis):
+            yield axis.label
+            low, high = sorted(axis.get_view_interval())
+            yield from (tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high)
+
+
+def test_a_chart_is_a_figure_that_states_its_finding(chart):
+    assert isinstance(chart, Figure)
+    assert LONG in " ".join(texts(chart)).replace("\n", " ")
+
+
+def test_nothing_of_a_chart_is_clipped_at_the_edge(chart, picture):
+    card = chart.bbox
+    for text in drawn_texts(chart):
+        if text.get_text():
+            box = text.get_window_extent()
+            assert card.x0 <= box.x0 < box.x1 <= card.x1, text
+            assert card.y0 <= box.y0 < box.y1 <= card.y1, text
+
+
+def test_a_picture_is_small_and_always_the_same(chart, picture):
+    assert len(picture) < 40_000
+    assert b"atplotlib" not in picture
+    assert Image.open(BytesIO(picture)).width == 770
+    assert png(chart) == picture
+
+
+def test_a_chart_shows_itself_once_and_pyplot_does_not_know_it(chart, monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda data, raw: shown.append(data))
+    chart._ipython_display_()
+    assert Gcf.get_all_fig_managers() == []
+    assert [set(data) for data in shown] == [{"image/png", "text/plain"}]
+    assert shown[0]["text/plain"] == f"Chart: {LONG}"
+
+
+def test_the_card_is_white_on_a_dark_page_too():
+    pixels = Image.open(BytesIO(png(CHARTS["bars"]()))).convert("RGBA")
+    assert pixels.getpixel((0, 0))[3] < 5
+    assert min(pixels.getpixel((385, 5))) > 250
+
+
+def test_axes_say_what_they_count():
+    said = texts(CHARTS["lines"]())
+    assert {"workers", "latency, ms"} <= set(said)
+    assert "seconds" in texts(CHARTS["timeline"]())
+
+
+def test_bars_show_their_values_and_unit():
+    assert {"1,011", "988", "0", "orders"} <= set(texts(CHARTS["bars"]()))
+
+
+def test_measured_places_are_the_ticks_where_there_is_room():
+    (axes,) = lines({"a": {1: 10, 2: 20, 5: 30}, "b": {1: 5}}, x="workers", y="orders", title="a").axes
+    assert list(axes.get_xticks()) == [1, 2, 5]
+
+
+def test_a_dead_server_is_named_so_in_words():
+    assert "killed" in texts(CHARTS["three servers"]())
+    assert "killed" not in texts(CHARTS["seven servers"]())
+
+
+@pytest.mark.parametrize(
+    ("draw", "said"),
+    [
+        (lambda: bars({}, title="a", unit="b"), "bars need values"),
+        (lambda: bars({"a": -1}, title="a", unit="b"), "bars need values"),
+        (lambda: lines({}, x="a", y="b", title="c"), "at least one series"),
+        (lambda: lines({"a": {}}, x="a", y="b", title="c"), "at least one point"),
+        (lambda: lines({"a": {0: 1}}, x="a", y="b", title="c", log="x"), "logarithmic axis"),
+        (lambda: timeline([], title="a"), "at least one event"),
+        (lambda: topology([], title="a"), "expected 1 to 7 servers"),
+        (lambda: topology(["n1"], dead={"n4"}, title="a"), "that include"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_in_words(draw, said):
+    with pytest.raises(ValueError, match=said):
+        draw()

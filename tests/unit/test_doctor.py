@@ -1,0 +1,248 @@
+"""What the doctor sees, and what it says to do about it."""
+
+import socket
+import sys
+import tomllib
+import webbrowser
+from pathlib import Path
+
+import pytest
+
+from mesh_lab import doctor
+from mesh_lab.doctor import Finding
+from mesh_lab.errors import NotReadyError
+from mesh_lab.servers import binary
+from mesh_lab.servers.ports import PortBlock
+
+# Before a fixture puts fewer in their place.
+REAL_LAB_PACKAGES = doctor.LAB_PACKAGES
+
+GOOD = Finding("memory", True, "8.0 GB available", "close programs")
+NOTE = Finding("Docker", False, "no docker on PATH", "install Docker", "note")
+FAULT = Finding("disk", False, "0.1 GB free in [bold]/tmp", "free some")
+
+
+@pytest.fixture(autouse=True)
+def empty_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A machine with nothing on PATH, nothing cached and a directory to put programs into."""
+    monkeypatch.delenv(binary.SERVER_VARIABLE, raising=False)
+    monkeypatch.delenv("BROWSER", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr(binary, "USUAL_DIRECTORIES", ())
+    monkeypatch.setattr(binary, "cache_directory", lambda: tmp_path / "cache")
+    (tmp_path / "bin").mkdir()
+    return tmp_path / "bin"
+
+
+def program(directory: Path, name: str, text: str) -> None:
+    if sys.platform == "win32":
+        pytest.skip("the programs that stand in for real ones are shell scripts")
+    (directory / name).write_text(f"#!/bin/sh\n{text}\n")
+    (directory / name).chmod(0o755)
+
+
+def found(what: str) -> Finding:
+    """Return the one finding of an examination whose subject starts like this."""
+    (finding,) = [finding for finding in doctor.examine() if finding.what.startswith(what)]
+    return finding
+
+
+@pytest.fixture
+def few_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two small packages in place of the lab's, whose import takes seconds."""
+    monkeypatch.setattr(doctor, "LAB_PACKAGES", ("platformdirs", "psutil"))
+
+
+@pytest.fixture
+def no_browser(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine on which the standard library finds no browser either."""
+
+    def get() -> webbrowser.BaseBrowser:
+        raise webbrowser.Error("could not locate runnable browser")
+
+    monkeypatch.setattr(webbrowser, "get", get)
+
+
+pytestmark = pytest.mark.usefixtures("few_packages", "no_browser")
+
+
+def test_everything_is_looked_at_and_every_fault_says_its_fix() -> None:
+    findings = doctor.examine()
+    assert [finding.what for finding in findings] == [
+        "Python",
+        "event loop",
+        "packages",
+        "nats-server 2.14.0 or newer",
+        "ports",
+        "memory",
+        "disk",
+        "Docker",
+        "browser",
+    ]
+    assert all(finding.seen for finding in findings)
+    assert all(finding.fix for finding in findings if not finding.ok)
+
+
+def test_the_packages_are_those_that_the_lab_extra_needs_at_run_time() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
+    lab = {line.partition(">")[0] for line in project["project"]["optional-dependencies"]["lab"]}
+    only_for_building = {"hatchling", "editables"}
+    assert lab - only_for_building == {*REAL_LAB_PACKAGES, "nest-asyncio", "nest-asyncio2"}
+
+
+# The exit code and what is shown
+
+
+@pytest.mark.parametrize(("findings", "code"), [([GOOD], 0), ([GOOD, NOTE], 0), ([GOOD, NOTE, FAULT], 1), ([], 0)])
+def test_only_a_fault_makes_the_exit_code_1(
+    monkeypatch: pytest.MonkeyPatch, findings: list[Finding], code: int
+) -> None:
+    monkeypatch.setattr(doctor, "examine", lambda: findings)
+    assert doctor.run() == code
+
+
+@pytest.mark.parametrize("rich_is_there", [True, False])
+def test_each_state_is_shown_with_its_fix(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rich_is_there: bool
+) -> None:
+    monkeypatch.setattr(doctor, "examine", lambda: [GOOD, NOTE, FAULT])
+    monkeypatch.setenv("COLUMNS", "120")
+    if not rich_is_there:
+        monkeypatch.setitem(sys.modules, "rich.console", None)
+    doctor.run()
+    shown = capsys.readouterr().out
+    for words in ("ok", "note", "fault", "8.0 GB available", "install Docker", "[bold]/tmp", "free some"):
+        assert words in shown
+    assert "close programs" not in shown
+
+
+# Packages
+
+
+def test_a_missing_package_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "LAB_PACKAGES", ("psutil", "no-such-package"))
+    finding = found("packages")
+    assert finding.state == "fault"
+    assert finding.seen == "no-such-package: ModuleNotFoundError: No module named 'no_such_package'"
+    assert 'pip install "mesh-lab[lab]"' in finding.fix
+
+
+def test_a_package_that_breaks_at_import_is_a_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "half_built.py").write_text("raise ValueError('numpy.dtype size changed')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(doctor, "LAB_PACKAGES", ("half-built",))
+    assert found("packages").seen == "half-built: ValueError: numpy.dtype size changed"
+
+
+def test_without_psutil_the_rest_is_still_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    assert found("memory").seen.startswith("cannot be measured")
+    assert found("disk").ok
+
+
+# nats-server
+
+
+def test_a_server_is_shown_with_its_version_and_place(empty_machine: Path) -> None:
+    program(empty_machine, "nats-server", "echo nats-server: v2.15.1")
+    finding = found("nats-server")
+    assert finding.ok
+    assert finding.seen == f"2.15.1 at {empty_machine / 'nats-server'}, by PATH"
+
+
+def test_an_old_server_is_named_and_a_new_one_is_an_install_away(empty_machine: Path) -> None:
+    program(empty_machine, "nats-server", "echo nats-server: v2.9.10")
+    finding = found("nats-server")
+    assert finding.state == "fault"
+    assert "is version 2.9.10, older than 2.14.0" in finding.seen
+    assert finding.fix == "mesh-lab install-server"
+
+
+def test_a_wrong_variable_is_a_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MESH_LAB_NATS_SERVER", str(tmp_path / "nowhere"))
+    finding = found("nats-server")
+    assert finding.state == "fault"
+    assert "MESH_LAB_NATS_SERVER is set, but" in finding.seen
+
+
+# Ports, memory, disk
+
+
+def test_a_port_block_is_found_and_given_back() -> None:
+    finding = found("ports")
+    assert finding.ok
+    with socket.create_server(("127.0.0.1", int(finding.seen.rpartition(" ")[2]))):
+        pass
+
+
+def test_ports_that_are_all_taken_are_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reserve() -> None:
+        raise NotReadyError("all 250 port blocks between 15000 and 31000 are taken")
+
+    monkeypatch.setattr(PortBlock, "reserve", reserve)
+    finding = found("ports")
+    assert finding.state == "fault"
+    assert "all 250 port blocks" in finding.seen
+
+
+@pytest.mark.parametrize("what", ["memory", "disk"])
+def test_too_little_is_a_fault_with_its_numbers(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    assert found(what).ok
+    monkeypatch.setattr(doctor, f"{what.upper()}_NEEDED_BYTES", 10**18)
+    assert found(what).state == "fault"
+    assert "1000000000 GB needed" in found(what).seen
+
+
+def test_a_containers_limit_counts_before_the_machines_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "memory.max").write_text("1500000000\n")
+    (tmp_path / "memory.current").write_text("1300000000\n")
+    (tmp_path / "memory.stat").write_text("anon 900000000\ninactive_file 400000000\n")
+    monkeypatch.setattr(doctor, "CGROUP", tmp_path)
+    assert found("memory").seen == "0.6 GB available, 1 GB needed"
+
+    (tmp_path / "memory.max").write_text("max\n")
+    assert found("memory").ok
+
+
+# Docker and a browser
+
+
+def test_docker_without_an_engine_or_compose_is_two_notes(empty_machine: Path) -> None:
+    program(empty_machine, "docker", "echo 'Cannot connect to the Docker daemon' >&2; exit 1")
+    engine, compose = found("Docker engine"), found("Docker Compose")
+    assert (engine.state, compose.state) == ("note", "note")
+    assert engine.seen == "Cannot connect to the Docker daemon"
+
+
+@pytest.mark.parametrize(
+    ("said", "ok"),
+    [
+        ("Docker Compose version v2.39.1", True),
+        ("Docker Compose version 5.0.2", True),
+        ("docker-compose version 1.29.2, build unknown", False),
+        ("", False),
+    ],
+)
+def test_compose_must_be_version_2_or_newer(empty_machine: Path, said: str, ok: bool) -> None:
+    program(empty_machine, "docker", f"[ $1 = version ] && echo 28.2.2 || echo '{said}'")
+    assert found("Docker engine").ok
+    assert found("Docker Compose").ok is ok
+
+
+def test_compose_may_be_a_program_of_its_own(empty_machine: Path) -> None:
+    program(empty_machine, "docker", "[ $1 = version ] && echo 28.2.2")
+    program(empty_machine, "docker-compose", "echo 'Docker Compose version 2.26.1-4'")
+    assert found("Docker Compose").ok
+
+
+def test_a_browser_on_path_is_found(empty_machine: Path) -> None:
+    assert found("browser").state == "note"
+    program(empty_machine, "firefox", "")
+    assert found("browser").seen == str(empty_machine / "firefox")
+
+
+def test_a_browser_for_text_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webbrowser, "get", lambda: webbrowser.GenericBrowser("w3m"))
+    finding = found("browser")
+    assert finding.state == "note"
+    assert finding.seen == "only w3m, which cannot show JupyterLab"

@@ -1,0 +1,60 @@
+"""What the two ways of making the environment install is the same, and every line says why it is there."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[2]
+# pip builds the package in isolation under conda, so what builds it is needed in the pinned environment only.
+BUILD_ONLY = {"hatchling", "editables"}
+
+
+def _project() -> dict[str, Requirement]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = [Requirement(text) for text in project["dependencies"] + project["optional-dependencies"]["lab"]]
+    return {r.name: r for r in named if r.name not in BUILD_ONLY}
+
+
+def _conda() -> dict[str, Requirement]:
+    listed = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    texts = [item for item in listed if isinstance(item, str)]
+    texts += [item for nested in listed if isinstance(nested, dict) for item in nested["pip"] if item != "-e ."]
+    named = [Requirement(text) for text in texts]
+    return {r.name: r for r in named if r.name not in {"python", "pip"}}
+
+
+def test_conda_installs_what_pyproject_names_in_the_same_versions() -> None:
+    project, conda = _project(), _conda()
+    assert sorted(conda) == sorted(project)
+    assert {n: str(r.specifier) for n, r in conda.items()} == {n: str(r.specifier) for n, r in project.items()}
+
+
+@pytest.mark.parametrize("name", ["environment.yml", "pyproject.toml"])
+def test_every_dependency_says_why_it_is_there(name: str) -> None:
+    text = (ROOT / name).read_text()
+    lines = [line for line in text.splitlines() if re.match(r'\s+(- |")[a-z-]+[\[><=\w.,]*[><=]', line)]
+    assert len(lines) >= 13
+    assert [line for line in lines if "#" not in line] == []
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-dev.lock"])
+def test_a_lock_pins_versions_and_hashes_and_carries_no_address(name: str) -> None:
+    text = (ROOT / name).read_text()
+    pins = re.findall(r"(?m)^([A-Za-z0-9._-]+)==", text)
+    assert len(pins) > 100
+    assert text.count("--hash=sha256:") >= len(pins)
+    assert not re.search(r"://|--index-url|--find-links| @ ", text)
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-dev.lock"])
+def test_a_lock_satisfies_pyproject(name: str) -> None:
+    pins = dict(re.findall(r"(?m)^([A-Za-z0-9._-]+)==([^\s;]+)", (ROOT / name).read_text()))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + project["optional-dependencies"]["lab"]
+    wanted += project["optional-dependencies"]["dev"] if "dev" in name else []
+    for requirement in map(Requirement, wanted):
+        assert requirement.specifier.contains(pins[requirement.name]), requirement

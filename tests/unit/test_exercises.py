@@ -1,0 +1,301 @@
+import asyncio
+import contextlib
+import dataclasses
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from mesh_lab.errors import NoMeshError, UnknownExerciseError
+from mesh_lab.notebook import exercises
+from mesh_lab.notebook.answers import untouched
+from mesh_lab.notebook.exercises import Verdict, check, correct, exercise, hint, not_yet, progress
+
+
+@pytest.fixture(autouse=True)
+def lab(monkeypatch, tmp_path):
+    """A registry and a home of its own, and a mesh that nobody has to start."""
+    monkeypatch.setenv("MESH_LAB_HOME", str(tmp_path))
+    monkeypatch.setattr(exercises, "_exercises", {})
+    monkeypatch.setattr(exercises, "_load", lambda notebook: None)
+    monkeypatch.setattr(exercises, "newest_mesh", lambda: SimpleNamespace(name="a mesh"))
+
+
+@pytest.fixture
+def doubling():
+    @exercise(
+        "2.2",
+        title="double it",
+        answer="async function",
+        expects="the number doubled",
+        hint="Two times.",
+        within=0.2,
+    )
+    async def doubles(mesh, answer):
+        seen = await answer(21)
+        return correct("a queue group needs no such thing") if seen == 42 else not_yet(f"{seen} for 21", "42")
+
+    return doubles
+
+
+def empty(): ...
+
+
+def passing():
+    pass
+
+
+def documented(orders: int = 3) -> None:
+    """Say what is to be done."""
+
+
+async def waiting(sub):
+    # drain it here
+    ...
+
+
+async def streaming():
+    ...
+    yield
+
+
+class Hollow:
+    """Say what is to be done."""
+
+    async def handle(self, message): ...
+
+    @property
+    def done(self): ...
+
+
+@pytest.mark.parametrize(
+    "stub",
+    [
+        ...,
+        empty,
+        passing,
+        documented,
+        waiting,
+        streaming,
+        Hollow,
+        lambda: ...,
+        (..., waiting),
+        {"max_age": ..., "storage": ...},
+    ],
+    ids=repr,
+)
+async def test_an_untouched_answer_is_not_attempted_and_not_run(doubling, stub):
+    assert repr(await check("2.2", stub)) == "not attempted"
+
+
+async def touched_generator():
+    yield 1
+
+
+@dataclasses.dataclass
+class Order:
+    cents: int
+
+
+class Working:
+    def handle(self):
+        return 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [None, 0, "", {}, [], (), (..., 1), {"max_age": 7}, lambda: 1, touched_generator, Order, Working],
+    ids=repr,
+)
+def test_whatever_was_written_is_an_answer(answer):
+    assert not untouched(answer)
+
+
+def test_what_a_decorator_writes_does_not_count_as_written_by_the_reader():
+    @dataclasses.dataclass
+    class Bare: ...
+
+    assert untouched(Bare)
+
+
+async def test_a_right_answer_is_correct_with_one_more_thing_to_know(doubling):
+    async def double(number):
+        return 2 * number
+
+    assert repr(await check("2.2", double)) == "correct: a queue group needs no such thing"
+
+
+async def test_a_wrong_answer_is_told_what_was_seen_and_what_was_expected(doubling):
+    async def triple(number):
+        return 3 * number
+
+    assert repr(await check("2.2", triple)) == "not yet: 63 for 21; expected 42"
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (42, "the answer is a number, 42"),
+        ("drain", "the answer is a text, 'drain'"),
+        (None, "the answer is None"),
+        (lambda number: 2 * number, "the answer is a plain function (def …)"),
+        (touched_generator, "the answer is an async generator (async def … with yield)"),
+        (Working, "the answer is a class"),
+        ([1, 2], "the answer is of type list: [1, 2]"),
+    ],
+    ids=repr,
+)
+async def test_an_answer_of_the_wrong_kind_is_told_so(doubling, answer, said):
+    assert repr(await check("2.2", answer)) == f"not yet: {said}; expected an async function (async def …)"
+
+
+async def test_a_called_function_is_told_so_and_its_coroutine_closed(doubling):
+    async def double(number):
+        return 2 * number
+
+    verdict = await check("2.2", double(21))
+    assert "double(…) was called, and its coroutine handed over" in repr(verdict)
+
+
+async def test_an_answer_that_raises_is_shown_with_its_line(doubling):
+    async def broken(number):
+        return number["orders"]
+
+    line = broken.__code__.co_firstlineno + 1
+    assert repr(await check("2.2", broken)) == (
+        f"not yet: it raised TypeError: 'int' object is not subscriptable (line {line} of its cell); "
+        "expected the number doubled"
+    )
+
+
+async def test_an_answer_with_too_few_arguments_is_shown_what_python_says(doubling):
+    async def lazy():
+        return 42
+
+    assert "it raised TypeError" in repr(await check("2.2", lazy))
+
+
+async def test_a_lone_exception_in_a_task_group_is_shown_itself(doubling):
+    async def grouped(number):
+        async with asyncio.TaskGroup():
+            raise ValueError("no such subject\nand more lines")
+
+    assert "it raised ValueError: no such subject (line" in repr(await check("2.2", grouped))
+
+
+async def test_an_exception_of_the_check_is_not_blamed_on_the_answer():
+    @exercise("1.1", title="look", hint="", expects="a stream")
+    async def looks(mesh, answer):
+        raise LookupError("stream not found")
+
+    assert repr(await check("1.1", 1)) == "not yet: the check met LookupError: stream not found; expected a stream"
+
+
+async def test_an_answer_that_hangs_is_ended(doubling):
+    async def hangs(number):
+        await asyncio.Event().wait()
+
+    assert repr(await check("2.2", hangs)) == "not yet: no answer after 0.2 s; expected the number doubled"
+
+
+async def test_an_answer_that_blocks_the_event_loop_is_ended(doubling):
+    async def blocks(number):
+        threading.Event().wait(30)
+
+    assert repr(await check("2.2", blocks)) == "not yet: no answer after 0.2 s; expected the number doubled"
+
+
+async def test_a_timeout_of_the_answer_itself_is_an_exception_like_any_other(doubling):
+    async def impatient(number):
+        raise TimeoutError("nats: timeout")
+
+    assert "it raised TimeoutError: nats: timeout" in repr(await check("2.2", impatient))
+
+
+async def test_an_interrupt_passes_through(doubling):
+    class Interrupt(BaseException):
+        pass
+
+    async def interrupted(number):
+        raise Interrupt("by the reader")
+
+    with pytest.raises(Interrupt, match="by the reader"):
+        await check("2.2", interrupted)
+
+
+async def test_a_stub_needs_no_mesh_and_an_answer_does(doubling, monkeypatch):
+    def none_open():
+        raise NoMeshError("no mesh is open")
+
+    async def double(number):
+        return 2 * number
+
+    monkeypatch.setattr(exercises, "newest_mesh", none_open)
+    assert repr(await check("2.2", ...)) == "not attempted"
+    with pytest.raises(NoMeshError, match="no mesh is open"):
+        await check("2.2", double)
+
+
+async def test_an_unknown_number_lists_the_exercises_there_are(doubling):
+    for number in ("2.3", "22", "two", ""):
+        with pytest.raises(UnknownExerciseError, match=r"there are 2\.2"):
+            await check(number, ...)
+
+
+def test_a_number_taken_by_another_module_is_refused(doubling):
+    async def other(mesh, answer):
+        return correct("")
+
+    other.__module__ = "elsewhere"
+    with pytest.raises(ValueError, match=r"exercise 2\.2 stands in .*test_exercises already"):
+        exercise("2.2", title="", hint="")(other)
+
+
+def test_a_hint_is_printed(doubling, capsys):
+    hint("2.2")
+    assert capsys.readouterr().out == "Two times.\n"
+
+
+async def test_progress_counts_what_the_reader_solved_and_no_solution(doubling):
+    async def double(number):
+        return 2 * number
+
+    await check("2.2", double, solution=True)
+    await check("2.2", ...)
+    assert repr(progress()) == "0 of 1 exercises solved\n02 share work in queue groups   0 of 1   open: 2.2"
+    await check("2.2", double)
+    await check("2.2", ...)
+    assert repr(progress()) == "1 of 1 exercises solved\n02 share work in queue groups   1 of 1"
+    assert "<td>1 of 1</td><td>2.2 double it</td><td>none</td>" in progress()._repr_html_()
+
+
+async def test_the_answer_itself_is_not_stored(doubling, tmp_path):
+    async def double(number):
+        return 2 * number
+
+    await check("2.2", double)
+    stored = (tmp_path / "progress.sqlite").read_bytes()
+    assert b"2.2" in stored
+    assert b"double" not in stored
+
+
+async def test_a_home_that_cannot_be_written_is_named(doubling, tmp_path, monkeypatch):
+    async def double(number):
+        return 2 * number
+
+    (tmp_path / "progress.sqlite").write_text("not a database, and long enough that nobody takes it for one")
+    with pytest.raises(OSError, match="set MESH_LAB_HOME"):
+        await check("2.2", double)
+
+
+async def test_an_answer_that_catches_everything_is_still_ended(doubling):
+    async def stubborn(number):
+        with contextlib.suppress(Exception):
+            threading.Event().wait(30)
+        threading.Event().wait(30)
+
+    assert "no answer after 0.2 s" in repr(await check("2.2", stubborn))
+
+
+def test_verdicts_with_the_same_words_are_equal():
+    assert not_yet("41 orders", "3,000") == Verdict("not yet", "41 orders; expected 3,000")

@@ -1,0 +1,77 @@
+"""``eventually`` waits for what is true, not for time to pass, and says what it last saw."""
+
+import asyncio
+import time
+
+import pytest
+
+from mesh_lab.errors import NotReadyError
+from mesh_lab.patterns.waiting import SHOWN_CHARACTERS, eventually
+
+
+async def test_it_returns_the_first_true_value() -> None:
+    values = iter([0, "", [], "there", "never asked for"])
+    assert await eventually(lambda: next(values), within=5.0, every=0) == "there"
+
+
+async def test_the_condition_may_be_async() -> None:
+    asked = []
+
+    async def third_time() -> bool:
+        asked.append(None)
+        return len(asked) == 3
+
+    assert await eventually(third_time, within=5.0)
+    assert len(asked) == 3
+
+
+async def test_too_late_says_what_was_seen_last() -> None:
+    with pytest.raises(NotReadyError, match=r"^condition not met within 0\.05 s \(it last returned \[\]\), expected"):
+        await eventually(lambda: [], within=0.05)
+
+
+async def test_a_condition_is_asked_once_even_without_time() -> None:
+    assert await eventually(lambda: 7, within=0.0) == 7
+    with pytest.raises(NotReadyError, match="it last returned None"):
+        await eventually(lambda: None, within=0.0)
+
+
+async def test_a_condition_that_hangs_is_cut_off() -> None:
+    cut_off = asyncio.Event()
+
+    async def hangs() -> bool:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cut_off.set()
+        return True
+
+    started = time.monotonic()
+    with pytest.raises(NotReadyError, match=r"within 0\.1 s \(it never returned\)"):
+        await eventually(hangs, within=0.1)
+    assert cut_off.is_set()
+    assert time.monotonic() - started < 5.0
+
+
+async def test_what_the_condition_raises_ends_the_wait() -> None:
+    async def fails() -> bool:
+        raise TimeoutError("my own")
+
+    with pytest.raises(KeyError, match="name"):
+        await eventually(lambda: {}["name"], within=5.0)
+    with pytest.raises(TimeoutError, match="my own"):
+        await eventually(fails, within=5.0)
+
+
+async def test_a_long_value_is_shortened() -> None:
+    with pytest.raises(NotReadyError, match="…") as told:
+        await eventually(lambda: Falsy(), within=0.0)
+    assert len(str(told.value)) < SHOWN_CHARACTERS + 100
+
+
+class Falsy:
+    def __bool__(self) -> bool:
+        return False
+
+    def __repr__(self) -> str:
+        return "x" * 10_000

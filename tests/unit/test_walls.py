@@ -1,0 +1,94 @@
+"""The walls that hold the house up: who may import whom, and what an import may cost."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "mesh_lab"
+FLOORS = {
+    "errors": 0, "home": 1, "observe": 1, "patterns": 1, "security": 1,
+    "measure": 2, "orders": 2, "servers": 2,
+    "chaos": 3, "cli": 3, "doctor": 3, "order_run": 3, "order_services": 3, "orders_report": 3,
+    "notebook": 4,
+}  # fmt: skip
+# The notebook's own words, below: `mesh_lab/__init__.py` names things of every floor and imports them when used.
+LAZY = {"__init__"}
+PORTABLE = {"orders", "patterns"}
+THIRD_PARTY_OF_PORTABLE = {"nats", "msgspec", "uvloop"}
+NOTEBOOK_ONLY = {"IPython", "ipywidgets", "matplotlib", "nest_asyncio2"}
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def _part(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def _imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_module_imports_only_from_its_own_part_and_from_floors_below(path: Path) -> None:
+    part = _part(path)
+    if part in LAZY:
+        return
+    for name in _imports(path):
+        if name.startswith("mesh_lab."):
+            other = name.split(".")[1]
+            if other == "__version__":
+                continue
+            allowed = other == part or FLOORS[other] < FLOORS[part] or FLOORS[part] == 3 == FLOORS[other]
+            assert allowed, f"{part} (floor {FLOORS[part]}) imports {name} (floor {FLOORS[other]})"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_only_the_notebook_floor_knows_notebooks(path: Path) -> None:
+    top = {name.split(".")[0] for name in _imports(path)}
+    if _part(path) != "notebook" and _part(path) not in LAZY | {"doctor"}:
+        assert not top & NOTEBOOK_ONLY
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_what_runs_in_production_needs_nats_and_msgspec_only(path: Path) -> None:
+    if _part(path) in PORTABLE:
+        others = {name.split(".")[0] for name in _imports(path)} - sys.stdlib_module_names
+        assert others <= THIRD_PARTY_OF_PORTABLE | {"mesh_lab"}
+        inside = {name.split(".")[1] for name in _imports(path) if name.startswith("mesh_lab.")}
+        assert inside <= PORTABLE | {"errors"}
+
+
+def test_importing_the_package_loads_neither_ipython_nor_matplotlib() -> None:
+    heavy = "{'IPython', 'matplotlib', 'pandas', 'ipywidgets', 'nats', 'asyncio'}"
+    program = f"import sys, mesh_lab; print(sorted({heavy} & set(sys.modules)))"
+    assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "[]"
+
+
+def test_starting_a_mesh_needs_neither_ipython_nor_matplotlib() -> None:
+    heavy = "{'IPython', 'matplotlib', 'pandas', 'ipywidgets'}"
+    program = f"import sys; from mesh_lab import start_mesh; print(sorted({heavy} & set(sys.modules)))"
+    assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "[]"
+
+
+def test_importing_the_package_costs_less_than_importing_the_client() -> None:
+    # A relation inside one run: both are timed by the same interpreter, in processes of their own.
+    def seconds(module: str) -> float:
+        program = f"import time; t = time.perf_counter(); import {module}; print(time.perf_counter() - t)"
+        return min(float(subprocess.check_output([sys.executable, "-c", program], text=True)) for _ in range(3))
+
+    assert seconds("mesh_lab") < seconds("nats")
+
+
+def test_every_module_is_of_a_size_that_one_reads_in_a_sitting() -> None:
+    long = {str(p.relative_to(PACKAGE)): n for p in MODULES if (n := len(p.read_text().splitlines())) > 275}
+    assert not long
