@@ -99,14 +99,15 @@ async def run_orders(
                     progress(summary)
                 if kill_one and killing is None and summary.totals.orders >= expected.orders // 2:
                     killing = asyncio.create_task(_kill_leader(mesh, client, faults))
-                if sum(summary.events.values()) >= sum(expected_events.values()) and services.published:
+                through = sum(summary.events.values()) >= sum(expected_events.values()) and services.published
+                if through and await _group_is_done(client):
                     break
             if time.monotonic() - started > within:
                 if summary is not None:
                     check_totals(summary.totals, expected)
                 raise NotReadyError(
                     f"not every order was through after {within} s; seen {summary and summary.events}, "
-                    f"expected {expected_events}"
+                    f"expected {expected_events}, each acknowledged to the group of workers"
                 )
             await asyncio.sleep(ASK_EVERY_S)
         elapsed_s = time.monotonic() - started
@@ -163,6 +164,19 @@ async def _ask(client: Client) -> Summary | None:
         return await ask_read_model(client, within=1.0)
     except (nats.errors.NoRespondersError, TimeoutError, nats.errors.OutboundBufferLimitError):
         return None
+
+
+async def _group_is_done(client: Client) -> bool:
+    """Say whether no order waits for a worker or for its acknowledgement.
+
+    An acknowledgement that meets an election is heard by nobody. Its order comes again after the group's ``ack_wait``,
+    to workers whose events the stream knows by their ids, and is acknowledged then.
+    """
+    try:
+        group = await client.jetstream(timeout=1.0).consumer_info(STREAM, WORKERS)
+    except (TimeoutError, nats.errors.Error):  # no leader at this moment
+        return False
+    return group.num_pending == 0 and group.num_ack_pending == 0
 
 
 def _leader(info: StreamInfo) -> str | None:

@@ -54,7 +54,7 @@ async def create_event_store(js: JetStreamContext, *, replicas: int = 1) -> Stre
     )
 
 
-async def create_worker_group(js: JetStreamContext, *, ack_wait: float = 10.0, max_ack_pending: int = 20_000) -> None:
+async def create_worker_group(js: JetStreamContext, *, ack_wait: float = 5.0, max_ack_pending: int = 20_000) -> None:
     """Make the consumer that all workers share, if it is not there.
 
     Args:

@@ -1,7 +1,8 @@
 """A reader opens the first notebook in JupyterLab, runs it, and does an exercise."""
 
-import contextlib
+import json
 import re
+import time
 import urllib.error
 import urllib.request
 
@@ -18,27 +19,39 @@ RIGHT_ANSWER = 'subject = list(read_orders(first=10))[-1].subject("paid")'
 
 @pytest.fixture
 def notebook(page: Page, jupyter: str) -> Page:
-    """The first notebook, open in JupyterLab with a kernel that idles."""
+    """The first notebook, open in JupyterLab with a kernel that idles, and without the outputs that come with it."""
     page.goto(jupyter)  # the address that `make lab` prints leads to the notebook
     expect(page.locator(".jp-NotebookPanel")).to_be_visible(timeout=STARTS_MS)
+    _wait_for_kernel(jupyter)
     expect(page.locator('.jp-NotebookPanel [data-status="idle"]').first).to_be_attached(timeout=STARTS_MS)
+    _choose(page, "Edit", "Clear Outputs of All Cells")
+    expect(_cell_with(page, "%load_ext mesh_lab").locator(".jp-InputArea-prompt")).to_have_text("[ ]:")
     return page
 
 
-def _run(page: Page, entry: str) -> None:
-    page.get_by_role("menuitem", name="Run", exact=True).click()
+def _wait_for_kernel(jupyter: str) -> None:
+    """Return when the page is connected to its kernel: told to run before, JupyterLab asks for a kernel instead."""
+    base, token = jupyter.split("/lab", 1)[0], jupyter.rpartition("token=")[2]
+    deadline, seen = time.monotonic() + STARTS_MS / 1_000, "nothing yet"
+    while time.monotonic() < deadline:
+        with urllib.request.urlopen(f"{base}/api/sessions?token={token}", timeout=10) as answer:
+            seen = json.load(answer)
+        if any(s["kernel"]["connections"] and s["kernel"]["execution_state"] == "idle" for s in seen):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"no kernel was ready; JupyterLab's sessions: {seen}")
+
+
+def _choose(page: Page, menu: str, entry: str) -> None:
+    page.get_by_role("menuitem", name=menu, exact=True).click()
     page.get_by_role("menuitem", name=entry, exact=True).click()
 
 
 def _run_all(page: Page) -> None:
-    """Run all cells, again if need be: JupyterLab drops what it is told while it still connects to the kernel."""
+    _choose(page, "Run", "Run All Cells")
     first = _cell_with(page, "%load_ext mesh_lab").locator(".jp-InputArea-prompt")
-    for _ in range(5):
-        _run(page, "Run All Cells")
-        with contextlib.suppress(AssertionError):
-            expect(first).to_have_text(EXECUTED, timeout=20_000)
-            return
-    raise AssertionError(f"the first cell was not executed; its prompt says {first.inner_text()!r}")
+    expect(first).to_have_text(EXECUTED, timeout=STARTS_MS)
+    assert page.locator(".jp-Dialog").all_inner_texts() == []
 
 
 def _code_cells(page: Page) -> Locator:
