@@ -176,7 +176,7 @@ async def _group_is_done(client: Client) -> bool:
         group = await client.jetstream(timeout=1.0).consumer_info(STREAM, WORKERS)
     except (TimeoutError, nats.errors.Error):  # no leader at this moment
         return False
-    return group.num_pending == 0 and group.num_ack_pending == 0
+    return not group.num_pending and not group.num_ack_pending
 
 
 def _leader(info: StreamInfo) -> str | None:
