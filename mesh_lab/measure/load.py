@@ -60,7 +60,9 @@ async def publish_load(
     if window < 1:
         raise ValueError(f"window={window}, expected 1 or more")
     job = "publish" if not acknowledged else "publish acknowledged" if window == 1 else "publish windowed"
-    tasks = _publishers(job, options, subject, messages, payload_bytes, publishers, within, controls=[], window=window)
+    tasks = publisher_tasks(
+        job, options, subject, messages, payload_bytes, publishers, within, controls=[], window=window
+    )
     sent, _ = await run_children(tasks, within=within)
     return Run(
         messages=messages,
@@ -112,13 +114,15 @@ async def deliver_load(
         raise ValueError(f"subscribers={subscribers}, expected 1 or more")
     run = secrets.token_hex(8)
     controls = [f"_INBOX.load.{run}.{i}" for i in range(subscribers)]
-    sending = _publishers("publish", options, subject, messages, payload_bytes, publishers, within, controls=controls)
+    sending = publisher_tasks(
+        "publish", options, subject, messages, payload_bytes, publishers, within, controls=controls
+    )
     receiving = [
         msgspec.structs.replace(
             sending[0],
             job="receive",
             role=f"subscriber {i}",
-            options=_portable(options if subscriber_options is None else subscriber_options),
+            options=portable(options if subscriber_options is None else subscriber_options),
             count=messages,
             queue=queue or "",
             controls=[control],
@@ -161,7 +165,7 @@ def count_faults(reports: Sequence[Report], *, messages: int, shared: bool) -> t
     return due, due - different, sum(report.received for report in reports) - different
 
 
-def _publishers(
+def publisher_tasks(
     job: str,
     options: Mapping[str, Any],
     subject: str,
@@ -192,7 +196,7 @@ def _publishers(
         Task(
             job=job,
             role=f"publisher {i + 1}",
-            options=_portable(options),
+            options=portable(options),
             subject=subject,
             mark=mark,
             first=first[i],
@@ -206,7 +210,7 @@ def _publishers(
     ]
 
 
-def _portable(options: Mapping[str, Any]) -> dict[str, Any]:
+def portable(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options if they can travel to another process."""
     for name, value in options.items():
         try:

@@ -51,6 +51,14 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Subjects on which publishers talk to subscribers: all of them, or the subscriber's own."""
     publishers: int = 1
     """Number of publishers that a subscriber hears."""
+    # Of paced jobs; :func:`mesh_lab.measure.paced.paced_load` says what each means.
+    rate_per_s: float = 0.0
+    until: str = ""
+    closed: bool = False
+    random_arrivals: bool = False
+    seed: int = 0
+    payloads: list[bytes] = []
+    patience: float = 0.0
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,6 +76,11 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """Publishes that the stream had already."""
     server_version: str = ""
     """Version of the server at the other end."""
+    # Of paced jobs: eight bytes of nanoseconds for each message, in the machine's own order, and a byte of outcome.
+    due_ns: bytes = b""
+    sent_ns: bytes = b""
+    done_ns: bytes = b""
+    outcome: bytes = b""
 
 
 class Parent:

@@ -11,6 +11,7 @@ so a publisher's first stamp and a subscriber's last one can be subtracted.
 
 import asyncio
 import os
+import selectors
 import sys
 import traceback
 from collections.abc import Callable
@@ -23,6 +24,10 @@ import nats.errors
 from nats.aio.client import Client
 
 from mesh_lab.measure.load_jobs import JOBS, SURVIVES_RECONNECT, Parent, Report, Task, say
+from mesh_lab.measure.paced_jobs import PACED_JOBS
+
+ALL_JOBS = {**JOBS, **PACED_JOBS}
+RECONNECTING = SURVIVES_RECONNECT | set(PACED_JOBS)
 
 
 async def _connect(task: Task, gone: asyncio.Event) -> Client:
@@ -42,7 +47,7 @@ async def _connect(task: Task, gone: asyncio.Event) -> Client:
         "error_cb": on_error,
         "closed_cb": on_gone,
     }
-    if task.job not in SURVIVES_RECONNECT:
+    if task.job not in RECONNECTING:
         defaults["disconnected_cb"] = on_gone
     try:
         return await nats.connect(**{**defaults, **task.options})
@@ -56,7 +61,7 @@ async def _work(task: Task) -> Report:
     try:
         async with asyncio.timeout(task.within):
             client = await _connect(task, gone)
-            job = asyncio.ensure_future(JOBS[task.job](client, parent))
+            job = asyncio.ensure_future(ALL_JOBS[task.job](client, parent))
             watch = asyncio.ensure_future(gone.wait())
             await asyncio.wait({job, watch}, return_when=asyncio.FIRST_COMPLETED)
             if not job.done():
@@ -73,14 +78,21 @@ async def _work(task: Task) -> Report:
     return msgspec.structs.replace(report, server_version=f"{version.major}.{version.minor}.{version.patch}")
 
 
+def _loop_factory(task: Task) -> Callable[[], asyncio.AbstractEventLoop]:
+    if task.job in PACED_JOBS:
+        # select counts in microseconds; epoll, kqueue under asyncio and uvloop's timers in milliseconds.
+        return lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())
+    new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+    with suppress(ImportError):  # there is no uvloop on Windows
+        from uvloop import new_event_loop as new_loop
+    return new_loop
+
+
 def main() -> None:
     """Do the task that standard input names."""
     with open(0, "rb", buffering=0, closefd=False) as pipe:
         task = msgspec.json.decode(pipe.readline(), type=Task)
-    new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
-    with suppress(ImportError):  # there is no uvloop on Windows
-        from uvloop import new_event_loop as new_loop
-    with asyncio.Runner(loop_factory=new_loop) as runner:
+    with asyncio.Runner(loop_factory=_loop_factory(task)) as runner:
         try:
             report = runner.run(_work(task))
         except BaseException:  # noqa: BLE001

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 # pip builds the package in isolation under conda, so what builds it is needed in the pinned environment only.
@@ -57,4 +58,4 @@ def test_a_lock_satisfies_pyproject(name: str) -> None:
     wanted = project["dependencies"] + project["optional-dependencies"]["lab"]
     wanted += project["optional-dependencies"]["dev"] if "dev" in name else []
     for requirement in map(Requirement, wanted):
-        assert requirement.specifier.contains(pins[requirement.name]), requirement
+        assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement

@@ -17,7 +17,7 @@ FLOORS = {
 # The notebook's own words, below: `mesh_lab/__init__.py` names things of every floor and imports them when used.
 LAZY = {"__init__"}
 PORTABLE = {"orders", "patterns"}
-THIRD_PARTY_OF_PORTABLE = {"nats", "msgspec", "uvloop"}
+THIRD_PARTY_OF_PORTABLE = {"nats", "msgspec", "uvloop", "backports"}  # backports.zstd: Python 3.14 has it itself
 NOTEBOOK_ONLY = {"IPython", "ipywidgets", "matplotlib", "nest_asyncio2"}
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
