@@ -42,7 +42,7 @@ class _Book:
 def _schedule(task: Task) -> Iterator[int]:
     """Yield when each message is due, in nanoseconds after the first: evenly, or by chance around the same rate."""
     gap_ns = 1e9 / task.rate_per_s
-    chance = random.Random(task.seed)  # noqa: S311  # a load is repeated, not guessed
+    chance = random.Random(task.seed)  # a load is repeated, not guessed
     at = 0.0
     for _ in range(task.count):
         yield int(at)
