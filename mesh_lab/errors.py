@@ -16,7 +16,10 @@ reader expects. A message says what happened with its numbers, what was expected
     ├── LoadFailedError (ChildProcessError)       a load generator ended without a result
     ├── NotReadyError (TimeoutError)              a server or a service was not ready in time
     ├── StoreError (OSError)                      a directory for stores or results cannot be used
+    ├── BadLayoutError (ValueError)               regions and leaf nodes cannot be as asked for
     ├── UnknownServerError (LookupError)          no server of the mesh has that name
+    ├── UnknownLinkError (LookupError)            no link of the mesh joins the two
+    ├── LinksFailedError (ChildProcessError)      the process of the links ended or refused
     ├── UnknownServiceError (LookupError)         no service or replica has that name
     ├── MeshClosedError (RuntimeError)            the mesh was closed before
     ├── NoMeshError (RuntimeError)                a service needs a mesh and none is open
@@ -75,8 +78,20 @@ class StoreError(MeshLabError, OSError):
     """A directory cannot be made or written: for the servers' stores, or for this machine's results."""
 
 
+class BadLayoutError(MeshLabError, ValueError):
+    """Servers, regions and leaf nodes cannot be as asked for: too few, an even number, or a name that is not legal."""
+
+
 class UnknownServerError(MeshLabError, LookupError):
-    """No server of the mesh has that name."""
+    """No server of the mesh, and where one may be named no region, has that name."""
+
+
+class UnknownLinkError(MeshLabError, LookupError):
+    """No link of the mesh joins the two."""
+
+
+class LinksFailedError(MeshLabError, ChildProcessError):
+    """The process that runs the links ended, or could not do what it was told; the message carries what it said."""
 
 
 class UnknownServiceError(MeshLabError, LookupError):

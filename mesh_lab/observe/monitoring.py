@@ -94,3 +94,19 @@ class Monitor:
             OSError: Nothing answered.
         """
         return self.read("/routez")[1]
+
+    def gatewayz(self) -> dict[str, Any]:
+        """Return the gateways to other regions: for each, one connection out, and those that came in.
+
+        Raises:
+            OSError: Nothing answered.
+        """
+        return self.read("/gatewayz")[1]
+
+    def leafz(self) -> dict[str, Any]:
+        """Return the leaf node connections, on either side of them.
+
+        Raises:
+            OSError: Nothing answered.
+        """
+        return self.read("/leafz")[1]

@@ -4,7 +4,7 @@ What each setting means: https://docs.nats.io/running-a-nats-service/configurati
 """
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,11 +26,30 @@ class Passwords:
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """Where one server listens on 127.0.0.1."""
+    """Where one server listens on 127.0.0.1; 0 where it does not."""
 
     client: int
     monitor: int
-    cluster: int
+    cluster: int = 0
+    gateway: int = 0
+    leafnodes: int = 0
+
+    @property
+    def all(self) -> tuple[int, ...]:
+        """Every port that the server listens on."""
+        return tuple(p for p in (self.client, self.monitor, self.cluster, self.gateway, self.leafnodes) if p)
+
+
+@dataclass(frozen=True, slots=True)
+class Dials:
+    """The ports on 127.0.0.1 that one server dials: other servers' own, or those of the links that lead there."""
+
+    routes: Sequence[int] = ()
+    """The other servers of its cluster."""
+    gateways: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Servers of each other region."""
+    hub: Sequence[int] = ()
+    """Servers that a leaf node may connect to; it takes one."""
 
 
 def server_config(
@@ -39,9 +58,11 @@ def server_config(
     ports: Ports,
     store: Path,
     passwords: Passwords,
-    cluster: str | None,
-    peers: Sequence[Ports],
-    extra: str,
+    cluster: str | None = None,
+    dials: Dials | None = None,
+    domain: str | None = None,
+    dead_port: int | None = None,
+    extra: str = "",
 ) -> str:
     """Return the text of a server's configuration file.
 
@@ -51,31 +72,70 @@ def server_config(
         store: Directory for JetStream's files.
         passwords: The mesh's passwords; the file must be readable by its owner only.
         cluster: Name of the cluster; ``None`` for a server on its own.
-        peers: Ports of the cluster's other servers.
+        dials: What it dials, itself left out.
+        domain: Its JetStream domain; ``None`` for none.
+        dead_port: Port on which nothing ever listens, to be told to other servers in place of its own. Servers
+            gossip their addresses, and dial those that they hear of: with a dead one, the links are the only way.
         extra: Further settings in the server's own syntax, for lessons that need them.
     """
+    dials = dials or Dials()
+    route = _quoted(passwords.route)
+    among_servers = f"  authorization {{ user: {ROUTE_USER}, password: {route} }}"
+    advertise = [f'  advertise: "127.0.0.1:{dead_port}"'] if dead_port else []
+    own_domain = f", domain: {_quoted(domain)}" if domain else ""
     lines = [
-        f"server_name: {name}",
+        f"server_name: {_quoted(name)}",
         f"listen: 127.0.0.1:{ports.client}",
         f"http: 127.0.0.1:{ports.monitor}",
         # The limits are ceilings, nothing is set aside; a laptop's lessons stay far below them.
-        f"jetstream {{ store_dir: {_quoted(str(store))}, max_mem: 1GB, max_file: 8GB }}",
+        f"jetstream {{ store_dir: {_quoted(str(store))}, max_mem: 1GB, max_file: 8GB{own_domain} }}",
+        'system_account: "$SYS"',
         "accounts {",
         f"  $SYS {{ users: [{{ user: {SYSTEM_USER}, password: {_quoted(passwords.system)} }}] }}",
         f"  {ACCOUNT} {{ jetstream: enabled, users: [{{ user: {USER}, password: {_quoted(passwords.user)} }}] }}",
         "}",
     ]
-    if cluster is not None:
-        routes = ", ".join(_quoted(f"nats://{ROUTE_USER}:{passwords.route}@127.0.0.1:{p.cluster}") for p in peers)
+    if cluster is not None and ports.cluster:
         lines += [
             "cluster {",
-            f"  name: {cluster}",
+            f"  name: {_quoted(cluster)}",
             f"  listen: 127.0.0.1:{ports.cluster}",
-            f"  authorization {{ user: {ROUTE_USER}, password: {_quoted(passwords.route)} }}",
-            f"  routes: [{routes}]",
+            *advertise,
+            among_servers,
+            f"  routes: [{_urls('nats', passwords, dials.routes)}]",
             "}",
         ]
+    if cluster is not None and ports.gateway:
+        lines += [
+            "gateway {",
+            f"  name: {_quoted(cluster)}",
+            f"  listen: 127.0.0.1:{ports.gateway}",
+            *advertise,
+            among_servers,
+            "  gateways: [",
+            *(
+                f"    {{ name: {_quoted(region)}, urls: [{_urls('nats', passwords, there)}] }}"
+                for region, there in dials.gateways.items()
+            ),
+            "  ]",
+            "}",
+        ]
+    if ports.leafnodes:
+        lines += [
+            "leafnodes {",
+            f"  listen: 127.0.0.1:{ports.leafnodes}",
+            *advertise,
+            f"  authorization {{ user: {ROUTE_USER}, password: {route}, account: {ACCOUNT} }}",
+            "}",
+        ]
+    elif dials.hub:
+        remote = f"account: {ACCOUNT}, urls: [{_urls('nats-leaf', passwords, dials.hub)}]"
+        lines += [f"leafnodes {{ reconnect: 1s, remotes: [{{ {remote} }}] }}"]
     return "\n".join([*lines, extra, ""])
+
+
+def _urls(scheme: str, passwords: Passwords, ports: Sequence[int]) -> str:
+    return ", ".join(_quoted(f"{scheme}://{ROUTE_USER}:{passwords.route}@127.0.0.1:{port}") for port in ports)
 
 
 def _quoted(text: str) -> str:

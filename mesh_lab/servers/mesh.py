@@ -1,19 +1,21 @@
 """Real NATS servers behind one object: ``mesh = await start_mesh(servers=3)``."""
 
 import asyncio
-import html
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from nats.aio.client import Client
 
-from mesh_lab.errors import MeshClosedError, UnknownServerError
+from mesh_lab.errors import MeshClosedError, NotOursError, UnknownServerError
 from mesh_lab.patterns import connecting
+from mesh_lab.servers import card
 from mesh_lab.servers.backend import Backend, MeshServer
+from mesh_lab.servers.layout import Layout
+from mesh_lab.servers.links import CutMode, Lane, Links
 from mesh_lab.servers.workspace import Workspace
 
 
@@ -22,10 +24,11 @@ class Fault:
     """A fault that was put into the mesh."""
 
     server: str
-    kind: Literal["killed", "paused"]
+    """What it was put into: a server, or what lies between two places, such as ``"eu and us"``."""
+    kind: Literal["killed", "paused", "slowed", "cut"]
 
     def __str__(self) -> str:
-        """Say it in two words."""
+        """Say it in a few words."""
         return f"{self.server} {self.kind}"
 
 
@@ -42,13 +45,19 @@ class Mesh:
         backend: Backend,
         credentials: connecting.ConnectOptions,
         workspace: Workspace,
+        system: connecting.ConnectOptions | None = None,
+        layout: Layout | None = None,
+        links: Links | None = None,
     ) -> None:
         self._servers = dict(servers)
         self._credentials = credentials
+        self._system = system
         self._workspace = workspace
+        self._links = links
         self._clients: weakref.WeakSet[Client] = weakref.WeakSet()
         self._closed = False
         self.backend: Backend = backend
+        self.layout = layout or Layout({"mesh": tuple(servers)}, {}, cluster="mesh")
 
     # Facts
 
@@ -59,8 +68,8 @@ class Mesh:
 
     @property
     def urls(self) -> list[str]:
-        """Where clients connect; who they are is said by :meth:`connect_options`."""
-        return [f"nats://{server.host}:{server.port}" for server in self._servers.values()]
+        """Where clients connect, in the first region; who they are is said by :meth:`connect_options`."""
+        return self._urls(self.layout.default)
 
     @property
     def closed(self) -> bool:
@@ -82,36 +91,56 @@ class Mesh:
         """Mark in the environment of every process that belongs to the mesh and ends with it."""
         return self._workspace.owner
 
-    def connect_options(self, *, to: str | None = None) -> connecting.ConnectOptions:
+    def connect_options(
+        self, *, to: str | None = None, region: str | None = None, system: bool = False
+    ) -> connecting.ConnectOptions:
         """Return the arguments with which ``nats.connect`` reaches this mesh; they hold the password.
 
         Args:
-            to: Server to dial first; ``None`` for any.
+            to: Server or leaf node to dial first, before the others of its region; ``None`` for any.
+            region: Region to connect to; ``None`` for the first one.
+            system: Whether to connect to the system account, which answers ``$SYS`` requests.
 
         Raises:
-            UnknownServerError: No server has that name.
+            UnknownServerError: No server or region has that name.
+            NotOursError: The system account of this mesh is not ours.
             MeshClosedError: The mesh was closed.
         """
         self._check_open()
-        options = self._credentials.copy()
-        options["servers"] = self.urls
+        names = self.layout.default if region is None else self.layout.region(region)
         if to is not None:
-            server = self._server(to)
-            options["servers"] = connecting.first_in(self.urls, f"nats://{server.host}:{server.port}")
-        return options
+            # A leaf node is of no region: its clients have nowhere else to go.
+            home = self.layout.region_of(self._server(to).name)
+            names = (to, *(name for name in self.layout.regions.get(home or "", ()) if name != to))
+        who = self._system if system else self._credentials
+        if who is None:
+            raise NotOursError("the system account of this mesh is not ours; unset MESH_LAB_URL for a mesh that is")
+        return {**who, "servers": self._urls(names)}
 
     # Effects
 
-    async def connect(self, *, name: str | None = None, to: str | None = None, **options: Any) -> Client:
+    async def connect(
+        self,
+        *,
+        name: str | None = None,
+        to: str | None = None,
+        region: str | None = None,
+        system: bool = False,
+        **options: Any,
+    ) -> Client:
         """Return a connected nats-py client; the mesh closes it when it is closed itself.
 
         Args:
             name: Name of the connection, as the servers' monitoring shows it.
-            to: Server to dial first; ``None`` for any. The client still moves on when that server dies.
+            to: Server or leaf node to dial first; ``None`` for any. The client still moves on, within the region,
+                when that server dies.
+            region: Region to connect to; ``None`` for the first one.
+            system: Whether to connect to the system account, which answers ``$SYS`` requests.
             options: Any further arguments of ``nats.connect``.
 
         Raises:
-            UnknownServerError: No server has that name.
+            UnknownServerError: No server or region has that name.
+            NotOursError: The system account of this mesh is not ours.
             MeshClosedError: The mesh was closed.
             NotReadyError: No server let the client in.
         """
@@ -119,7 +148,7 @@ class Mesh:
             options.setdefault("dont_randomize", True)
         if name is not None:
             options["name"] = name
-        client = await connecting.connect(self.connect_options(to=to), **options)
+        client = await connecting.connect(self.connect_options(to=to, region=region, system=system), **options)
         self._clients.add(client)
         return client
 
@@ -179,6 +208,65 @@ class Mesh:
         await asyncio.to_thread(target.start)
         await wait_until_healthy([target], within=within)
 
+    async def slow(self, one: str, other: str, *, latency: float, rate: float | None = None) -> Fault:
+        """Delay what runs between two places, in both directions, until :meth:`heal`.
+
+        Args:
+            one: A server, a region or a leaf node.
+            other: Another one; the same region stands for the routes inside of it.
+            latency: Seconds that each byte is on its way, in one direction; 0 for none. It does not limit the rate.
+            rate: Bytes a second that each direction between two servers carries; ``None`` for as many as come.
+
+        Raises:
+            ValueError: The latency is negative, or the rate is not above 0.
+            UnknownServerError: Nothing has that name.
+            UnknownLinkError: The two are not joined.
+            NotOursError: The mesh has no links that could be slowed.
+        """
+        if not 0 <= latency < float("inf") or (rate is not None and not 0 < rate < float("inf")):
+            raise ValueError(f"latency={latency!r} s, rate={rate!r} bytes/s, expected 0 or more, and above 0 or None")
+        links, pairs = self._ours(), self.layout.pairs(one, other)
+        await asyncio.to_thread(links.slow, pairs, latency=latency, rate=rate)
+        return Fault(f"{one} and {other}", "slowed")
+
+    async def cut(self, one: str, other: str, *, mode: CutMode = "silent") -> Fault:
+        """Cut every connection between two places, in both directions, until :meth:`heal`.
+
+        Args:
+            one: A server, a region or a leaf node.
+            other: Another one; the same region stands for the routes inside of it.
+            mode: ``"silent"``: nothing arrives and nobody is told, as when a cable is pulled; what was sent arrives
+                late, as TCP sends it again. ``"reset"``: connections break and new ones are refused, as when a
+                process dies.
+
+        Raises:
+            ValueError: There is no such mode.
+            UnknownServerError: Nothing has that name.
+            UnknownLinkError: The two are not joined.
+            NotOursError: The mesh has no links that could be cut.
+        """
+        if mode not in get_args(CutMode):
+            raise ValueError(f"mode {mode!r} asked for, expected one of {', '.join(get_args(CutMode))}")
+        links, pairs = self._ours(), self.layout.pairs(one, other)
+        await asyncio.to_thread(links.cut, pairs, mode=mode)
+        return Fault(f"{one} and {other}", "cut")
+
+    async def heal(self) -> None:
+        """Let every link carry again, without delay or limit; the servers find each other again within seconds.
+
+        Raises:
+            NotOursError: The mesh has no links.
+        """
+        await asyncio.to_thread(self._ours().heal)
+
+    async def lanes(self) -> list[Lane]:
+        """Return what each direction of each link is doing, and how many bytes it has carried.
+
+        Raises:
+            NotOursError: The mesh has no links.
+        """
+        return await asyncio.to_thread(self._ours().lanes)
+
     def logs(self, server: str, *, last: int | None = 20) -> str:
         """Return the end of a server's log.
 
@@ -203,6 +291,8 @@ class Mesh:
         # Not in good order but at once: nothing of a temporary store will be read again.
         if self.backend == "local":
             await asyncio.gather(*(asyncio.to_thread(server.kill) for server in self._servers.values()))
+            if self._links is not None:
+                await asyncio.to_thread(self._links.stop)
         await asyncio.to_thread(self._workspace.remove)
 
     async def __aenter__(self) -> Self:
@@ -223,29 +313,32 @@ class Mesh:
 
     def __repr__(self) -> str:
         """Name the servers and their states, without ports or secrets."""
-        if self._closed:
-            return "Mesh(closed)"
-        return "Mesh(" + ", ".join(f"{name} {self._state(name)}" for name in self._servers) + ")"
+        return "Mesh(closed)" if self._closed else card.line(self.layout, self._states())
 
     def _repr_html_(self) -> str:
         """Draw a card for notebooks: a box for each server, without ports or secrets."""
         if self._closed:
             return "<b>mesh</b>: closed"
-        colours = {"ready": "#2e7d32", "running": "#2e7d32", "paused": "#b26a00", "not ready": "#b26a00"}
-        cells = "".join(
-            f'<td style="border:2px solid {colours.get(state, "#b71c1c")};padding:8px 18px;text-align:center">'
-            f"<b>{html.escape(name)}</b><br>{state}</td>"
-            for name in self._servers
-            for state in [self._state(name)]
-        )
-        where = {"local": "processes on this machine", "docker": "containers", "external": "external servers"}
-        return f"<table><caption>mesh: {where[self.backend]}</caption><tr>{cells}</tr></table>"
+        return card.table(self.layout, self._states(), backend=self.backend)
 
     # Helpers
 
     def _check_open(self) -> None:
         if self._closed:
             raise MeshClosedError("this mesh was closed; start another one with start_mesh()")
+
+    def _states(self) -> dict[str, str]:
+        return {name: self._state(name) for name in self._servers}
+
+    def _urls(self, names: Iterable[str]) -> list[str]:
+        return [f"nats://{self._servers[name].host}:{self._servers[name].port}" for name in names]
+
+    def _ours(self) -> Links:
+        self._check_open()
+        if self._links is None:
+            ours = "start_mesh(links=True)" if self.backend == "local" else "start_mesh(backend='local', links=True)"
+            raise NotOursError(f"the servers of this mesh are joined directly, not by links; use {ours}")
+        return self._links
 
     def _server(self, name: str) -> MeshServer:
         self._check_open()

@@ -12,16 +12,20 @@ import socket
 
 from mesh_lab.errors import NotReadyError
 
-FIRST_PORT, LAST_PORT, BLOCK_SIZE = 15_000, 31_000, 64
+FIRST_PORT, LAST_PORT, BLOCK_SIZE = 15_000, 31_000, 128
 
 
 class PortBlock:
-    """Ports that this process holds, on 127.0.0.1."""
+    """Ports that this process holds, on 127.0.0.1.
+
+    Attributes:
+        dead: The lock's own port. Nothing listens there, and nothing can: whoever dials it is refused.
+    """
 
     def __init__(self, lock: socket.socket) -> None:
         self._lock = lock
-        first: int = lock.getsockname()[1]
-        self._ports = iter(range(first + 1, first + BLOCK_SIZE))
+        self.dead: int = lock.getsockname()[1]
+        self._ports = iter(range(self.dead + 1, self.dead + BLOCK_SIZE))
 
     @classmethod
     def reserve(cls, *, first: int = FIRST_PORT, last: int = LAST_PORT) -> "PortBlock":

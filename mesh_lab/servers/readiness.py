@@ -2,10 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import nats.errors
 import nats.js.errors
+from nats.aio.client import Client
 
 from mesh_lab.errors import NotReadyError
 from mesh_lab.servers.backend import MeshServer
@@ -47,11 +50,12 @@ async def wait_until_healthy(servers: Sequence[MeshServer], *, within: float) ->
 
 
 async def wait_until_ready(mesh: Mesh, *, within: float) -> None:
-    """Return when the mesh can take a stream with a replica on every server.
+    """Return when the mesh can take a stream with a replica on every server of a region, and is joined throughout.
 
     ``/healthz`` on all servers is not enough: right after it, the meta leader may not yet count every peer,
-    and a stream of three replicas is refused. So the meta leader must name every peer as current, and a
-    JetStream call must have been answered.
+    and a stream of three replicas is refused. So the meta leader must name every peer as current, every server
+    must have its gateway to each other region, each leaf node its connection, and JetStream must have answered
+    in each region and, from its region, in each leaf node's domain.
 
     Args:
         mesh: Mesh whose servers were started.
@@ -62,45 +66,72 @@ async def wait_until_ready(mesh: Mesh, *, within: float) -> None:
         ServerExitedError: A server ended.
     """
     started = time.monotonic()
-    servers = list(mesh.servers.values())
-    await wait_until_healthy(servers, within=within)
-    seen = "no meta leader"
+
+    def left() -> float:
+        return within - (time.monotonic() - started)
+
+    layout = mesh.layout
+    await wait_until_healthy(list(mesh.servers.values()), within=within)
+    monitors = {name: server.monitor for name, server in mesh.servers.items() if server.monitor is not None}
+    clustered = [name for name in monitors if name not in layout.leaves]
+    seen = ""
+
+    def problem() -> str:
+        return f"mesh not ready after {within} s ({seen}); see mesh.logs({layout.servers[0]!r})"
+
+    async def joined() -> bool:
+        nonlocal seen
+        if len(layout.regions) > 1:
+            for name, answer in (await _ask({name: monitors[name].gatewayz for name in clustered})).items():
+                there = set(layout.regions) - {layout.region_of(name)}
+                if missing := there - set(answer.get("outbound_gateways") or ()):
+                    seen = f"server {name!r} has no gateway to {', '.join(sorted(missing))}"
+                    return False
+        for name, answer in (await _ask({name: monitors[name].leafz for name in layout.leaves})).items():
+            if not answer.get("leafs"):
+                seen = f"leaf node {name!r} is not connected to {layout.leaves[name]!r}"
+                return False
+        return True
 
     async def whole() -> bool:
         nonlocal seen
-        answers = await asyncio.gather(
-            *(asyncio.to_thread(s.monitor.jsz) for s in servers if s.monitor is not None),
-            return_exceptions=True,
-        )
         # Only the leader knows how far its peers are: on the others, `current` is always false for the rest.
-        views = {s.name: a["meta_cluster"] for s, a in zip(servers, answers, strict=True) if isinstance(a, dict)}
+        answers = await _ask({name: monitors[name].jsz for name in clustered})
+        views = {name: answer.get("meta_cluster", {}) for name, answer in answers.items()}
         led = next((view for name, view in views.items() if view.get("leader") == name), None)
         if led is None:
             seen = "no meta leader"
             return False
         current = sum(1 for r in led.get("replicas", []) if r["current"] and not r.get("offline"))
         seen = f"the meta leader counts {current} current peers"
-        return current == len(servers) - 1
+        return current == len(clustered) - 1
 
-    async def answers() -> bool:
+    async def answers(client: Client, domain: str | None) -> bool:
         nonlocal seen
         try:
-            await client.jetstream(timeout=0.5).account_info()
+            await client.jetstream(timeout=0.5, domain=domain).account_info()
         except (TimeoutError, nats.errors.Error) as err:
-            seen = f"JetStream's API: {err!r}"
+            seen = f"JetStream's API{f' in domain {domain!r}' if domain else ''}: {err!r}"
             return False
         return True
 
-    def problem() -> str:
-        return f"mesh not ready after {within} s ({seen}); see mesh.logs({servers[0].name!r})"
+    await _until(joined, within=left(), problem=problem)
+    if len(clustered) > 1:
+        await _until(whole, within=left(), problem=problem)
+    for names in layout.regions.values():
+        client = await mesh.connect(name="readiness", to=names[0] if layout.cluster is None else None)
+        try:
+            domains = [leaf for leaf, region in layout.leaves.items() if layout.regions[region] == names]
+            for domain in (None, *domains):
+                await _until(partial(answers, client, domain), within=left(), problem=problem)
+        finally:
+            await client.close()
 
-    if len(servers) > 1:
-        await _until(whole, within=within - (time.monotonic() - started), problem=problem)
-    client = await mesh.connect(name="readiness")
-    try:
-        await _until(answers, within=within - (time.monotonic() - started), problem=problem)
-    finally:
-        await client.close()
+
+async def _ask(questions: Mapping[str, Callable[[], dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Return each server's answer, an empty one where none came."""
+    answers = await asyncio.gather(*(asyncio.to_thread(ask) for ask in questions.values()), return_exceptions=True)
+    return {name: answer if isinstance(answer, dict) else {} for name, answer in zip(questions, answers, strict=True)}
 
 
 async def _until(condition: Callable[[], Awaitable[bool]], *, within: float, problem: Callable[[], str]) -> None:

@@ -3,29 +3,40 @@
 import asyncio
 import os
 import weakref
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import get_args
 
-from mesh_lab.errors import MeshLabError, NoMeshError, NotOursError, ServerExitedError, SettingsError
-from mesh_lab.patterns.connecting import ConnectOptions
-from mesh_lab.servers import config
+from mesh_lab.errors import (
+    LinksFailedError,
+    MeshLabError,
+    NoMeshError,
+    NotOursError,
+    ServerExitedError,
+    SettingsError,
+)
 from mesh_lab.servers.backend import Backend
 from mesh_lab.servers.binary import ensure_server
 from mesh_lab.servers.external import join_external
+from mesh_lab.servers.layout import Layout, plan
+from mesh_lab.servers.local import local_mesh
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.readiness import wait_until_ready
-from mesh_lab.servers.server import LocalServer
 from mesh_lab.servers.workspace import Workspace
 
 URL_VARIABLE, CREDS_VARIABLE = "MESH_LAB_URL", "MESH_LAB_CREDS"
 BACKEND_VARIABLE = "MESH_LAB_BACKEND"
 PORT_CLASHES_BORNE = 5
+_LOCAL = "use backend='local' here"
 _newest: "weakref.ref[Mesh] | None" = None
 
 
 async def start_mesh(
     *,
     servers: int = 1,
+    regions: Mapping[str, int] | None = None,
+    leaves: Collection[str] | Mapping[str, str] = (),
+    links: bool | None = None,
     backend: Backend | None = None,
     directory: str | Path | None = None,
     extra_config: str = "",
@@ -40,7 +51,14 @@ async def start_mesh(
 
     Args:
         servers: Number of servers, 1 or an odd number: JetStream needs a majority to agree. Containers are
-            always three, also where one is enough.
+            always three, also where one is enough. Of no effect where there are regions.
+        regions: Number of servers in each region, such as ``{"eu": 3, "us": 3}``: each region is a cluster of its
+            own, with servers ``eu-1`` to ``eu-3``, and gateways join the regions.
+        leaves: Names of leaf nodes, such as ``["store-berlin"]``: each is one server with JetStream in a domain of
+            its own name, connected to the first region, or to the region that a mapping names. The regions'
+            domain is ``hub`` then.
+        links: Whether servers are joined by links that can be slowed and cut. ``None`` means: where there are
+            regions or leaf nodes. Links make the start a little slower.
         backend: Where they run. ``None`` takes what ``MESH_LAB_BACKEND`` names; without that variable, an
             external mesh if ``MESH_LAB_URL`` is set, and local processes if not.
         directory: Where to put the mesh's own directory; the system's temporary directory if ``None``.
@@ -48,8 +66,9 @@ async def start_mesh(
         within: Seconds until the servers must be ready.
 
     Raises:
-        ValueError: The number of servers is not 1, 3, 5 or 7, or no backend has that name.
-        NotOursError: Containers cannot be as many, or as configured, as asked for.
+        BadLayoutError: A number of servers is not 1, 3, 5 or 7, or a name is not legal in NATS or not unique.
+        ValueError: No backend has that name.
+        NotOursError: Containers or external servers cannot be as many, or as joined, as asked for.
         NoEngineError: Containers were asked for, and no Docker engine answers.
         EngineRefusedError: The engine could not start the containers; the message says why.
         SettingsError: ``docker/.env`` is not as the containers need it, or ``MESH_LAB_URL`` is not set.
@@ -59,17 +78,22 @@ async def start_mesh(
         NotReadyError: The servers were not ready in time; the message says what each last answered.
     """
     global _newest
-    if servers not in (1, 3, 5, 7):
-        raise ValueError(f"{servers!r} servers asked for, expected 1, 3, 5 or 7: a cluster decides by majority")
+    layout = plan(servers, regions, leaves)
+    joined = bool(regions or leaves)
     place = Path(directory) if directory else None
-    match _choose(backend):
+    chosen = _choose(backend)
+    if chosen != "local" and (joined or links):
+        what = "regions and leaf nodes" if joined else "links"
+        raise NotOursError(f"{what} asked for, but the servers of backend {chosen!r} stand as they are; {_LOCAL}")
+    match chosen:
         case "external":
             credentials = os.environ.get(CREDS_VARIABLE)
             mesh = await join_external(os.environ[URL_VARIABLE], credentials=Path(credentials) if credentials else None)
         case "docker":
             mesh = await _start_docker(servers, place, extra_config, within)
         case "local":
-            mesh = await _start_local(servers, place, extra_config, within)
+            linked = joined if links is None else links
+            mesh = await _start_local(layout, linked, place, extra_config, within)
     _newest = weakref.ref(mesh)
     return mesh
 
@@ -112,50 +136,26 @@ async def _start_docker(count: int, directory: Path | None, extra_config: str, w
     return await start_containers(directory=directory, within=within)
 
 
-async def _start_local(count: int, parent: Path | None, extra_config: str, within: float) -> Mesh:
+async def _start_local(layout: Layout, linked: bool, parent: Path | None, extra_config: str, within: float) -> Mesh:
     binary = (await asyncio.to_thread(ensure_server)).path
     for attempt in range(PORT_CLASHES_BORNE):
         workspace = await asyncio.to_thread(Workspace, parent)
         try:
-            mesh = _local_mesh(count, binary, workspace, extra_config)
+            mesh, links = local_mesh(layout, binary, workspace, linked=linked, extra_config=extra_config)
         except BaseException:
             workspace.remove()
             raise
         try:
+            if links is not None:  # before the servers: a server that is refused waits for a second
+                await asyncio.to_thread(links.start)
             for server in mesh.servers.values():
                 server.start()
             await wait_until_ready(mesh, within=within)
         except BaseException as err:
             await mesh.close()
-            clash = isinstance(err, ServerExitedError) and "address already in use" in str(err)
+            clash = isinstance(err, ServerExitedError | LinksFailedError) and "address already in use" in str(err)
             if not clash or attempt == PORT_CLASHES_BORNE - 1:
                 raise
         else:
             return mesh
     raise MeshLabError("unreachable: the last attempt returns or raises")
-
-
-def _local_mesh(count: int, binary: Path, workspace: Workspace, extra_config: str) -> Mesh:
-    names = [f"n{i}" for i in range(1, count + 1)]
-    take = workspace.ports.take
-    ports = {name: config.Ports(take(), take(), take()) for name in names}
-    passwords = config.Passwords()
-    servers = {}
-    for name in names:
-        text = config.server_config(
-            name,
-            ports=ports[name],
-            store=workspace.directory / name,
-            passwords=passwords,
-            cluster="mesh" if count > 1 else None,
-            peers=[p for other, p in ports.items() if other != name],
-            extra=extra_config,
-        )
-        path = workspace.directory / f"{name}.conf"
-        path.touch(mode=0o600)
-        path.write_text(text)
-        servers[name] = LocalServer(
-            name, binary=binary, directory=workspace.directory, ports=ports[name], owner=workspace.owner
-        )
-    credentials = ConnectOptions(user=config.USER, password=passwords.user)
-    return Mesh(servers, backend="local", credentials=credentials, workspace=workspace)

@@ -1,0 +1,304 @@
+"""The process that runs a mesh's links: TCP relays whose latency, bandwidth and life can be changed.
+
+:mod:`mesh_lab.servers.links` starts it and talks to it: a line of JSON in, a line of JSON out. It ends when its
+standard input does, so it never outlives the program that started it.
+
+A *lane* is one direction between two servers. All connections between the two share it, whichever side dialled,
+as they would share a cable. Data waits in a queue until it is due, and more is read meanwhile: latency delays, and
+does not throttle. Only a lane's rate does.
+"""
+
+import asyncio
+import json
+import os
+import socket
+import struct
+import sys
+import threading
+from collections import deque
+from collections.abc import Coroutine
+from typing import Any, cast
+
+ROOM_BYTES = 16 * 2**20
+"""Bytes that may be on their way on one connection: more than latency times bandwidth of any lesson."""
+TICK_S = 0.0005
+LINGER_NOT = struct.pack("ii", 1, 0)  # close() then sends RST, as a firewall that rejects would
+
+
+class Lane:
+    """One direction between two servers."""
+
+    def __init__(self, source: str, target: str, kind: str) -> None:
+        self.source, self.target, self.kind = source, target, kind
+        self.latency = 0.0
+        self.rate: float | None = None
+        self.cut: str | None = None
+        self.carried = 0
+        self.ends: set[End] = set()
+        self._free_at = 0.0
+
+    @property
+    def room(self) -> float:
+        """Bytes that one connection may have in its queue; a narrow lane has a short one, as a router has."""
+        return ROOM_BYTES if self.rate is None else max(65_536, self.rate * (self.latency + 0.25))
+
+    def pieces(self, data: bytes) -> list[bytes]:
+        """Cut data so small that a narrow lane carries it evenly: 20 ms of it at a time."""
+        if self.rate is None:
+            return [data]
+        size = max(512, int(self.rate * 0.02))
+        return [data[i : i + size] for i in range(0, len(data), size)]
+
+    def due(self, now: float, size: int) -> float:
+        """Return when data that is sent now has arrived, and count the time that it occupies the lane."""
+        if self.rate is None:
+            return now + self.latency
+        self._free_at = max(now, self._free_at) + size / self.rate
+        return self._free_at + self.latency
+
+    def set_cut(self, mode: str | None) -> None:
+        """Stop carrying, or carry again."""
+        self.cut = mode
+        for end in list(self.ends):
+            if mode == "reset":
+                end.reset()
+            else:
+                end.pump()
+
+
+class End(asyncio.Protocol):
+    """One socket of a relayed connection. What arrives here travels along the lane and leaves at the other end."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, lane: Lane, loop: asyncio.AbstractEventLoop) -> None:
+        self.lane, self.loop = lane, loop
+        self.other: End | None = None
+        self._queue: deque[tuple[float, bytes | None]] = deque()
+        self._queued = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._reading = True
+        self._writable = True
+        self._lost = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Count the connection; nothing is read from it before it has its other end."""
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is not a subclass
+        self.lane.ends.add(self)
+        self._read(self.other is not None)
+
+    def join(self, other: "End") -> None:
+        """Make two ends one connection."""
+        self.other, other.other = other, self
+        self.pump()
+        other.pump()
+
+    def data_received(self, data: bytes) -> None:
+        """Send data on its way."""
+        now = self.loop.time()
+        for piece in self.lane.pieces(data):
+            self._put(self.lane.due(now, len(piece)), piece)
+        self.pump()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Let the other end close when all that was sent before has arrived."""
+        self._lost = True
+        self.lane.ends.discard(self)
+        self._put(self.loop.time() + self.lane.latency, None)
+        self.pump()
+
+    def pause_writing(self) -> None:
+        """Note that the receiver does not keep up."""
+        self._writable = False
+
+    def resume_writing(self) -> None:
+        """Note that the receiver keeps up again."""
+        self._writable = True
+        if self.other is not None:
+            self.other.pump()
+
+    def reset(self) -> None:
+        """Break the connection off: whatever is on its way is lost."""
+        self._queue.clear()
+        self._queued = 0
+        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_NOT)
+        self.transport.abort()
+
+    def pump(self) -> None:
+        """Pass on what is due, and read more if there is room."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self.lane.cut is None and self.other is not None:
+            now = self.loop.time() + TICK_S
+            while self._queue and self._queue[0][0] <= now and self.other._writable:
+                _, data = self._queue.popleft()
+                if data is None:
+                    self.other.transport.close()
+                elif not self.other._lost:
+                    self._queued -= len(data)
+                    self.lane.carried += len(data)
+                    self.other.transport.write(data)
+            if self._queue and self.other._writable:
+                self._timer = self.loop.call_at(self._queue[0][0], self.pump)
+        self._read(self.lane.cut is None and self.other is not None and self._queued < self.lane.room)
+
+    def _put(self, due: float, data: bytes | None) -> None:
+        # Never before what was sent earlier, whatever the lane's latency is by now.
+        self._queue.append((max(due, self._queue[-1][0]) if self._queue else due, data))
+        self._queued += len(data or b"")
+
+    def _read(self, wanted: bool) -> None:
+        if wanted != self._reading and not self.transport.is_closing():
+            self._reading = wanted
+            (self.transport.resume_reading if wanted else self.transport.pause_reading)()
+
+
+class Link:
+    """A port at which one server reaches another, and the two lanes in between."""
+
+    def __init__(self, there: Lane, back: Lane, *, listen: int, target: int) -> None:
+        self.there, self.back = there, back
+        self._listen, self._target = listen, target
+        self._server: asyncio.Server | None = None
+        self._whole = asyncio.Event()
+        self._whole.set()
+        self._dialling: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> None:
+        """Listen, if it does not yet."""
+        if self._server is None:
+            loop = asyncio.get_running_loop()
+            self._server = await loop.create_server(self._accept, "127.0.0.1", self._listen)
+
+    async def set_cut(self, mode: str | None) -> None:
+        """Follow what happened to the lanes: a link that is reset refuses, one that is silent lets wait."""
+        if mode == "reset" and self._server is not None:
+            self._server.close()
+            self._server = None
+            for task in self._dialling:
+                task.cancel()
+        if mode is None:
+            await self.open()
+            self._whole.set()
+        else:
+            self._whole.clear()
+
+    def _accept(self) -> End:
+        near = End(self.there, asyncio.get_running_loop())
+        task = asyncio.ensure_future(self._dial(near))
+        self._dialling.add(task)
+        task.add_done_callback(self._dialling.discard)
+        return near
+
+    async def _dial(self, near: End) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            await self._whole.wait()
+            _, far = await loop.create_connection(lambda: End(self.back, loop), "127.0.0.1", self._target)
+        except (OSError, asyncio.CancelledError):  # that server is dead, or the link was cut meanwhile
+            near.reset()
+        else:
+            near.join(far)
+
+
+class Links:
+    """All links of a mesh, and what can be done to them."""
+
+    def __init__(self, wanted: list[dict[str, Any]]) -> None:
+        self._lanes: dict[tuple[str, str], Lane] = {}
+        self._links = [
+            Link(
+                self._lane(link["dialler"], link["target"], link["kind"]),
+                self._lane(link["target"], link["dialler"], link["kind"]),
+                listen=link["listen"],
+                target=link["port"],
+            )
+            for link in wanted
+        ]
+
+    def _lane(self, source: str, target: str, kind: str) -> Lane:
+        return self._lanes.setdefault((source, target), Lane(source, target, kind))
+
+    async def open(self) -> None:
+        """Listen on every link's port."""
+        for link in self._links:
+            await link.open()
+
+    async def obey(self, order: dict[str, Any]) -> Any:
+        """Do what a line of JSON says, and return the answer."""
+        lanes = [self._lanes[way] for one, other in order.get("pairs", ()) for way in ((one, other), (other, one))]
+        match order["do"]:
+            case "slow":
+                for lane in lanes:
+                    lane.latency, lane.rate = order["latency"], order["rate"]
+            case "cut":
+                await self._cut(lanes, order["mode"])
+            case "heal":
+                for lane in self._lanes.values():
+                    lane.latency, lane.rate = 0.0, None
+                await self._cut([lane for lane in self._lanes.values() if lane.cut], None)
+            case "look":
+                return [
+                    {
+                        "source": lane.source,
+                        "target": lane.target,
+                        "kind": lane.kind,
+                        "latency_s": lane.latency,
+                        "rate_bytes_per_s": lane.rate,
+                        "cut": lane.cut,
+                        "connections": len(lane.ends),
+                        "carried_bytes": lane.carried,
+                    }
+                    for lane in self._lanes.values()
+                ]
+        return None
+
+    async def _cut(self, lanes: list[Lane], mode: str | None) -> None:
+        # Ports first: what was refused must not find a lane that carries again, nor the other way round.
+        for link in self._links:
+            if link.there in lanes:
+                await link.set_cut(mode)
+        for lane in lanes:
+            lane.set_cut(mode)
+
+
+def _answer(answer: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
+
+
+async def serve() -> None:
+    """Open the links that the first line names, then do what each further line says, until there is none."""
+    loop = asyncio.get_running_loop()
+    lines: asyncio.Queue[str] = asyncio.Queue()
+
+    # A thread: not every event loop can read standard input on every platform.
+    def read() -> None:
+        for line in iter(sys.stdin.readline, ""):
+            loop.call_soon_threadsafe(lines.put_nowait, line)
+        os._exit(0)
+
+    threading.Thread(target=read, daemon=True).start()
+    links = Links(json.loads(await lines.get()))
+    work: Coroutine[Any, Any, Any] = links.open()
+    while True:
+        try:
+            _answer({"ok": await work})
+        except OSError as err:
+            _answer({"error": str(err)})
+        work = links.obey(json.loads(await lines.get()))
+
+
+def main() -> None:
+    """Run until standard input ends."""
+    try:
+        from uvloop import run
+    except ImportError:  # Windows
+        asyncio.run(serve())
+    else:
+        run(serve())
+
+
+if __name__ == "__main__":
+    main()

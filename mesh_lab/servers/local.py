@@ -1,0 +1,78 @@
+"""The servers of a mesh as processes on this machine: their ports, their configuration files, their links."""
+
+from pathlib import Path
+
+from mesh_lab.patterns.connecting import ConnectOptions
+from mesh_lab.servers import config
+from mesh_lab.servers.layout import HUB, Layout
+from mesh_lab.servers.links import Links, dials
+from mesh_lab.servers.mesh import Mesh
+from mesh_lab.servers.server import LocalServer
+from mesh_lab.servers.workspace import Workspace
+
+
+def local_mesh(
+    layout: Layout, binary: Path, workspace: Workspace, *, linked: bool, extra_config: str
+) -> tuple[Mesh, Links | None]:
+    """Return a mesh whose servers are configured, and its links, where it has some; nothing runs yet.
+
+    Args:
+        layout: Who is joined to whom.
+        binary: The nats-server program.
+        workspace: Where the files go, and which ports are free.
+        linked: Whether every connection between servers runs through a link.
+        extra_config: Further settings for every server.
+
+    Raises:
+        NotReadyError: The workspace has too few ports for a mesh of this size.
+    """
+    ports = {name: _ports(name, layout, workspace) for name in layout.servers}
+    joins = {join: workspace.ports.take() for join in layout.joins()} if linked else None
+    dialled = dials(layout, ports, joins)
+    passwords = config.Passwords()
+    servers = {}
+    for name in layout.servers:
+        text = config.server_config(
+            name,
+            ports=ports[name],
+            store=workspace.directory / name,
+            passwords=passwords,
+            cluster=layout.cluster or layout.region_of(name),
+            dials=dialled[name],
+            domain=name if name in layout.leaves else HUB if layout.leaves else None,
+            dead_port=workspace.ports.dead if linked else None,
+            extra=extra_config,
+        )
+        path = workspace.directory / f"{name}.conf"
+        path.touch(mode=0o600)
+        path.write_text(text)
+        servers[name] = LocalServer(
+            name, binary=binary, directory=workspace.directory, ports=ports[name], owner=workspace.owner
+        )
+    links = Links(joins, ports, directory=workspace.directory, owner=workspace.owner) if joins else None
+    mesh = Mesh(
+        servers,
+        backend="local",
+        credentials=ConnectOptions(user=config.USER, password=passwords.user),
+        system=ConnectOptions(user=config.SYSTEM_USER, password=passwords.system),
+        workspace=workspace,
+        layout=layout,
+        links=links,
+    )
+    return mesh, links
+
+
+def _ports(name: str, layout: Layout, workspace: Workspace) -> config.Ports:
+    take = workspace.ports.take
+    client, monitor = take(), take()
+    if name in layout.leaves:
+        return config.Ports(client, monitor)
+    region = layout.region_of(name)
+    clustered = len(layout.servers) - len(layout.leaves) > 1
+    return config.Ports(
+        client,
+        monitor,
+        cluster=take() if clustered else 0,
+        gateway=take() if len(layout.regions) > 1 else 0,
+        leafnodes=take() if region in layout.leaves.values() else 0,
+    )
