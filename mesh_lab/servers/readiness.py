@@ -49,6 +49,36 @@ async def wait_until_healthy(servers: Sequence[MeshServer], *, within: float) ->
     )
 
 
+async def wait_until_joined(mesh: Mesh, *, within: float) -> None:
+    """Return when every server of a region has its gateway to each other region.
+
+    Args:
+        mesh: Mesh whose servers were started.
+        within: Seconds until it is too late.
+
+    Raises:
+        NotReadyError: A gateway is missing; the message says whose.
+        ServerExitedError: A server ended.
+    """
+    layout = mesh.layout
+    servers = {name: server for name, server in mesh.servers.items() if name not in layout.leaves}
+    questions = {name: server.monitor.gatewayz for name, server in servers.items() if server.monitor is not None}
+    seen = ""
+
+    async def joined() -> bool:
+        nonlocal seen
+        await asyncio.gather(*(asyncio.to_thread(server.check_alive) for server in servers.values()))
+        for name, answer in (await _ask(questions)).items():
+            there = set(layout.regions) - {layout.region_of(name)}
+            if missing := there - set(answer.get("outbound_gateways") or ()):
+                seen = f"server {name!r} has no gateway to {', '.join(sorted(missing))}; see mesh.logs({name!r})"
+                return False
+        return True
+
+    if len(layout.regions) > 1:
+        await _until(joined, within=within, problem=lambda: f"mesh not ready after {within} s: {seen}")
+
+
 async def wait_until_ready(mesh: Mesh, *, within: float) -> None:
     """Return when the mesh can take a stream with a replica on every server of a region, and is joined throughout.
 
@@ -72,26 +102,13 @@ async def wait_until_ready(mesh: Mesh, *, within: float) -> None:
 
     layout = mesh.layout
     await wait_until_healthy(list(mesh.servers.values()), within=within)
+    await wait_until_joined(mesh, within=left())
     monitors = {name: server.monitor for name, server in mesh.servers.items() if server.monitor is not None}
     clustered = [name for name in monitors if name not in layout.leaves]
     seen = ""
 
     def problem() -> str:
         return f"mesh not ready after {within} s ({seen}); see mesh.logs({layout.servers[0]!r})"
-
-    async def joined() -> bool:
-        nonlocal seen
-        if len(layout.regions) > 1:
-            for name, answer in (await _ask({name: monitors[name].gatewayz for name in clustered})).items():
-                there = set(layout.regions) - {layout.region_of(name)}
-                if missing := there - set(answer.get("outbound_gateways") or ()):
-                    seen = f"server {name!r} has no gateway to {', '.join(sorted(missing))}"
-                    return False
-        for name, answer in (await _ask({name: monitors[name].leafz for name in layout.leaves})).items():
-            if not answer.get("leafs"):
-                seen = f"leaf node {name!r} is not connected to {layout.leaves[name]!r}"
-                return False
-        return True
 
     async def whole() -> bool:
         nonlocal seen
@@ -106,6 +123,14 @@ async def wait_until_ready(mesh: Mesh, *, within: float) -> None:
         seen = f"the meta leader counts {current} current peers"
         return current == len(clustered) - 1
 
+    async def connected() -> bool:
+        nonlocal seen
+        for name, answer in (await _ask({name: monitors[name].leafz for name in layout.leaves})).items():
+            if not answer.get("leafs"):
+                seen = f"leaf node {name!r} is not connected to {layout.leaves[name]!r}"
+                return False
+        return True
+
     async def answers(client: Client, domain: str | None) -> bool:
         nonlocal seen
         try:
@@ -115,9 +140,9 @@ async def wait_until_ready(mesh: Mesh, *, within: float) -> None:
             return False
         return True
 
-    await _until(joined, within=left(), problem=problem)
     if len(clustered) > 1:
         await _until(whole, within=left(), problem=problem)
+    await _until(connected, within=left(), problem=problem)
     for names in layout.regions.values():
         client = await mesh.connect(name="readiness", to=names[0] if layout.cluster is None else None)
         try:

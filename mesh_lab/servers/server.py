@@ -1,6 +1,7 @@
 """One nats-server process on this machine."""
 
 import os
+import signal
 import subprocess
 from pathlib import Path
 from typing import Literal
@@ -23,6 +24,7 @@ class LocalServer:
         host: Always ``"127.0.0.1"``.
         ports: Where it listens.
         monitor: Reads its monitoring endpoints.
+        configuration: Its configuration file.
     """
 
     backend = "local"
@@ -32,7 +34,8 @@ class LocalServer:
         self.name = name
         self.ports = ports
         self.monitor = Monitor(self.host, ports.monitor)
-        self._command = [str(binary), "--config", str(directory / f"{name}.conf")]
+        self.configuration = directory / f"{name}.conf"
+        self._command = [str(binary), "--config", str(self.configuration)]
         self._log = directory / f"{name}.log"
         self._owner = owner
         self._process: subprocess.Popen[bytes] | None = None
@@ -117,6 +120,14 @@ class LocalServer:
         """
         self._running().resume()
         self._paused = False
+
+    def reload(self) -> None:
+        """Let the server read its configuration file again (SIGHUP, which Windows does not have).
+
+        Raises:
+            ServerExitedError: It is not running.
+        """
+        self._running().send_signal(signal.SIGHUP)
 
     def _running(self) -> psutil.Process:
         if self._process is None or self._process.poll() is not None:

@@ -19,9 +19,9 @@ from mesh_lab.servers.backend import Backend
 from mesh_lab.servers.binary import ensure_server
 from mesh_lab.servers.external import join_external
 from mesh_lab.servers.layout import Layout, plan
-from mesh_lab.servers.local import local_mesh
+from mesh_lab.servers.local import elect_at_once, local_mesh
 from mesh_lab.servers.mesh import Mesh
-from mesh_lab.servers.readiness import wait_until_ready
+from mesh_lab.servers.readiness import wait_until_joined, wait_until_ready
 from mesh_lab.servers.workspace import Workspace
 
 URL_VARIABLE, CREDS_VARIABLE = "MESH_LAB_URL", "MESH_LAB_CREDS"
@@ -150,6 +150,9 @@ async def _start_local(layout: Layout, linked: bool, parent: Path | None, extra_
                 await asyncio.to_thread(links.start)
             for server in mesh.servers.values():
                 server.start()
+            if len(layout.regions) > 1:
+                await wait_until_joined(mesh, within=within)
+                await elect_at_once(mesh, within=within)
             await wait_until_ready(mesh, within=within)
         except BaseException as err:
             await mesh.close()

@@ -1,0 +1,100 @@
+"""What a mesh can do to the links between its servers."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from mesh_lab.errors import NotOursError
+from mesh_lab.servers.backend import Backend
+from mesh_lab.servers.layout import Layout
+from mesh_lab.servers.links import CutMode, Lane, Links
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A fault that was put into the mesh."""
+
+    server: str
+    """What it was put into: a server, or what lies between two places, such as ``"eu and us"``."""
+    kind: Literal["killed", "paused", "slowed", "cut"]
+
+    def __str__(self) -> str:
+        """Say it in a few words."""
+        return f"{self.server} {self.kind}"
+
+
+class LinkFaults:
+    """The part of a :class:`~mesh_lab.servers.mesh.Mesh` that slows, cuts and heals the links between its servers."""
+
+    backend: Backend
+    layout: Layout
+    _links: Links | None
+
+    def _check_open(self) -> None:
+        raise NotImplementedError
+
+    async def slow(self, one: str, other: str, *, latency: float, rate: float | None = None) -> Fault:
+        """Delay what runs between two places, in both directions, until :meth:`heal`.
+
+        Args:
+            one: A server, a region or a leaf node.
+            other: Another one; the same region stands for the routes inside of it.
+            latency: Seconds that each byte is on its way, in one direction; 0 for none. It does not limit the rate.
+            rate: Bytes a second that each direction between two servers carries; ``None`` for as many as come.
+
+        Raises:
+            ValueError: The latency is negative, or the rate is not above 0.
+            UnknownServerError: Nothing has that name.
+            UnknownLinkError: The two are not joined.
+            NotOursError: The mesh has no links that could be slowed.
+        """
+        if not 0 <= latency < float("inf") or (rate is not None and not 0 < rate < float("inf")):
+            raise ValueError(f"latency={latency!r} s, rate={rate!r} bytes/s, expected 0 or more, and above 0 or None")
+        links, pairs = self._running_links(), self.layout.pairs(one, other)
+        await asyncio.to_thread(links.slow, pairs, latency=latency, rate=rate)
+        return Fault(f"{one} and {other}", "slowed")
+
+    async def cut(self, one: str, other: str, *, mode: CutMode = "silent") -> Fault:
+        """Cut every connection between two places, in both directions, until :meth:`heal`.
+
+        Args:
+            one: A server, a region or a leaf node.
+            other: Another one; the same region stands for the routes inside of it.
+            mode: ``"silent"``: nothing arrives and nobody is told, as when a cable is pulled; what was sent arrives
+                late, as TCP sends it again. ``"reset"``: connections break and new ones are refused, as when a
+                process dies.
+
+        Raises:
+            ValueError: There is no such mode.
+            UnknownServerError: Nothing has that name.
+            UnknownLinkError: The two are not joined.
+            NotOursError: The mesh has no links that could be cut.
+        """
+        if mode not in get_args(CutMode):
+            raise ValueError(f"mode {mode!r} asked for, expected one of {', '.join(get_args(CutMode))}")
+        links, pairs = self._running_links(), self.layout.pairs(one, other)
+        await asyncio.to_thread(links.cut, pairs, mode=mode)
+        return Fault(f"{one} and {other}", "cut")
+
+    async def heal(self) -> None:
+        """Let every link carry again, without delay or limit; the servers find each other again within seconds.
+
+        Raises:
+            NotOursError: The mesh has no links.
+        """
+        await asyncio.to_thread(self._running_links().heal)
+
+    async def lanes(self) -> list[Lane]:
+        """Return what each direction of each link is doing, and how many bytes it has carried.
+
+        Raises:
+            NotOursError: The mesh has no links.
+        """
+        return await asyncio.to_thread(self._running_links().lanes)
+
+    def _running_links(self) -> Links:
+        self._check_open()
+        if self._links is None:
+            ours = "start_mesh(links=True)" if self.backend == "local" else "start_mesh(backend='local', links=True)"
+            raise NotOursError(f"the servers of this mesh are joined directly, not by links; use {ours}")
+        return self._links
