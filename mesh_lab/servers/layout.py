@@ -67,6 +67,19 @@ class Layout:
             raise UnknownServerError(f"no region {name!r} in this mesh; there are {there}")
         return self.regions[name]
 
+    def near(self, server: str | None, region: str | None) -> tuple[str, ...]:
+        """Return the servers that a client dials: the one asked for and its region's others, or a region's.
+
+        Raises:
+            UnknownServerError: No region has that name.
+        """
+        names = self.default if region is None else self.region(region)
+        if server is None:
+            return names
+        # A leaf node is of no region: its clients have nowhere else to go.
+        home = self.regions.get(self.region_of(server) or "", ())
+        return (server, *(name for name in home if name != server))
+
     def joins(self) -> Iterator[Join]:
         """Yield every connection that a server is told to dial."""
         for region, names in self.regions.items():

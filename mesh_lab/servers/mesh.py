@@ -94,11 +94,7 @@ class Mesh(LinkFaults):
             MeshClosedError: The mesh was closed.
         """
         self._check_open()
-        names = self.layout.default if region is None else self.layout.region(region)
-        if to is not None:
-            # A leaf node is of no region: its clients have nowhere else to go.
-            home = self.layout.region_of(self._server(to).name)
-            names = (to, *(name for name in self.layout.regions.get(home or "", ()) if name != to))
+        names = self.layout.near(self._server(to).name if to is not None else None, region)
         who = self._system if system else self._credentials
         if who is None:
             raise NotOursError("the system account of this mesh is not ours; unset MESH_LAB_URL for a mesh that is")
