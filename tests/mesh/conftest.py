@@ -1,4 +1,4 @@
-"""One mesh of three servers for the tests that only use it; a test that breaks servers starts its own."""
+"""Meshes for the tests that only use them; a test that breaks servers starts its own."""
 
 import asyncio
 import weakref
@@ -31,3 +31,17 @@ async def client(mesh: Mesh) -> AsyncIterator[Client]:
     """A client of the shared mesh, closed in the loop that it was made in."""
     async with await mesh.connect() as connected:
         yield connected
+
+
+@pytest.fixture(scope="session")
+def _shared_regions() -> Iterator[Mesh]:
+    mesh = asyncio.run(start.start_mesh(regions={"eu": 3, "us": 3}, leaves=["store-berlin"]))
+    yield mesh
+    asyncio.run(mesh.close())
+
+
+@pytest.fixture
+def regions(_shared_regions: Mesh, monkeypatch: pytest.MonkeyPatch) -> Mesh:
+    """Two regions of three servers and a leaf node; what a test leaves on them, the next one finds."""
+    monkeypatch.setattr(start, "_newest", weakref.ref(_shared_regions))
+    return _shared_regions
