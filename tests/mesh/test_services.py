@@ -21,6 +21,7 @@ from mesh_lab.notebook import launch, service_host
 from mesh_lab.notebook.service import Service
 from mesh_lab.notebook.service_cell import service_magic
 from mesh_lab.notebook.services import Services
+from mesh_lab.patterns.reaching import reachable
 from mesh_lab.patterns.waiting import eventually
 from mesh_lab.servers.guard import OWNER_VARIABLE
 from mesh_lab.servers.mesh import Mesh
