@@ -27,6 +27,7 @@ reader expects. A message says what happened with its numbers, what was expected
     ├── WrongTotalsError (ValueError)             orders were lost, doubled or changed
     ├── PublishRefusedError (RuntimeError)        the server refused a message; it is not stored
     ├── UnknownOutcomeError (TimeoutError)        a message may or may not be stored
+    ├── BatchEndedError (ConnectionError)         a batch ended early; a beginning of it is stored
     └── UnknownExerciseError (LookupError)        no exercise has that number
 """
 
@@ -117,6 +118,10 @@ class PublishRefusedError(MeshLabError, RuntimeError):
 
 class UnknownOutcomeError(MeshLabError, TimeoutError):
     """No answer came within the retry budget: the message may or may not be stored."""
+
+
+class BatchEndedError(MeshLabError, ConnectionError):
+    """The server ended a batch before its end: what the message counts is stored, the rest is not acknowledged."""
 
 
 class UnknownExerciseError(MeshLabError, LookupError):
