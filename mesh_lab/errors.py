@@ -11,6 +11,7 @@ reader expects. A message says what happened with its numbers, what was expected
     ├── NoEngineError (ConnectionError)           no Docker engine answers, or Compose 2 is missing
     ├── EngineRefusedError (OSError)              the engine failed: a port taken, an image not to be had
     ├── SettingsError (ValueError)                docker/ or its .env is not as the containers need it
+    ├── NoPeerError (FileNotFoundError)           the nats command-line tool was asked for and is not installed
     ├── ServerExitedError (ChildProcessError)     nats-server ended while it was needed
     ├── ServiceFailedError (ChildProcessError)    a service of the order mesh ended with an error
     ├── LoadFailedError (ChildProcessError)       a load generator ended without a result
@@ -54,6 +55,10 @@ class EngineRefusedError(MeshLabError, OSError):
 
 class SettingsError(MeshLabError, ValueError):
     """The folder ``docker/`` or its ``.env`` is not as the containers need it."""
+
+
+class NoPeerError(MeshLabError, FileNotFoundError):
+    """The ``nats`` command-line tool was asked for and is not installed."""
 
 
 class ServerExitedError(MeshLabError, ChildProcessError):

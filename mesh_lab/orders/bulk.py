@@ -36,6 +36,9 @@ _ENCODINGS = {content_type: encoding for encoding, content_type in CONTENT_TYPES
 LARGEST_BATCH_BYTES = 64 * 2**20
 """A compressed message that grows beyond this is no batch but an attack or an accident."""
 
+# What msgspec raises for bytes that are not what they should be; a TypeError is a list as the key of a map.
+MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, TypeError)
+
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Cents = Annotated[int, msgspec.Meta(ge=0)]
 Day = Annotated[int, msgspec.Meta(ge=1, le=datetime.date.max.toordinal())]
@@ -162,18 +165,33 @@ def decode_batch(payload: bytes, headers: Mapping[str, str] | None) -> Decoded:
         raise OrderFormatError(f"Content-Type {content_type!r}, expected one of {', '.join(_ENCODINGS)}")
     if compression := (headers or {}).get("Content-Encoding", ""):
         payload = _decompressed(payload, compression)
+    return _decode_columns(payload) if encoding == "columns" else _decode_rows(payload, encoding)
+
+
+def _decode_columns(payload: bytes) -> Decoded:
     try:
-        if encoding == "columns":
-            batch = _columns.decode(payload)
-            return Decoded(batch, []) if _is_sound(batch) else _sift_columns(payload)
-        orders = _rows[encoding].all(payload)
-        return Decoded(OrderBatch.of(orders), [])
+        batch = _columns.decode(payload)
     except msgspec.ValidationError:
-        return _sift_columns(payload) if encoding == "columns" else _sift_rows(payload, encoding)
-    except ValueError as err:  # several regions, or no order at all; and what is neither JSON nor msgpack
-        if isinstance(err, msgspec.DecodeError):
-            raise OrderFormatError(f"not a batch: {err}; seen {payload[:60]!r}") from err
+        return _sift_columns(payload)
+    except MALFORMED as err:
+        raise _no_batch(payload, err) from err
+    return Decoded(batch, []) if _is_sound(batch) else _sift_columns(payload)
+
+
+def _decode_rows(payload: bytes, encoding: Encoding) -> Decoded:
+    try:
+        orders = _rows[encoding].all(payload)
+    except msgspec.ValidationError:
         return _sift_rows(payload, encoding)
+    except MALFORMED as err:
+        raise _no_batch(payload, err) from err
+    if len({order.region for order in orders}) != 1:
+        return _sift_rows(payload, encoding)
+    return Decoded(OrderBatch.of(orders), [])
+
+
+def _no_batch(payload: bytes, err: Exception) -> OrderFormatError:
+    return OrderFormatError(f"not a batch: {err}; seen {payload[:60]!r}")
 
 
 def _decompressed(payload: bytes, compression: str) -> bytes:
@@ -202,8 +220,8 @@ def _sift_rows(payload: bytes, encoding: Encoding) -> Decoded:
     """Look at each order by itself."""
     try:
         parts = _rows[encoding].parts(payload)
-    except msgspec.ValidationError as err:
-        raise OrderFormatError(f"not a batch: {err}, expected a list of orders") from err
+    except MALFORMED as err:
+        raise OrderFormatError(f"not a batch: {err}, expected a list of orders; seen {payload[:60]!r}") from err
     good: list[Order] = []
     rejected: list[RejectedOrder] = []
     for place, part in enumerate(parts):
@@ -212,14 +230,17 @@ def _sift_rows(payload: bytes, encoding: Encoding) -> Decoded:
             if good and order.region != good[0].region:
                 raise msgspec.ValidationError(f"region {order.region!r} in a batch of {good[0].region!r}")
             good.append(order)
-        except msgspec.DecodeError as err:
+        except MALFORMED as err:
             rejected.append(RejectedOrder(place, str(err), repr(bytes(part)[:120])))
     return Decoded(OrderBatch.of(good) if good else None, rejected)
 
 
 def _sift_columns(payload: bytes) -> Decoded:
     """Look at each place of the columns by itself."""
-    fields = msgspec.msgpack.decode(payload)
+    try:
+        fields = msgspec.msgpack.decode(payload)
+    except MALFORMED as err:
+        raise _no_batch(payload, err) from err
     names = OrderBatch.__struct_fields__
     if not isinstance(fields, dict) or set(fields) != set(names):
         raise OrderFormatError(f"not a batch of columns: expected the fields {', '.join(names)}")

@@ -139,14 +139,18 @@ class BulkCount:
                 self._cents += sum(batch.cents)
                 return
             self._ids.difference_update(batch.ids)  # an id stands twice in this batch: one by one, then
-        for id_, customer, cds, cents in zip(batch.ids, batch.customers, batch.cds, batch.cents, strict=True):
-            if id_ in self._ids:
-                self.doubled += 1
-                continue
-            self._ids.add(id_)
-            self._customers.add(customer)
-            self._cds += cds
-            self._cents += cents
+        for row in zip(batch.ids, batch.customers, batch.cds, batch.cents, strict=True):
+            self.add_one(*row)
+
+    def add_one(self, id_: str, customer: int, cds: int, cents: int) -> None:
+        """Count one order if it was not counted before."""
+        if id_ in self._ids:
+            self.doubled += 1
+            return
+        self._ids.add(id_)
+        self._customers.add(customer)
+        self._cds += cds
+        self._cents += cents
 
     @property
     def totals(self) -> Totals:

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from types import TracebackType
 from typing import Self
 
@@ -115,7 +115,7 @@ class PullConsumer:
                 # Not at once: until all servers know that we are gone, our own last request would get it again.
                 await msg.nak(delay=HAND_BACK_S)
 
-    async def batches(self) -> AsyncIterator[list[Msg]]:
+    async def batches(self) -> AsyncGenerator[list[Msg], None]:
         """Yield what has arrived, as soon as anything has.
 
         Raises:
@@ -190,7 +190,7 @@ class PullConsumer:
 
 async def read_in_order(
     client: Client, stream: str, *, subject: str = ">", start: int = 1, prefetch: int = 2_000
-) -> AsyncIterator[list[Msg]]:
+) -> AsyncGenerator[list[Msg], None]:
     """Yield every message of a stream, each once, in the stream's order, and then those that come.
 
     It needs no acknowledgements and keeps its place itself: the reader's consumer can be lost with its server,
