@@ -66,10 +66,10 @@ async def publish_bulk(client: Client, options: argparse.Namespace, stop: asynci
 
 
 async def read_bulk(client: Client, options: argparse.Namespace, stop: asyncio.Event) -> Report:
-    """Count the orders of the bulk lane until told to stop."""
+    """Count the orders of the bulk lane until there are enough, or until told to stop."""
     await create_bulk_lane(client.jetstream(timeout=10.0), replicas=options.replicas)
     count = BulkCount()
-    await _until_stopped(count_bulk(client, count), stop)
+    await _until_stopped(count_bulk(client, count, until=options.until), stop)
     totals = {name: getattr(count.totals, name) for name in count.totals.__struct_fields__}
     return {"service": "bulk-reader", **totals, "doubled": count.doubled, "rejected": count.rejected}
 
@@ -105,6 +105,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--replicas", type=int, default=1, help="copies of the stream, if it has to be made")
     parser.add_argument("--first", type=int, help="publisher: place only so many orders")
     parser.add_argument("--file", type=Path, help="publisher: a file in the format of the data set")
+    parser.add_argument("--until", type=int, help="bulk-reader: end when so many orders are counted")
     return parser.parse_args(arguments)
 
 

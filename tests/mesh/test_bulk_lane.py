@@ -24,7 +24,6 @@ from mesh_lab.orders.bulk_lane import (
 from mesh_lab.orders.dataset import EVERYTHING, read_orders
 from mesh_lab.orders.totals import totals_of
 from mesh_lab.patterns.reaching import reachable
-from mesh_lab.patterns.waiting import eventually
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import start_mesh
 
@@ -108,16 +107,10 @@ async def test_publisher_and_reader_run_as_services_of_their_own(mesh: Mesh, cli
     urls = [url.replace("://", f"://{options['user']}:{options['password']}@") for url in options["servers"]]
     command = [sys.executable, "-m", "mesh_lab.orders", "--replicas=3"]
     environment = {**os.environ, "NATS_URL": ",".join(urls)}
-    with subprocess.Popen([*command, "bulk-reader"], env=environment, stdout=subprocess.PIPE, text=True) as reader:
+    reading = [*command, "bulk-reader", f"--until={EVERYTHING.orders}"]
+    with subprocess.Popen(reading, env=environment, stdout=subprocess.PIPE, text=True) as reader:
         done = subprocess.run([*command, "bulk-publisher"], env=environment, capture_output=True, text=True, timeout=60)
         assert json.loads(done.stdout)["acknowledged"] == EVERYTHING.orders, done.stderr
-
-        async def read() -> bool:
-            consumers = await lane.consumers_info(STREAM)
-            return bool(consumers) and all(one.num_pending == 0 for one in consumers)
-
-        await eventually(read, within=20.0)
-        reader.terminate()
-        report = json.loads(reader.stdout.read())
+        report = json.loads(reader.communicate(timeout=30)[0])
     assert (report["orders"], report["cents"]) == (EVERYTHING.orders, EVERYTHING.cents)
     assert (report["doubled"], report["rejected"]) == (0, 0)
