@@ -158,7 +158,7 @@ async def place_singly(client: Client, parent: Parent) -> Report:
     async with WindowedPublisher(client, window=parent.task.window) as publisher:
         began = await _begin(parent)
         for order in orders:
-            await publisher.publish(order.subject("placed"), encode(order), msg_id=order.id)
+            await publisher.publish(f"bench.{order.id}", encode(order), msg_id=order.id)
         await publisher.flush()
         return _report(began)
 
@@ -167,7 +167,7 @@ async def place_fast(client: Client, parent: Parent) -> Report:
     """One order a message, by fast ingest."""
     orders = list(read_orders(first=parent.task.count))
     began = await _begin(parent)
-    await ingest(client, ((order.subject("placed"), encode(order)) for order in orders))
+    await ingest(client, ((f"bench.{order.id}", encode(order)) for order in orders))
     return _report(began)
 
 

@@ -63,41 +63,43 @@ async def climb(
     places: Sequence[Place],
     *,
     rounds: int,
+    warmup: int = 1,
     payload_bytes: int = 128,
     seed: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> list[Result]:
-    """Run every rung at every place ``rounds`` times, after one round that does not count.
+    """Run every rung at every place ``rounds`` times.
 
     Args:
         meshes: A mesh for each number of replicas.
         rungs: What to run.
         places: Where to run it.
         rounds: Runs that count.
+        warmup: Rounds before those, which do not count: servers that have just started are slower.
         payload_bytes: Size of a message; real orders have their own.
         seed: Chooses the order of the runs; ``None`` for any.
         progress: Called with the name of each run before it begins.
 
     Raises:
-        ValueError: ``rounds`` is below 1.
+        ValueError: ``rounds`` is below 1, or ``warmup`` below 0.
         WrongTotalsError: A stream did not hold, or a worker did not get, what was sent.
         LoadFailedError: A child ended without a result.
     """
-    if rounds < 1:
-        raise ValueError(f"rounds={rounds}, expected 1 or more")
+    if rounds < 1 or warmup < 0:
+        raise ValueError(f"rounds={rounds}, warmup={warmup}: expected rounds >= 1 and warmup >= 0")
     chance = random.Random(seed)
     runs = [(rung, place) for rung in rungs for place in places]
     elapsed: dict[tuple[str, Place], list[float]] = {(rung.name, place): [] for rung, place in runs}
     stored: dict[tuple[str, Place], int] = {}
     version = ""
-    for turn in range(rounds + 1):
+    for turn in range(warmup + rounds):
         for rung, place in chance.sample(runs, len(runs)):
             if progress is not None:
                 progress(f"{rung.name}, {place}")
             seconds, stored[rung.name, place], version = await run_once(
                 meshes[place.replicas], rung, place, payload_bytes=payload_bytes
             )
-            if turn > 0:
+            if turn >= warmup:
                 elapsed[rung.name, place].append(seconds)
     return [
         Result(rung, place, _measurement(rung, place, elapsed[rung.name, place], payload_bytes, version),
@@ -149,10 +151,9 @@ async def _prepare(
         await bulk_lane.create_bulk_lane(js, replicas=place.replicas, storage=storage)
         await reachable(client, bulk_lane.STREAM)
         return
-    subject = "orders.*.*.placed" if rung.ladder == "end to end" else "bench.*"
     settings = {"allow_batched": True} if rung.ladder == "consume" else rung.stream
     await js.add_stream(
-        StreamConfig(name=STREAM, subjects=[subject], storage=storage, num_replicas=place.replicas, **settings)
+        StreamConfig(name=STREAM, subjects=["bench.*"], storage=storage, num_replicas=place.replicas, **settings)
     )
     await reachable(client, STREAM)
     if rung.ladder == "consume":

@@ -58,7 +58,7 @@ async def test_a_climb_has_its_runs_without_the_first_and_the_report_has_the_sch
 
 
 async def test_no_rounds_are_refused(mesh: Mesh) -> None:
-    with pytest.raises(ValueError, match="rounds=0, expected 1 or more"):
+    with pytest.raises(ValueError, match="rounds=0, warmup=1: expected rounds >= 1"):
         await climb({3: mesh}, [PUBLISH[0]], [HERE], rounds=0)
 
 

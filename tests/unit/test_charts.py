@@ -105,6 +105,14 @@ def test_bars_show_their_values_and_unit():
     assert {"1,011", "988", "0", "orders"} <= set(texts(CHARTS["bars"]()))
 
 
+def test_bars_on_a_logarithmic_scale_show_their_values_too():
+    chart = bars({"a": 2_000, "b": 2_000_000}, title="a", unit="orders (logarithmic scale)", log=True)
+    assert {"2,000", "2,000,000"} <= set(texts(chart))
+    (axes,) = chart.axes
+    assert axes.get_xscale() == "log"
+    assert axes.get_xlim()[0] < 2_000
+
+
 def test_measured_places_are_the_ticks_where_there_is_room():
     (axes,) = lines({"a": {1: 10, 2: 20, 5: 30}, "b": {1: 5}}, x="workers", y="orders", title="a").axes
     assert list(axes.get_xticks()) == [1, 2, 5]
@@ -120,6 +128,7 @@ def test_a_dead_server_is_named_so_in_words():
     [
         (lambda: bars({}, title="a", unit="b"), "bars need values"),
         (lambda: bars({"a": -1}, title="a", unit="b"), "bars need values"),
+        (lambda: bars({"a": 1, "b": 0}, title="a", unit="b", log=True), "bars need values above 0"),
         (lambda: lines({}, x="a", y="b", title="c"), "at least one series"),
         (lambda: lines({"a": {}}, x="a", y="b", title="c"), "at least one point"),
         (lambda: lines({"a": {0: 1}}, x="a", y="b", title="c", log="x"), "logarithmic axis"),
