@@ -156,8 +156,8 @@ async def publishes_one_by_one(nc, messages):
     ("answer", "said"),
     [
         (publishes_one_by_one, "message 1 of three messages was stored by itself"),
-        (by_headers(first=0), "0 messages were stored of three messages; expected 3"),
-        (by_headers(commit_at=None), "0 messages were stored of three messages"),
+        (by_headers(first=0), "messages were stored of three messages; expected 3"),
+        (by_headers(commit_at=None), "messages were stored of three messages"),
         (by_headers(commit_at=1), "messages were stored of three messages; expected 3"),
         (by_headers(same_id=False), "messages were stored of three messages; expected 3"),
         (by_headers(told=True), "that does not hold, True was returned; expected False"),
