@@ -88,7 +88,10 @@ async def test_a_stream_acknowledges_what_it_stores_and_refuses_the_rest(mesh: M
 
 
 async def test_a_services_reply_is_no_acknowledgement(mesh: Mesh, desk: Client) -> None:
-    await listen(desk, "paced.shelf.*", lambda msg: msg.respond(b'{"copies": 3, "seq": 1}'))
+    async def answer(msg: Msg) -> None:
+        await msg.respond(b'{"copies": 3, "seq": 1}')
+
+    await listen(desk, "paced.shelf.*", answer)
     load: dict[str, Any] = {"options": near(mesh), "subject": "paced.shelf.{n}", "rate_per_s": 200, "seconds": 0.1}
     assert (await paced_load(**load, until="ack")).refused == 20
     assert (await paced_load(**load, until="reply")).answered == 20
