@@ -26,6 +26,7 @@ from mesh_lab.notebook.chart_style import (
     png,
     text_width,
 )
+from mesh_lab.notebook.dots_chart import dots
 from mesh_lab.notebook.percentile_chart import percentiles
 from mesh_lab.notebook.timeline import timeline
 from mesh_lab.notebook.topology import topology
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["bars", "lines", "percentiles", "png", "timeline", "topology"]
+__all__ = ["bars", "dots", "lines", "percentiles", "png", "timeline", "topology"]
 
 LABEL_CHARACTERS = 26
 BAR_IN = 0.24

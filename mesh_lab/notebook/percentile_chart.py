@@ -88,6 +88,7 @@ def percentiles(
         axes.yaxis.set_minor_locator(NullLocator())
         axes.grid(axis="both")
         axes.tick_params(length=0)
+        axes.tick_params(axis="x", pad=7)  # clear of the lowest value beside it
         axes.set_xlabel("percentile", labelpad=5)
         figure.text(MARGIN_IN / WIDTH_IN, top / figure.get_figheight(), y, color=MUTED, va="top")
         to_axes = axes.transData + axes.transAxes.inverted()

@@ -5,7 +5,7 @@ from matplotlib._pylab_helpers import Gcf
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mesh_lab.notebook.charts import bars, lines, percentiles, png, timeline, topology
+from mesh_lab.notebook.charts import bars, dots, lines, percentiles, png, timeline, topology
 
 LONG = "one order a message, waiting for the acknowledgement of each before the next is sent"
 PUBLISHERS = {"publisher": ("n1", "orders.eu.1001.placed"), "web shop": ("n2", "orders.us.1002.placed")}
@@ -19,6 +19,13 @@ CHARTS = {
     "logarithmic lines": lambda: lines(
         {"one": {10**i: 10**i for i in range(6)}}, x="payload, bytes", y="orders a second", title=LONG, log="xy"
     ),
+    "dots": lambda: dots(
+        {LONG: ([0.01 * i for i in range(200)], [0.5] * 200), "one": ([1], [1_234])},
+        x="seconds",
+        y="latency, ms",
+        title=LONG,
+    ),
+    "a dot": lambda: dots({"one": ([1], [0])}, x="seconds", y="latency, ms", title=LONG),
     "percentiles": lambda: percentiles(
         {LONG: [0.4 + 0.001 * i for i in range(2_000)], "short": [3, 60_000], "close": [3, 61_000]},
         title=LONG,
@@ -115,6 +122,16 @@ def test_measured_places_are_the_ticks_where_there_is_room():
     assert list(axes.get_xticks()) == [1, 2, 5]
 
 
+def test_every_panel_of_dots_has_the_same_axes_and_only_what_was_measured():
+    upper, lower = dots({"a": ([0, 1, 5], [1, 2, 3]), "b": ([2], [8])}, x="s", y="ms", title="a").axes
+    assert [list(line.get_xdata()) for line in upper.lines] == [[0, 1, 5]]
+    assert [list(line.get_ydata()) for line in lower.lines] == [[8]]
+    assert upper.lines[0].get_linestyle() == "None"
+    assert upper.get_xlim() == lower.get_xlim() == (0, 5)
+    assert upper.get_ylim() == lower.get_ylim()
+    assert upper.get_ylim()[0] == 0
+
+
 def test_a_percentile_stands_where_so_many_messages_are_slower():
     latencies = {"a": list(range(1, 101)), "b": [5] * 10}
     (axes,) = percentiles(latencies, title="a", limit_ms=20).axes
@@ -144,6 +161,10 @@ def test_a_dead_server_is_named_so_in_words():
         (lambda: lines({}, x="a", y="b", title="c"), "at least one series"),
         (lambda: lines({"a": {}}, x="a", y="b", title="c"), "at least one point"),
         (lambda: lines({"a": {0: 1}}, x="a", y="b", title="c", log="x"), "logarithmic axis"),
+        (lambda: dots({}, x="a", y="b", title="c"), "at least one series"),
+        (lambda: dots({"a": ([], [])}, x="a", y="b", title="c"), "1 or more"),
+        (lambda: dots({"a": ([1, 2], [1])}, x="a", y="b", title="c"), "as many x as y"),
+        (lambda: dots({"a": ([1], [-1])}, x="a", y="b", title="c"), "a y of 0 or more, got -1"),
         (lambda: percentiles({}, title="a"), "at least one series"),
         (lambda: percentiles({"a": [1], "b": []}, title="a"), "at least one latency"),
         (lambda: percentiles({"a": [1, 0]}, title="a"), "at least one latency above 0"),
