@@ -58,7 +58,9 @@ def dots(
     headings = [fill(name, NAME_CHARACTERS) for name in series]
     with house_style():
         tall = [LINE_IN * (heading.count("\n") + 1) + 0.06 for heading in headings]
-        figure, top = card(title, body_in=LINE_IN + 0.08 + sum(tall) + len(tall) * (PANEL_IN + GAP_IN) + X_AXIS_IN)
+        figure, top = card(
+            title, body_in=LINE_IN + 0.08 + sum(tall) + len(tall) * (PANEL_IN + GAP_IN) - GAP_IN + X_AXIS_IN
+        )
         width, height = figure.get_size_inches()
         left = MARGIN_IN + max(text_width(number(top_y)), 0.3) + 0.15
         figure.text(MARGIN_IN / width, top / height, y, color=MUTED, va="top")
@@ -67,7 +69,7 @@ def dots(
             figure.text(left / width, ceiling / height, heading, color=colour, va="top", linespacing=1.1)
             ceiling -= above + PANEL_IN
             axes = axes_in(figure, left, MARGIN_IN + 0.15, ceiling, ceiling + PANEL_IN)
-            axes.plot(xs, ys, ".", color=colour, markersize=3.5, markeredgewidth=0, clip_on=False)
+            axes.plot(xs, ys, "o", color=colour, markersize=3.6, markeredgewidth=0, clip_on=False)
             axes.set_xlim(low, high if high > low else low + 1)
             axes.set_ylim(0, 1.05 * top_y)
             axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
