@@ -1,4 +1,4 @@
-"""Charts for results: bars, lines, timelines, and the mesh itself, each with a title that states the finding.
+"""Charts for results and for the mesh itself, each with a title that states the finding.
 
 Each function returns a matplotlib figure; as the last line of a cell, it shows itself.
 """
@@ -26,6 +26,8 @@ from mesh_lab.notebook.chart_style import (
     png,
     text_width,
 )
+from mesh_lab.notebook.dots_chart import dots
+from mesh_lab.notebook.percentile_chart import percentiles
 from mesh_lab.notebook.timeline import timeline
 from mesh_lab.notebook.topology import topology
 
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["bars", "lines", "png", "timeline", "topology"]
+__all__ = ["bars", "dots", "lines", "percentiles", "png", "timeline", "topology"]
 
 LABEL_CHARACTERS = 26
 BAR_IN = 0.24
