@@ -102,7 +102,8 @@ def server_config(
             f"  listen: 127.0.0.1:{ports.cluster}",
             *advertise,
             among_servers,
-            f"  routes: [{_urls('nats', passwords, dials.routes)}]",
+            # JetStream wants a route to be named also where a region has one server, which knows its own address.
+            f"  routes: [{_urls('nats', passwords, dials.routes or [ports.cluster])}]",
             "}",
         ]
     if cluster is not None and ports.gateway:

@@ -192,7 +192,8 @@ def _check_name(name: object, what: str) -> None:
 def _check_unique(layout: Layout) -> None:
     taken: dict[str, str] = {HUB: "the JetStream domain of the regions"} if layout.leaves else {}
     names = [(name, f"region {name!r}") for name in (layout.regions if layout.cluster is None else ())]
-    names += [(name, f"leaf node {name!r}" if name in layout.leaves else f"server {name!r}") for name in layout.servers]
+    names += [(name, f"server {name!r}") for there in layout.regions.values() for name in there]
+    names += [(name, f"leaf node {name!r}") for name in layout.leaves]
     for name, what in names:
         if other := taken.get(name.lower()):
             raise BadLayoutError(f"{what} has the same name as {other}, expected names that differ in every region")

@@ -41,7 +41,10 @@ def _shared_regions() -> Iterator[Mesh]:
 
 
 @pytest.fixture
-def regions(_shared_regions: Mesh, monkeypatch: pytest.MonkeyPatch) -> Mesh:
+async def regions(_shared_regions: Mesh, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Mesh]:
     """Two regions of three servers and a leaf node; what a test leaves on them, the next one finds."""
     monkeypatch.setattr(start, "_newest", weakref.ref(_shared_regions))
-    return _shared_regions
+    yield _shared_regions
+    for client in list(_shared_regions._clients):  # in the loop that they were made in
+        await client.close()
+    _shared_regions._clients.clear()

@@ -10,6 +10,7 @@ import pytest
 from nats.js.api import ExternalStream, Placement, StreamSource
 
 from mesh_lab.errors import LinksFailedError, MeshClosedError, NotOursError, UnknownLinkError, UnknownServerError
+from mesh_lab.patterns.reaching import reachable
 from mesh_lab.patterns.waiting import eventually
 from mesh_lab.servers.start import start_mesh
 
@@ -112,9 +113,6 @@ async def test_latency_delays_and_does_not_throttle_and_keeps_the_order(regions)
         return subscription.pending_msgs > 0
 
     await eventually(heard, within=5.0, every=0.05)
-    await asyncio.sleep(0)
-    while subscription.pending_msgs:
-        await subscription.next_msg()
     count, payload = 2_000, b"x" * 1_000
     try:
         await regions.slow("eu", "us", latency=0.2)
@@ -122,7 +120,10 @@ async def test_latency_delays_and_does_not_throttle_and_keeps_the_order(regions)
         for number in range(count):
             await sender.publish("flow", number.to_bytes(4, "big") + payload)
         await sender.flush()
-        got = [int.from_bytes((await subscription.next_msg(timeout=5.0)).data[:4], "big") for _ in range(count)]
+        got: list[int] = []
+        while len(got) < count:
+            if data := (await subscription.next_msg(timeout=5.0)).data:  # an empty one asked whether anybody listens
+                got.append(int.from_bytes(data[:4], "big"))
         taken = time.perf_counter() - begun
     finally:
         await regions.heal()
@@ -142,16 +143,15 @@ async def test_a_rate_limits_bytes_a_second(regions) -> None:
         return subscription.pending_msgs > 0
 
     await eventually(heard, within=5.0, every=0.05)
-    while subscription.pending_msgs:
-        await subscription.next_msg()
     rate, count, payload = 200_000, 200, b"x" * 1_000
     try:
         await regions.slow("eu", "us", latency=0.0, rate=rate)
         begun = time.perf_counter()
         for _ in range(count):
             await sender.publish("narrow", payload)
-        for _ in range(count):
-            await subscription.next_msg(timeout=10.0)
+        come = 0
+        while come < count:
+            come += bool((await subscription.next_msg(timeout=10.0)).data)
         taken = time.perf_counter() - begun
     finally:
         await regions.heal()
@@ -185,8 +185,10 @@ async def test_a_cut_carries_nothing_and_the_mesh_is_whole_after_it_heals(region
 
 async def test_a_silent_cut_of_seconds_heals_within_ten_more() -> None:
     async with await start_mesh(regions={"eu": 3, "us": 3}) as mesh:
-        here = (await mesh.connect(region="eu")).jetstream(timeout=2.0)
+        client = await mesh.connect(region="eu")
+        here = client.jetstream(timeout=2.0)
         await here.add_stream(name="ORDERS", subjects=["orders.>"], num_replicas=3, placement=Placement(cluster="eu"))
+        await reachable(client, "ORDERS")
         await mesh.cut("eu", "us")
         end = time.monotonic() + 6.0
         acknowledged = 0
@@ -219,7 +221,7 @@ async def test_orders_taken_while_the_store_is_cut_off_arrive_once_each_after_it
         assert not [m for m in await stored(hub, "ARRIVED") if mode in m]
         await regions.heal()
         expected = await stored(edge, "TAKEN")
-        await eventually(lambda: same(hub, len(expected)), within=20.0)
+        await eventually(lambda count=len(expected): same(hub, count), within=20.0)
         assert await stored(hub, "ARRIVED") == expected
     assert len(expected) == len(set(expected)) == 400
 

@@ -13,6 +13,7 @@ import pytest
 from nats.js.api import ExternalStream, Placement, StreamSource
 
 from mesh_lab.errors import BadLayoutError, NotOursError, UnknownServerError
+from mesh_lab.patterns.reaching import reachable
 from mesh_lab.patterns.waiting import eventually
 from mesh_lab.servers.guard import OWNER_VARIABLE
 from mesh_lab.servers.start import start_mesh
@@ -31,6 +32,7 @@ async def test_regions_and_a_leaf_node_take_streams_at_once() -> None:
                 placed = Placement(cluster=region)
                 info = await js.add_stream(name=region, subjects=[f"{region}.>"], num_replicas=3, placement=placed)
                 assert info.cluster.name == region
+                await reachable(client, region)
                 assert (await js.publish(f"{region}.1", b"an order")).seq == 1
             # From the region, by the leaf node's domain.
             edge = client.jetstream(domain="store-berlin", timeout=2.0)
@@ -41,9 +43,11 @@ async def test_regions_and_a_leaf_node_take_streams_at_once() -> None:
 
 async def test_a_stream_of_one_region_is_placed_in_another_from_there() -> None:
     async with await start_mesh(regions=REGIONS) as mesh:
-        js = (await mesh.connect(region="eu")).jetstream(timeout=2.0)
+        client = await mesh.connect(region="eu")
+        js = client.jetstream(timeout=2.0)
         info = await js.add_stream(name="FAR", subjects=["far.>"], num_replicas=3, placement=Placement(cluster="us"))
         assert info.cluster.name == "us"
+        await reachable(client, "FAR")
         ack = await js.publish("far.1", b"an order")
         assert ack.stream == "FAR"
 
