@@ -4,6 +4,7 @@ import asyncio
 import json
 import statistics
 import time
+from functools import partial
 
 import psutil
 import pytest
@@ -221,7 +222,7 @@ async def test_orders_taken_while_the_store_is_cut_off_arrive_once_each_after_it
         assert not [m for m in await stored(hub, "ARRIVED") if mode in m]
         await regions.heal()
         expected = await stored(edge, "TAKEN")
-        await eventually(lambda count=len(expected): same(hub, count), within=20.0)
+        await eventually(partial(same, hub, len(expected)), within=20.0)
         assert await stored(hub, "ARRIVED") == expected
     assert len(expected) == len(set(expected)) == 400
 
