@@ -28,6 +28,7 @@ from mesh_lab.notebook.chart_style import (
 )
 from mesh_lab.notebook.dots_chart import dots
 from mesh_lab.notebook.percentile_chart import percentiles
+from mesh_lab.notebook.region_map import regions
 from mesh_lab.notebook.timeline import timeline
 from mesh_lab.notebook.topology import topology
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["bars", "dots", "lines", "percentiles", "png", "timeline", "topology"]
+__all__ = ["bars", "dots", "lines", "percentiles", "png", "regions", "timeline", "topology"]
 
 LABEL_CHARACTERS = 26
 BAR_IN = 0.24

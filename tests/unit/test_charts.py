@@ -5,7 +5,7 @@ from matplotlib._pylab_helpers import Gcf
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mesh_lab.notebook.charts import bars, dots, lines, percentiles, png, timeline, topology
+from mesh_lab.notebook.charts import bars, dots, lines, percentiles, png, regions, timeline, topology
 
 LONG = "one order a message, waiting for the acknowledgement of each before the next is sent"
 PUBLISHERS = {"publisher": ("n1", "orders.eu.1001.placed"), "web shop": ("n2", "orders.us.1002.placed")}
@@ -34,6 +34,14 @@ CHARTS = {
     "timeline": lambda: timeline(
         [(0.1 * i, f"worker-{i % 2}", f"delivery {i}") for i in range(8)] + [(0.75, LONG, "killed")],
         spans=[(0.2, 0.3, "worker-0", "down"), (0.1, 0.7, LONG, "no answer")],
+        title=LONG,
+    ),
+    "one region": lambda: regions({"eu": ["eu-1"]}, title=LONG),
+    "three regions": lambda: regions(
+        {region: [f"{region}-{i}" for i in (1, 2, 3)] for region in ("eu", "us", "asia")},
+        leaves={"store-berlin": "eu", "kiosk": "eu"},
+        notes={"us-2": "leader", "kiosk": "offline"},
+        cut=[("eu", "us"), ("kiosk", "eu")],
         title=LONG,
     ),
     "one server": lambda: topology(["n1"], title=LONG),
@@ -177,6 +185,8 @@ def test_a_dead_server_is_named_so_in_words():
         (lambda: percentiles({}, title="a"), "at least one series"),
         (lambda: percentiles({"a": [1], "b": []}, title="a"), "at least one latency"),
         (lambda: percentiles({"a": [1, 0]}, title="a"), "at least one latency above 0"),
+        (lambda: regions({}, title="a"), "expected 1 to 3 regions"),
+        (lambda: regions({"eu": ["eu-1"]}, leaves={"kiosk": "us"}, title="a"), "that include .'us'."),
         (lambda: timeline([], title="a"), "at least one event"),
         (lambda: topology([], title="a"), "expected 1 to 7 servers"),
         (lambda: topology(["n1"], dead={"n4"}, title="a"), "that include"),
