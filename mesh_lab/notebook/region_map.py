@@ -90,12 +90,15 @@ def _leaves(
     notes: Mapping[str, str],
     cuts: Collection[frozenset[str]],
 ) -> None:
-    for at, name in enumerate(names):
-        width = max(text_width(name, bold=True), text_width(notes.get(name, ""))) + 0.3
-        middle = middles[region] + (at - (len(names) - 1) / 2) * (width + GAP_IN)
-        above = foot - LEAF_GAP_IN
+    widths = [max(text_width(name, bold=True), text_width(notes.get(name, ""))) + 0.3 for name in names]
+    together = sum(widths) + GAP_IN * (len(names) - 1)
+    left = min(max(middles[region] - together / 2, MARGIN_IN), WIDTH_IN - MARGIN_IN - together)
+    above = foot - LEAF_GAP_IN
+    for name, width in zip(names, widths, strict=True):
+        middle = left + width / 2
         _link(axes, (middle, above), (middle, foot), cut=frozenset((name, region)) in cuts)
-        _server(axes, name, notes.get(name, ""), (middle - width / 2, above - SERVER_IN), width, leaf=True)
+        _server(axes, name, notes.get(name, ""), (left, above - SERVER_IN), width, leaf=True)
+        left += width + GAP_IN
 
 
 def _box(axes: "Axes", corner: Place, size: Place, **look: Any) -> None:

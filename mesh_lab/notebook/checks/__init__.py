@@ -10,5 +10,6 @@ NOTEBOOKS = {
     2: ("02_share_work_in_queue_groups", "queue_groups"),
     3: ("03_keep_orders_in_jetstream", "jetstream"),
     4: ("04_measure_without_lying", "measure_without_lying"),
+    5: ("05_grow_the_mesh", "grow_the_mesh"),
     8: ("08_batch_and_compress", "batch_and_compress"),
 }

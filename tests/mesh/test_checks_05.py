@@ -1,0 +1,131 @@
+"""The exercises of notebook 05: stubs are not attempted, plausible wrong answers are refused with the right reason."""
+
+import asyncio
+import contextlib
+
+import pytest
+from exercise_cells import ExerciseCells
+from nats.js.api import ExternalStream, Placement, StreamSource
+from nats.js.errors import NotFoundError
+
+from mesh_lab.notebook.exercises import check
+
+CELLS = ExerciseCells(
+    "05_grow_the_mesh",
+    asyncio=asyncio,
+    Placement=Placement,
+    StreamSource=StreamSource,
+    ExternalStream=ExternalStream,
+)
+NUMBERS = ["5.1", "5.2", "5.3"]
+HOME = StreamSource(name="ORDERS-EU")
+STORE = StreamSource(name="RETURNS", external=ExternalStream(api="$JS.store-berlin.API"))
+
+
+@pytest.fixture(autouse=True)
+def home(monkeypatch, tmp_path):
+    monkeypatch.setenv("MESH_LAB_HOME", str(tmp_path))
+
+
+@pytest.mark.parametrize("at", range(len(NUMBERS)), ids=NUMBERS)
+async def test_the_cell_for_the_reader_is_not_attempted(regions, at):
+    assert await CELLS.run(f"{CELLS.tagged('exercise')[at]}\n\n{CELLS.tagged('check')[at]}") == ["not attempted"]
+
+
+@pytest.mark.parametrize("at", range(len(NUMBERS)), ids=NUMBERS)
+async def test_the_solution_in_the_notebook_is_correct(regions, at):
+    for _ in range(2):  # a check leaves nothing behind that spoils the next one
+        [verdict] = await CELLS.run(CELLS.tagged("solution")[at])
+        assert verdict.startswith("correct: "), verdict
+
+
+async def refused(number: str, answer: object) -> str:
+    verdict = repr(await check(number, answer))
+    assert verdict.startswith("not yet: "), verdict
+    return verdict
+
+
+def making(**settings):
+    async def make(js):
+        await js.add_stream(**settings)
+
+    return make
+
+
+US = Placement(cluster="us")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"name": "BACKUP", "mirror": HOME, "num_replicas": 3}, "BACKUP lives in eu; expected us"),
+        ({"name": "BACKUP", "mirror": HOME, "placement": US}, "BACKUP has 1 copy; expected 3"),
+        ({"name": "BACKUP", "sources": [HOME], "num_replicas": 3, "placement": US}, "BACKUP has sources; expected"),
+        ({"name": "BACKUP", "subjects": ["backup"], "num_replicas": 3, "placement": US}, "BACKUP has no mirror"),
+        (
+            {"name": "BACKUP", "mirror": StreamSource(name="ORDERS-US"), "num_replicas": 3, "placement": US},
+            "it raised",
+        ),
+    ],
+    ids=["at home", "one copy", "sources", "no mirror", "another stream"],
+)
+async def test_a_backup_in_the_wrong_place_or_of_the_wrong_kind_is_refused(regions, settings, said):
+    verdict = await refused("5.1", making(**settings))
+    assert said in verdict or "BACKUP" in verdict
+
+
+async def test_a_backup_that_was_never_made_is_refused(regions):
+    async def forget(js):
+        await js.account_info()
+
+    assert "no stream BACKUP" in await refused("5.1", forget)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (lambda to_leader, followers: 2 * (to_leader + max(followers, default=0)), "80.0 was returned; expected 20"),
+        (lambda to_leader, followers: to_leader + min(followers, default=0), "5 was returned; expected 10"),
+        (lambda to_leader, followers: 2 * (to_leader + min(followers, default=0)), "10 was returned; expected 20"),
+        (
+            lambda to_leader, followers: 2 * (to_leader + (sum(followers) / len(followers) if followers else 0)),
+            "50.0 was returned; expected 20",
+        ),
+        (lambda to_leader, followers: "soon", "'soon' was returned"),
+    ],
+    ids=["the slowest", "one way", "the fastest of five", "the mean", "nothing"],
+)
+async def test_a_wrong_prediction_is_refused(regions, answer, said):
+    verdict = await refused("5.2", answer)
+    assert said.split(";")[-1].strip() in verdict or said in verdict
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            {"name": "ALL-RETURNS", "sources": [StreamSource(name="RETURNS")], "num_replicas": 3},
+            "sources a stream RETURNS of the regions",
+        ),
+        (
+            {
+                "name": "ALL-RETURNS",
+                "sources": [StreamSource(name="RETURNS", external=ExternalStream(api="$JS.store-hamburg.API"))],
+                "num_replicas": 3,
+            },
+            "sources $JS.store-hamburg.API",
+        ),
+        ({"name": "ALL-RETURNS", "sources": [STORE]}, "ALL-RETURNS has 1 copy; expected 3"),
+        ({"name": "ALL-RETURNS", "subjects": ["returns.*"], "num_replicas": 3}, "sources no stream RETURNS"),
+        ({"name": "OTHER", "subjects": ["nothing"]}, "no stream ALL-RETURNS"),
+    ],
+    ids=["no domain", "another domain", "one copy", "listens itself", "another name"],
+)
+async def test_a_collection_that_misses_something_is_refused(regions, settings, said):
+    try:
+        assert said in await refused("5.3", making(**settings))
+    finally:
+        if settings["name"] == "OTHER":
+            client = await regions.connect()
+            with contextlib.suppress(NotFoundError):
+                await client.jetstream().delete_stream("OTHER")
