@@ -34,7 +34,7 @@ STORE_API = f"$JS.{STORE}.API"
     expects="a stream BACKUP in us, made with js.add_stream",
     hint="A mirror has no subjects of its own: mirror=StreamSource(name=…). Without a placement, a stream is made in "
     "the cluster of the connection that asks for it.",
-    within=40.0,
+    within=60.0,
 )
 async def places_a_backup(mesh: Mesh, answer: Any) -> Verdict:
     """Read the stream's configuration from the servers, and wait until it holds what it follows."""
@@ -59,7 +59,8 @@ async def places_a_backup(mesh: Mesh, answer: Any) -> Verdict:
             return (await js.stream_info("BACKUP")).state.messages >= wanted
 
         try:
-            await eventually(same, within=10.0)
+            # A mirror whose first question got lost asks again after ten seconds.
+            await eventually(same, within=30.0, every=0.1)
         except NotReadyError:
             return not_yet("BACKUP does not hold what ORDERS-EU holds", "all of it, moments later")
     return correct("a mirror is a stream like any other: an update that takes its mirror away makes it one of its own")
