@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from types import TracebackType
 from typing import Self
 
@@ -124,7 +124,9 @@ class PullConsumer:
         while True:
             await self._ask()
             try:
-                await asyncio.wait_for(self._arrived.wait(), HEARTBEAT_S)
+                # Not wait_for: before Python 3.12 it swallows a cancellation that meets an arrival.
+                async with asyncio.timeout(HEARTBEAT_S):
+                    await self._arrived.wait()
             except TimeoutError:
                 if time.monotonic() - self._heard_at > 2 * HEARTBEAT_S:
                     self._asked_for = 0  # nobody remembers our requests: ask again
@@ -186,7 +188,7 @@ class PullConsumer:
 
 async def read_in_order(
     client: Client, stream: str, *, subject: str = ">", start: int = 1, prefetch: int = 2_000
-) -> AsyncIterator[list[Msg]]:
+) -> AsyncGenerator[list[Msg], None]:
     """Yield every message of a stream, each once, in the stream's order, and then those that come.
 
     It needs no acknowledgements and keeps its place itself: the reader's consumer can be lost with its server,
