@@ -41,6 +41,16 @@ def main(arguments: list[str] | None = None) -> int:
     orders.add_argument("--docker", action="store_true", help="in containers, servers and services alike")
     orders.set_defaults(run=_orders)
 
+    bench = commands.add_parser("bench", help="measure each way of publishing and consuming, on servers of its own")
+    bench.add_argument("--quick", action="store_true", help="the rungs that matter most, in under a minute")
+    bench.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    bench.add_argument("--schema", action="store_true", help="print the JSON Schema of --json, and run nothing")
+    bench.add_argument("--peer", action="store_true", help="run the nats command-line tool's benchmark beside it")
+    bench.add_argument(
+        "--ladder", action="append", choices=("publish", "consume", "end to end"), help="only this one; may be repeated"
+    )
+    bench.set_defaults(run=_bench)
+
     up = commands.add_parser("up", help="start three servers in containers, or join those that run")
     up.add_argument("--docker", action="store_true", required=True, help="the only place where a mesh outlives you")
     up.set_defaults(run=_up)
@@ -126,6 +136,14 @@ def _orders(options: argparse.Namespace) -> int:
             backend="docker" if options.docker else None,
         )
     )
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from mesh_lab.bench.command import print_schema, run_bench
+
+    if options.schema:
+        return print_schema()
+    return run_bench(quick=options.quick, as_json=options.json, peer=options.peer, ladders=options.ladder or ())
 
 
 def _up(options: argparse.Namespace) -> int:

@@ -30,7 +30,11 @@ DISK_NEEDED_BYTES = 2_000_000_000
 CGROUP = Path("/sys/fs/cgroup")
 
 # What the extra `lab` of pyproject.toml brings to run with, but for the event loop's nest-asyncio2.
-LAB_PACKAGES = ("jupyterlab", "ipywidgets", "pandas", "matplotlib", "nkeys", "platformdirs", "psutil", "rich")
+LAB_PACKAGES = (
+    "jupyterlab", "ipywidgets", "pandas", "matplotlib", "hdrhistogram", "nkeys", "platformdirs", "psutil", "rich"
+)  # fmt: skip
+MODULES = {"hdrhistogram": "hdrh.histogram"}
+"""What is imported, where it has another name than what is installed."""
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "firefox", "microsoft-edge", "msedge")
 _TEXT_BROWSERS = ("www-browser", "links", "elinks", "lynx", "w3m")
 _INSTALL_LAB = 'pip install "mesh-lab[lab]", in a checkout: pip install -e ".[lab]"'
@@ -116,7 +120,7 @@ def _import_fault(package: str) -> str:
     """Return why a package cannot be imported, or an empty string."""
     try:
         with warnings.catch_warnings(action="ignore"):
-            importlib.import_module(package.replace("-", "_"))
+            importlib.import_module(MODULES.get(package) or package.replace("-", "_"))
     except Exception as err:  # noqa: BLE001 - whatever a broken package raises is the finding
         return f"{package}: {type(err).__name__}: {err}"
     return ""

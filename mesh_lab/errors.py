@@ -11,6 +11,7 @@ reader expects. A message says what happened with its numbers, what was expected
     ├── NoEngineError (ConnectionError)           no Docker engine answers, or Compose 2 is missing
     ├── EngineRefusedError (OSError)              the engine failed: a port taken, an image not to be had
     ├── SettingsError (ValueError)                docker/ or its .env is not as the containers need it
+    ├── NoPeerError (FileNotFoundError)           the nats command-line tool was asked for and is not installed
     ├── ServerExitedError (ChildProcessError)     nats-server ended while it was needed
     ├── ServiceFailedError (ChildProcessError)    a service of the order mesh ended with an error
     ├── LoadFailedError (ChildProcessError)       a load generator ended without a result
@@ -29,6 +30,7 @@ reader expects. A message says what happened with its numbers, what was expected
     ├── UnknownOutcomeError (TimeoutError)        a message may or may not be stored
     ├── GroupMismatchError (ValueError)           a partitioned group is there with other settings
     ├── MemberNameTakenError (RuntimeError)       a member of that name is in the group
+    ├── BatchEndedError (ConnectionError)         a batch ended early; a beginning of it is stored
     └── UnknownExerciseError (LookupError)        no exercise has that number
 """
 
@@ -55,6 +57,10 @@ class EngineRefusedError(MeshLabError, OSError):
 
 class SettingsError(MeshLabError, ValueError):
     """The folder ``docker/`` or its ``.env`` is not as the containers need it."""
+
+
+class NoPeerError(MeshLabError, FileNotFoundError):
+    """The ``nats`` command-line tool was asked for and is not installed."""
 
 
 class ServerExitedError(MeshLabError, ChildProcessError):
@@ -127,6 +133,10 @@ class GroupMismatchError(MeshLabError, ValueError):
 
 class MemberNameTakenError(MeshLabError, RuntimeError):
     """Another process is in the group under this member's name."""
+
+
+class BatchEndedError(MeshLabError, ConnectionError):
+    """The server ended a batch before its end: what the message counts is stored, the rest is not acknowledged."""
 
 
 class UnknownExerciseError(MeshLabError, LookupError):

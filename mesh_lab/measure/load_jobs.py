@@ -26,7 +26,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """What one child has to do."""
 
     job: str
-    """Name in :data:`JOBS`."""
+    """Name in :data:`JOBS`, or ``package.module:function`` of one that stands elsewhere."""
     role: str
     """How people call this child, for example ``"publisher 2"``."""
     options: dict[str, Any]
@@ -51,6 +51,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Subjects on which publishers talk to subscribers: all of them, or the subscriber's own."""
     publishers: int = 1
     """Number of publishers that a subscriber hears."""
+    plain_loop: bool = False
+    """Run on asyncio's own event loop, as a program does that did nothing about it."""
     # Of paced jobs; :func:`mesh_lab.measure.paced.paced_load` says what each means.
     rate_per_s: float = 0.0
     until: str = ""
@@ -76,6 +78,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """Publishes that the stream had already."""
     server_version: str = ""
     """Version of the server at the other end."""
+    totals: dict[str, int] = {}
+    """What the orders of a benchmark came to, by the fields of :class:`mesh_lab.orders.totals.Totals`."""
     # Of paced jobs: eight bytes of nanoseconds for each message, in the machine's own order, and a byte of outcome.
     due_ns: bytes = b""
     sent_ns: bytes = b""

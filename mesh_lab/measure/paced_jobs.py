@@ -8,6 +8,7 @@ from array import array
 from collections.abc import Iterator
 from itertools import cycle
 
+import msgspec
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -20,7 +21,7 @@ START_S = 0.02  # from the parent's word to the first message
 
 
 class _Book:
-    """When each message was due, sent and answered, on the machine's one clock; 0 for never."""
+    """When each message is due, after the start; when it was sent and answered, on the machine's clock; 0 for never."""
 
     def __init__(self, task: Task) -> None:
         self.due_ns = array("q", _schedule(task))
@@ -62,8 +63,10 @@ async def paced(client: Client, parent: Parent) -> Report:
         book.note(int(msg.subject.rpartition(".")[2]), _outcome(msg, acknowledgement=task.until == "ack"))
 
     async def on_message(msg: Msg) -> None:
+        if len(msg.data) < HEADER.size:
+            return
         mark, n = HEADER.unpack_from(msg.data)
-        if mark == task.mark:
+        if mark == task.mark:  # anything else on the subject is somebody else's
             book.note(n, ANSWERED)
 
     async def send(n: int) -> None:
@@ -82,11 +85,10 @@ async def paced(client: Client, parent: Parent) -> Report:
     await client.flush()
     await parent.ready()
     parent.stage = "the answers"
+    # From here on nothing is computed for all messages at once: the first ones would be late.
     start_ns = time.perf_counter_ns() + int(START_S * 1e9)
     for n in range(task.count):
-        book.due_ns[n] += start_ns
-    for n in range(task.count):
-        if (wait_ns := book.due_ns[n] - time.perf_counter_ns()) > 0:
+        if (wait_ns := start_ns + book.due_ns[n] - time.perf_counter_ns()) > 0:
             await asyncio.sleep(wait_ns / 1e9)
         elif n % 64 == 0:
             await asyncio.sleep(0)  # late: let the answers in all the same
@@ -96,8 +98,8 @@ async def paced(client: Client, parent: Parent) -> Report:
     while book.open and time.perf_counter_ns() < _last_moment(book, task.count - 1, task):
         await _change(book, _last_moment(book, task.count - 1, task))
     return Report(
-        began_ns=book.due_ns[0],
-        ended_ns=max(book.done_ns),
+        began_ns=start_ns,
+        ended_ns=time.perf_counter_ns(),
         due_ns=book.due_ns.tobytes(),
         sent_ns=book.sent_ns.tobytes(),
         done_ns=book.done_ns.tobytes(),
@@ -119,8 +121,25 @@ def _outcome(msg: Msg, *, acknowledgement: bool) -> int:
     if msg.headers and msg.headers.get("Status") == "503" and not msg.data:
         return NOBODY
     if acknowledgement:
-        return REFUSED if b'"error"' in msg.data else ANSWERED
+        return ANSWERED if _stored(msg.data) else REFUSED
     return REFUSED if msg.headers and "Nats-Service-Error-Code" in msg.headers else ANSWERED
+
+
+class _Ack(msgspec.Struct):
+    """What a stream answers: where the message is stored, or why it is not."""
+
+    stream: str
+    seq: int
+    error: msgspec.Raw = msgspec.Raw()
+
+
+def _stored(answer: bytes) -> bool:
+    """Say whether an answer is a stream's acknowledgement, and not its refusal or a service's reply."""
+    try:
+        ack = msgspec.json.decode(answer, type=_Ack)
+    except msgspec.DecodeError:
+        return False
+    return ack.seq > 0 and not ack.error
 
 
 PACED_JOBS: dict[str, Job] = {"paced": paced}

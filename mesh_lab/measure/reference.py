@@ -88,7 +88,7 @@ def write_reference(path: Path, notebooks: Mapping[str, Sequence[Measurement]]) 
     run = ReferenceRun(
         machine=Machine(
             cpus=os.cpu_count() or 1,
-            memory_gib=_memory_gib(),
+            memory_gib=memory_gib(),
             system=f"{platform.system()} {platform.machine()}",
             python=_versions(one.python_version for one in every),
             nats_server=_versions(one.server_version for one in every),
@@ -131,7 +131,8 @@ def _versions(found: Iterable[str]) -> str:
     return ", ".join(sorted(set(found) - {""})) or "unknown"
 
 
-def _memory_gib() -> float:
+def memory_gib() -> float:
+    """Return this machine's memory in GiB, with three significant digits."""
     import psutil
 
     return _significant(psutil.virtual_memory().total / 2**30)

@@ -1,4 +1,4 @@
-"""Charts for results: bars, lines, timelines, and the mesh itself, each with a title that states the finding.
+"""Charts for results and for the mesh itself, each with a title that states the finding.
 
 Each function returns a matplotlib figure; as the last line of a cell, it shows itself.
 """
@@ -26,6 +26,8 @@ from mesh_lab.notebook.chart_style import (
     png,
     text_width,
 )
+from mesh_lab.notebook.dots_chart import dots
+from mesh_lab.notebook.percentile_chart import percentiles
 from mesh_lab.notebook.timeline import timeline
 from mesh_lab.notebook.topology import topology
 
@@ -33,14 +35,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["bars", "lines", "png", "timeline", "topology"]
+__all__ = ["bars", "dots", "lines", "percentiles", "png", "timeline", "topology"]
 
 LABEL_CHARACTERS = 26
 BAR_IN = 0.24
 PLOT_IN = 2.9
 
 
-def bars(values: Mapping[str, float], *, title: str, unit: str, highlight: str | None = None) -> "Figure":
+def bars(
+    values: Mapping[str, float], *, title: str, unit: str, highlight: str | None = None, log: bool = False
+) -> "Figure":
     """Draw a horizontal bar for each value, with the value at its end.
 
     Args:
@@ -48,12 +52,13 @@ def bars(values: Mapping[str, float], *, title: str, unit: str, highlight: str |
         title: The finding, in a sentence.
         unit: What the values count, such as ``"orders a second"``.
         highlight: Label of the one bar that the title speaks of; the others step back.
+        log: A logarithmic scale, on which equal steps are equal factors; say so in ``unit``.
 
     Raises:
-        ValueError: There are no values, or one is negative.
+        ValueError: There are no values, or one is negative, or not above 0 on a logarithmic scale.
     """
-    if not values or min(values.values()) < 0:
-        raise ValueError(f"bars need values of 0 or more, got {dict(values)!r}")
+    if not values or min(values.values()) < 0 or (log and min(values.values()) == 0):
+        raise ValueError(f"bars need values {'above 0' if log else 'of 0 or more'}, got {dict(values)!r}")
     labels = [fill(label, LABEL_CHARACTERS) for label in values]
     with house_style():
         rows = [max(BAR_IN + 0.12, LINE_IN * (label.count("\n") + 1) + 0.1) for label in labels]
@@ -65,7 +70,10 @@ def bars(values: Mapping[str, float], *, title: str, unit: str, highlight: str |
         colours = [BLUE if highlight in (None, label) else SHADE for label in values]
         drawn = axes.barh(middles, list(values.values()), height=BAR_IN, color=colours)
         axes.bar_label(drawn, labels=[number(value) for value in values.values()], padding=4)
-        axes.set_xlim(0, max(values.values()) or 1)
+        if log:
+            axes.set_xscale("log")
+            axes.minorticks_off()
+        axes.set_xlim(min(values.values()) / 3 if log else 0, max(values.values()) or 1)
         axes.set_ylim(0, sum(rows))
         axes.set_yticks(middles, labels, color=INK)
         axes.set_xticks([])

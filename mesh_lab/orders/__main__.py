@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import nats.errors
 from nats.aio.client import Client
 
 from mesh_lab.errors import MeshLabError
+from mesh_lab.orders.bulk_lane import BulkCount, batched, count_bulk, create_bulk_lane, send_batches
 from mesh_lab.orders.dataset import read_orders
 from mesh_lab.orders.event_store import open_event_store
 from mesh_lab.orders.publisher import place_orders
@@ -49,19 +50,46 @@ async def read(client: Client, options: argparse.Namespace, stop: asyncio.Event)
     """Keep the read model until told to stop."""
     await open_event_store(client, replicas=options.replicas)
     last: Report = {}
-    serving = asyncio.create_task(
-        serve_read_model(client, progress=lambda summary: last.update(last_seq=summary.last_seq))
+    await _until_stopped(
+        serve_read_model(client, progress=lambda summary: last.update(last_seq=summary.last_seq)), stop
     )
-    stopping = asyncio.create_task(stop.wait())
+    return {"service": "read-model", **last}
+
+
+async def publish_bulk(client: Client, options: argparse.Namespace, stop: asyncio.Event) -> Report:
+    """Send the orders in the bulk lane, many to a message, and end."""
+    batches = list(batched(read_orders(options.file, first=options.first)))
+    await create_bulk_lane(client.jetstream(timeout=10.0), replicas=options.replicas)
+    started = time.perf_counter()
+    sent = await send_batches(client, batches, compression="zstd")
+    return {"service": "bulk-publisher", "acknowledged": sent, "elapsed_s": time.perf_counter() - started}
+
+
+async def read_bulk(client: Client, options: argparse.Namespace, stop: asyncio.Event) -> Report:
+    """Count the orders of the bulk lane until there are enough, or until told to stop."""
+    await create_bulk_lane(client.jetstream(timeout=10.0), replicas=options.replicas)
+    count = BulkCount()
+    await _until_stopped(count_bulk(client, count, until=options.until), stop)
+    totals = {name: getattr(count.totals, name) for name in count.totals.__struct_fields__}
+    return {"service": "bulk-reader", **totals, "doubled": count.doubled, "rejected": count.rejected}
+
+
+async def _until_stopped(service: Coroutine[Any, Any, None], stop: asyncio.Event) -> None:
+    serving, stopping = asyncio.create_task(service), asyncio.create_task(stop.wait())
     await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
     if serving.done():
         serving.result()
     serving.cancel()
-    return {"service": "read-model", **last}
 
 
-SERVICES = {"publisher": publish, "worker": work, "read-model": read}
+SERVICES = {
+    "publisher": publish,
+    "worker": work,
+    "read-model": read,
+    "bulk-publisher": publish_bulk,
+    "bulk-reader": read_bulk,
+}
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -77,6 +105,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--replicas", type=int, default=1, help="copies of the stream, if it has to be made")
     parser.add_argument("--first", type=int, help="publisher: place only so many orders")
     parser.add_argument("--file", type=Path, help="publisher: a file in the format of the data set")
+    parser.add_argument("--until", type=int, help="bulk-reader: end when so many orders are counted")
     return parser.parse_args(arguments)
 
 

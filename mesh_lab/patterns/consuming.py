@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from types import TracebackType
 from typing import Self
 
@@ -115,7 +115,7 @@ class PullConsumer:
                 # Not at once: until all servers know that we are gone, our own last request would get it again.
                 await msg.nak(delay=HAND_BACK_S)
 
-    async def batches(self) -> AsyncIterator[list[Msg]]:
+    async def batches(self) -> AsyncGenerator[list[Msg], None]:
         """Yield what has arrived, as soon as anything has.
 
         Raises:
@@ -137,11 +137,14 @@ class PullConsumer:
                 raise nats.js.errors.NotFoundError(description=self._gone)
             batch, self._buffer = self._buffer, []
             if batch:
+                # Counted here, once for all of them: this is the path that every message takes.
+                self._heard_at = self._alive_at = time.monotonic()
+                self._asked_for = max(0, self._asked_for - len(batch))
                 await self._ask()  # the line is busy while the caller works
                 yield batch
 
     async def _ask(self) -> None:
-        room = self._prefetch - self._asked_for - len(self._buffer)
+        room = self._prefetch - self._asked_for
         if room < max(1, self._prefetch // 2) or not self._client.is_connected:
             return
         request = {
@@ -163,14 +166,15 @@ class PullConsumer:
             self._arrived.set()
 
     async def _on_message(self, msg: Msg) -> None:
-        self._heard_at = time.monotonic()
-        if not msg.headers or "Status" not in msg.headers:
-            self._alive_at = self._heard_at
-            self._asked_for = max(0, self._asked_for - 1)
+        headers = msg.headers
+        if not headers or "Status" not in headers:
+            # The path of every message: nothing here that can be done once for many of them.
             self._buffer.append(msg)
-            self._arrived.set()
+            if len(self._buffer) == 1:
+                self._arrived.set()
             return
-        status, text = msg.headers["Status"], msg.headers.get("Description", "")
+        self._heard_at = time.monotonic()
+        status, text = headers["Status"], headers.get("Description", "")
         if status == "100":  # heartbeat
             self._alive_at = self._heard_at
             return
@@ -181,7 +185,7 @@ class PullConsumer:
             self._asked_for = 0
             self._check_signs_of_life()
         else:  # the request expired, or its server or leader went away: what it still had to give is void
-            unmet = msg.headers.get("Nats-Pending-Messages")
+            unmet = headers.get("Nats-Pending-Messages")
             self._asked_for = max(0, self._asked_for - int(unmet)) if unmet else 0
         self._arrived.set()
 

@@ -29,11 +29,10 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from mesh_lab.errors import PublishRefusedError, UnknownOutcomeError
+from mesh_lab.patterns.answers import TRANSIENT_ERR_CODES, ApiError
 
-# The server is busy or the first copy is still on its way through the cluster: the answer comes later.
-# https://github.com/nats-io/nats-server/blob/main/server/errors.json
-TRANSIENT_ERR_CODES = frozenset({10008, 10023, 10158})
 SWEEP_S = 0.05
+Failure = PublishRefusedError | UnknownOutcomeError
 
 
 class Ack(msgspec.Struct, frozen=True):
@@ -44,17 +43,11 @@ class Ack(msgspec.Struct, frozen=True):
     duplicate: bool = False
 
 
-class _ApiError(msgspec.Struct, frozen=True):
-    code: int = 0
-    err_code: int = 0
-    description: str = ""
-
-
 class _Answer(msgspec.Struct, frozen=True):
     stream: str = ""
     seq: int = 0
     duplicate: bool = False
-    error: _ApiError | None = None
+    error: ApiError | None = None
 
 
 @dataclass(slots=True)
@@ -63,8 +56,13 @@ class _Outstanding:
     payload: bytes
     headers: dict[str, str]
     on_stored: Callable[[Ack], None] | None
+    on_failed: Callable[[Failure], None] | None
     give_up_at: float
     resend_at: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.subject} ({self.headers['Nats-Msg-Id']})"
 
 
 class WindowedPublisher:
@@ -107,7 +105,7 @@ class WindowedPublisher:
         self._inbox = client.new_inbox()
         self._decoder = msgspec.json.Decoder(_Answer)
         self._outstanding: dict[str, _Outstanding] = {}
-        self._failures: list[PublishRefusedError | UnknownOutcomeError] = []
+        self._failures: list[Failure] = []
         self._number = 0
         self._changed = asyncio.Event()
         self._subscription: Subscription | None = None
@@ -147,6 +145,7 @@ class WindowedPublisher:
         msg_id: str,
         headers: dict[str, str] | None = None,
         on_stored: Callable[[Ack], None] | None = None,
+        on_failed: Callable[[Failure], None] | None = None,
     ) -> None:
         """Send one message; return as soon as the window has room for it, before it is stored.
 
@@ -156,6 +155,8 @@ class WindowedPublisher:
             msg_id: Its ``Nats-Msg-Id``: the same for every copy of this message, never used for another.
             headers: Further headers.
             on_stored: Called with the acknowledgement when the message is stored.
+            on_failed: Called with the error when it is refused or its end stays unknown. Without it, the error is
+                raised by the next ``publish`` or ``flush``, for a publisher that goes no further then.
 
         Raises:
             PublishRefusedError: An earlier message was refused.
@@ -170,8 +171,9 @@ class WindowedPublisher:
         message = _Outstanding(
             subject=subject,
             payload=payload,
-            headers={"Nats-Msg-Id": msg_id, **(headers or {})},
+            headers={"Nats-Msg-Id": msg_id, **headers} if headers else {"Nats-Msg-Id": msg_id},
             on_stored=on_stored,
+            on_failed=on_failed,
             give_up_at=now + self._retry_for,
             resend_at=now + self._ack_timeout,
         )
@@ -234,14 +236,14 @@ class WindowedPublisher:
             return
         else:
             del self._outstanding[msg.subject]
-            error = answer.error
-            self._failures.append(
-                PublishRefusedError(
-                    f"{message.subject} ({message.headers['Nats-Msg-Id']}): {error.description} "
-                    f"(code {error.code}, err_code {error.err_code})"
-                )
-            )
+            self._fail(message, PublishRefusedError(f"{message.name}: {answer.error}"))
         self._changed.set()
+
+    def _fail(self, message: _Outstanding, failure: Failure) -> None:
+        if message.on_failed is not None:
+            message.on_failed(failure)
+        else:
+            self._failures.append(failure)
 
     async def _sweep(self) -> None:
         """Send again what is due, and give up what had its time."""
@@ -252,12 +254,11 @@ class WindowedPublisher:
             for reply, message in due:
                 if message.give_up_at <= now:
                     del self._outstanding[reply]
-                    self._failures.append(
-                        UnknownOutcomeError(
-                            f"{message.subject} ({message.headers['Nats-Msg-Id']}): no answer in {self._retry_for} s; "
-                            "it may be stored: read the stream before sending it under another id"
-                        )
+                    failure = UnknownOutcomeError(
+                        f"{message.name}: no answer in {self._retry_for} s; "
+                        "it may be stored: read the stream before sending it under another id"
                     )
+                    self._fail(message, failure)
                     self._changed.set()
                 elif reply in self._outstanding and self._client.is_connected:
                     message.resend_at = now + self._ack_timeout

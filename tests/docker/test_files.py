@@ -11,6 +11,7 @@ import pytest
 import yaml
 from containers import ROOT, SERVICES, copy_of_docker
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from mesh_lab import __version__
 from mesh_lab.servers.compose import CLIENT_PORT, MONITOR_PORT, SERVERS
@@ -50,7 +51,7 @@ def test_the_services_install_what_pyproject_names_and_nothing_else() -> None:
     lock = (DOCKER / "services.lock").read_text()
     pins = dict(re.findall(r"(?m)^([A-Za-z0-9._-]+)==([^\s;]+)", lock))
     named = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    wanted = {requirement.name: requirement for requirement in map(Requirement, named)}
+    wanted = {canonicalize_name(requirement.name): requirement for requirement in map(Requirement, named)}
     assert set(pins) == set(wanted)
     assert all(wanted[name].specifier.contains(version) for name, version in pins.items())
     assert lock.count("--hash=sha256:") > len(pins)

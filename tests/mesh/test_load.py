@@ -15,6 +15,7 @@ from nats.js import JetStreamContext
 
 from mesh_lab.measure.load import LoadFailedError, deliver_load, publish_load
 from mesh_lab.measure.measurement import measure
+from mesh_lab.patterns.reaching import reachable
 from mesh_lab.patterns.waiting import eventually
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import start_mesh
@@ -32,6 +33,7 @@ async def orders(client: Client) -> AsyncIterator[JetStreamContext]:
     """A stream of orders on three servers, gone after the test."""
     js = client.jetstream()
     await js.add_stream(name="LOAD", subjects=["orders.*.*.placed"], num_replicas=3)
+    await reachable(client, "LOAD")
     yield js
     await js.delete_stream("LOAD")
 

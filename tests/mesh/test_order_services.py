@@ -24,6 +24,7 @@ from mesh_lab.orders.publisher import place_orders
 from mesh_lab.orders.read_model import Summary, ask_read_model, serve_read_model
 from mesh_lab.orders.totals import totals_of
 from mesh_lab.orders.worker import REJECTED, Worker
+from mesh_lab.patterns.reaching import reachable
 from mesh_lab.patterns.waiting import eventually
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import start_mesh
@@ -37,6 +38,7 @@ async def store(client: Client):
     js = client.jetstream(timeout=5.0)
     await create_event_store(js, replicas=3)
     await create_worker_group(js, ack_wait=1.0)
+    await reachable(client, STREAM)
     yield js
     await js.delete_stream(STREAM)
 

@@ -48,6 +48,24 @@ async def test_what_the_stream_refuses_is_told_apart_and_named(client: Client) -
     assert (await js.stream_info("PUB3")).state.messages == 5
 
 
+async def test_a_publisher_that_goes_on_learns_of_each_failure_by_its_kind(client: Client) -> None:
+    js = await _stream(client, "PUB6", max_msgs=2, discard="new")
+    stored: list[int] = []
+    failed: dict[int, type[Exception]] = {}
+    async with WindowedPublisher(client, ack_timeout=0.2, retry_for=0.6) as publisher:
+        for n, subject in enumerate(["PUB6.x", "PUB6.x", "PUB6.x", "nowhere.x", "PUB6.x"]):
+            await publisher.publish(
+                subject,
+                b"",
+                msg_id=str(n),
+                on_stored=lambda ack, n=n: stored.append(n),
+                on_failed=lambda err, n=n: failed.update({n: type(err)}),
+            )
+    assert stored == [0, 1]
+    assert failed == {2: PublishRefusedError, 3: UnknownOutcomeError, 4: PublishRefusedError}
+    assert (await js.stream_info("PUB6")).state.messages == 2
+
+
 async def test_a_payload_above_the_servers_limit_is_refused_with_both_sizes(client: Client) -> None:
     await _stream(client, "PUB4")
     async with WindowedPublisher(client) as publisher:

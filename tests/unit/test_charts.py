@@ -5,7 +5,7 @@ from matplotlib._pylab_helpers import Gcf
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mesh_lab.notebook.charts import bars, lines, png, timeline, topology
+from mesh_lab.notebook.charts import bars, dots, lines, percentiles, png, timeline, topology
 
 LONG = "one order a message, waiting for the acknowledgement of each before the next is sent"
 PUBLISHERS = {"publisher": ("n1", "orders.eu.1001.placed"), "web shop": ("n2", "orders.us.1002.placed")}
@@ -18,6 +18,18 @@ CHARTS = {
     ),
     "logarithmic lines": lambda: lines(
         {"one": {10**i: 10**i for i in range(6)}}, x="payload, bytes", y="orders a second", title=LONG, log="xy"
+    ),
+    "dots": lambda: dots(
+        {LONG: ([0.01 * i for i in range(200)], [0.5] * 200), "one": ([1], [1_234])},
+        x="seconds",
+        y="latency, ms",
+        title=LONG,
+    ),
+    "a dot": lambda: dots({"one": ([1], [0])}, x="seconds", y="latency, ms", title=LONG),
+    "percentiles": lambda: percentiles(
+        {LONG: [0.4 + 0.001 * i for i in range(2_000)], "short": [3, 60_000], "close": [3, 61_000]},
+        title=LONG,
+        limit_ms=20,
     ),
     "timeline": lambda: timeline(
         [(0.1 * i, f"worker-{i % 2}", f"delivery {i}") for i in range(8)] + [(0.75, LONG, "killed")],
@@ -105,9 +117,43 @@ def test_bars_show_their_values_and_unit():
     assert {"1,011", "988", "0", "orders"} <= set(texts(CHARTS["bars"]()))
 
 
+def test_bars_on_a_logarithmic_scale_show_their_values_too():
+    chart = bars({"a": 2_000, "b": 2_000_000}, title="a", unit="orders (logarithmic scale)", log=True)
+    assert {"2,000", "2,000,000"} <= set(texts(chart))
+    (axes,) = chart.axes
+    assert axes.get_xscale() == "log"
+    assert axes.get_xlim()[0] < 2_000
+
+
 def test_measured_places_are_the_ticks_where_there_is_room():
     (axes,) = lines({"a": {1: 10, 2: 20, 5: 30}, "b": {1: 5}}, x="workers", y="orders", title="a").axes
     assert list(axes.get_xticks()) == [1, 2, 5]
+
+
+def test_every_panel_of_dots_has_the_same_axes_and_only_what_was_measured():
+    upper, lower = dots({"a": ([0, 1, 5], [1, 2, 3]), "b": ([2], [8])}, x="s", y="ms", title="a").axes
+    assert [list(line.get_xdata()) for line in upper.lines] == [[0, 1, 5]]
+    assert [list(line.get_ydata()) for line in lower.lines] == [[8]]
+    assert upper.lines[0].get_linestyle() == "None"
+    assert upper.get_xlim() == lower.get_xlim() == (0, 5)
+    assert upper.get_ylim() == lower.get_ylim()
+    assert upper.get_ylim()[0] == 0
+
+
+def test_a_percentile_stands_where_so_many_messages_are_slower():
+    latencies = {"a": list(range(1, 101)), "b": [5] * 10}
+    (axes,) = percentiles(latencies, title="a", limit_ms=20).axes
+    curve, short, limit = (dict(zip(*line.get_data(), strict=True)) for line in axes.lines)
+    assert curve[1] == 1
+    # 90 of 100 do not exceed 90; the 91st is the first that only 1 in 10 reaches.
+    assert curve[10] == 91
+    assert max(curve) == 100
+    assert curve[100] == 100
+    assert max(short) == 10
+    assert set(limit.values()) == {20}
+    png(axes.figure)  # ticks get their words when they are drawn
+    assert {"90 %", "99 %", "20 ms", "percentile", "latency, ms"} <= set(texts(axes.figure))
+    assert "99.9 %" not in texts(axes.figure)
 
 
 def test_a_dead_server_is_named_so_in_words():
@@ -120,9 +166,17 @@ def test_a_dead_server_is_named_so_in_words():
     [
         (lambda: bars({}, title="a", unit="b"), "bars need values"),
         (lambda: bars({"a": -1}, title="a", unit="b"), "bars need values"),
+        (lambda: bars({"a": 1, "b": 0}, title="a", unit="b", log=True), "bars need values above 0"),
         (lambda: lines({}, x="a", y="b", title="c"), "at least one series"),
         (lambda: lines({"a": {}}, x="a", y="b", title="c"), "at least one point"),
         (lambda: lines({"a": {0: 1}}, x="a", y="b", title="c", log="x"), "logarithmic axis"),
+        (lambda: dots({}, x="a", y="b", title="c"), "at least one series"),
+        (lambda: dots({"a": ([], [])}, x="a", y="b", title="c"), "1 or more"),
+        (lambda: dots({"a": ([1, 2], [1])}, x="a", y="b", title="c"), "as many x as y"),
+        (lambda: dots({"a": ([1], [-1])}, x="a", y="b", title="c"), "a y of 0 or more, got -1"),
+        (lambda: percentiles({}, title="a"), "at least one series"),
+        (lambda: percentiles({"a": [1], "b": []}, title="a"), "at least one latency"),
+        (lambda: percentiles({"a": [1, 0]}, title="a"), "at least one latency above 0"),
         (lambda: timeline([], title="a"), "at least one event"),
         (lambda: topology([], title="a"), "expected 1 to 7 servers"),
         (lambda: topology(["n1"], dead={"n4"}, title="a"), "that include"),

@@ -11,13 +11,19 @@ PACKAGE = Path(__file__).parents[2] / "mesh_lab"
 FLOORS = {
     "errors": 0, "home": 1, "observe": 1, "patterns": 1, "security": 1,
     "measure": 2, "orders": 2, "servers": 2,
-    "chaos": 3, "cli": 3, "doctor": 3, "order_run": 3, "order_services": 3, "orders_report": 3,
+    "bench": 3, "chaos": 3, "cli": 3, "doctor": 3, "order_run": 3, "order_services": 3, "orders_report": 3,
     "notebook": 4,
 }  # fmt: skip
 # The notebook's own words, below: `mesh_lab/__init__.py` names things of every floor and imports them when used.
 LAZY = {"__init__"}
 PORTABLE = {"orders", "patterns"}
-THIRD_PARTY_OF_PORTABLE = {"nats", "msgspec", "uvloop", "backports"}  # backports.zstd: Python 3.14 has it itself
+THIRD_PARTY_OF_PORTABLE = {
+    "nats",
+    "msgspec",
+    "uvloop",
+    "backports",
+    "compression",
+}  # zstd, which Python 3.14 has itself
 NOTEBOOK_ONLY = {"IPython", "ipywidgets", "matplotlib", "nest_asyncio2"}
 
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -9,4 +9,6 @@ NOTEBOOKS = {
     1: ("01_publish_and_subscribe", "publish_and_subscribe"),
     2: ("02_share_work_in_queue_groups", "queue_groups"),
     3: ("03_keep_orders_in_jetstream", "jetstream"),
+    4: ("04_measure_without_lying", "measure_without_lying"),
+    8: ("08_batch_and_compress", "batch_and_compress"),
 }

@@ -1,0 +1,70 @@
+"""The command ``mesh-lab bench``."""
+
+import asyncio
+import json
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from mesh_lab.bench.ladder import Place, Result, climb
+from mesh_lab.bench.peer import COMMANDS, PeerResult, find_peer, run_peer
+from mesh_lab.bench.report import json_schema, report_of, write
+from mesh_lab.bench.rungs import ALL, Rung
+from mesh_lab.servers.start import start_mesh
+
+ROUNDS, QUICK_ROUNDS = 5, 2
+PLACES = (Place(1, "file"), Place(3, "file"), Place(1, "memory"), Place(3, "memory"))
+QUICK_PLACES = PLACES[:2]
+
+
+def run_bench(*, quick: bool, as_json: bool, peer: bool, ladders: Sequence[str] = ()) -> int:
+    """Run the ladder on servers of its own, print the report, and return the exit code.
+
+    Progress goes to standard error, so that standard output holds the report alone.
+
+    Args:
+        quick: Only the rungs that matter most, on file streams, two rounds: under a minute.
+        as_json: JSON instead of tables.
+        peer: The ``nats`` tool's benchmark beside it.
+        ladders: Which ladders to climb; none means all.
+
+    Raises:
+        NoPeerError: ``peer`` was asked for, and the tool is not installed.
+        WrongTotalsError: A stream did not hold, or a worker did not get, what was sent.
+        LoadFailedError: A child ended without a result.
+    """
+    path = find_peer() if peer else None
+    rungs = [rung for rung in ALL if (rung.quick or not quick) and (not ladders or rung.ladder in ladders)]
+    places, rounds = (QUICK_PLACES, QUICK_ROUNDS) if quick else (PLACES, ROUNDS)
+    results, peers = asyncio.run(_run(rungs, places, rounds, path))
+    write(report_of(results, peers), json=as_json)
+    return 0
+
+
+async def _run(
+    rungs: Sequence[Rung], places: Sequence[Place], rounds: int, path: str | None
+) -> tuple[list[Result], list[PeerResult]]:
+    runs = len(rungs) * len(places) * (rounds + 1) + (2 * len(COMMANDS) if path else 0)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task("starting servers", total=runs)
+
+        def step(name: str) -> None:
+            bars.update(task, advance=1, description=name)
+
+        async with await start_mesh(servers=1) as single, await start_mesh(servers=3) as cluster:
+            meshes = {1: single, 3: cluster}
+            results = await climb(meshes, rungs, places, rounds=rounds, progress=step)
+            peers: list[PeerResult] = []
+            if path is not None:
+                for replicas, mesh in meshes.items():
+                    peers += await asyncio.to_thread(run_peer, path, mesh, replicas=replicas, progress=step)
+    return results, peers
+
+
+def print_schema() -> int:
+    """Print the JSON Schema of the report and return the exit code."""
+    sys.stdout.write(json.dumps(json_schema(), indent=2) + "\n")
+    return 0

@@ -1,0 +1,234 @@
+"""Checks of notebook 04, ``measure_without_lying``: what a benchmark counts, since when, and whose time is missing."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from mesh_lab.measure.paced import paced_load
+from mesh_lab.notebook.checks.common import connect, own_subject
+from mesh_lab.notebook.exercises import Verdict, correct, exercise, not_yet
+from mesh_lab.servers.mesh import Mesh
+
+# 4.1
+
+ORDERS, WORK_S = 40, 0.01
+CODE = "Nats-Service-Error-Code"
+REFUSAL = {CODE: "422", "Nats-Service-Error": "no such CD"}
+
+
+@exercise(
+    "4.1",
+    title="mend a benchmark that lies",
+    answer="async function",
+    expects="orders processed in a second, as a number",
+    hint="Publish each order with a reply subject of your own, and count what comes back there. The clock stops with "
+    f"the last answer. An answer with the header {CODE} is an answer, and no processed order.",
+)
+async def counts_what_is_processed(mesh: Mesh, answer: Any) -> Verdict:
+    """Let a worker take 10 ms for each order and refuse every second one; compare with its own clock."""
+    worked: list[float] = []
+
+    async def work(msg: Msg) -> None:
+        if not worked:
+            worked.append(time.perf_counter())
+        await asyncio.sleep(WORK_S)  # work
+        refused = int(msg.data) % 2
+        if msg.reply:
+            await worker.publish(
+                msg.reply, headers={CODE: "422", "Nats-Service-Error": "no such CD"} if refused else None
+            )
+        worked.append(time.perf_counter())
+
+    async with (
+        await connect(mesh, "check 4.1") as nc,
+        await connect(mesh, "worker") as worker,
+        _served(worker, own_subject(nc), work) as subject,
+    ):
+        rate = await answer(nc, subject, [b"%d" % n for n in range(ORDERS)])
+        came = len(worked) - 1 if worked else 0
+    if not isinstance(rate, int | float) or isinstance(rate, bool):
+        return not_yet(f"a {type(rate).__name__} was returned", "a number of orders a second")
+    if rate <= 0:
+        return not_yet(f"{rate:g} orders a second", "a rate above 0")
+    if came < ORDERS:
+        return not_yet(
+            "it returned before the worker had done its last order", "a clock that stops with the last answer"
+        )
+    times = rate / (ORDERS / 2 / (worked[-1] - worked[0]))
+    if times > 3:
+        return not_yet("the rate is many times what the worker can do", "the clock to stop with the last answer")
+    if times > 1.5:
+        return not_yet("refused orders count as processed", f"only answers without the header {CODE}")
+    if times < 0.65:
+        return not_yet(
+            "the rate is far below what the worker did", "a clock that runs from first publish to last answer"
+        )
+    return correct("what a worker confirms is processed; all that the publisher can see alone is its own buffer")
+
+
+@asynccontextmanager
+async def _served(client: Client, subject: str, callback: Any) -> AsyncIterator[str]:
+    """Serve a subject with a callback while the block runs."""
+    subscription = await client.subscribe(subject, cb=callback)
+    await client.flush()
+    try:
+        yield subject
+    finally:
+        await subscription.unsubscribe()
+
+
+# 4.2
+
+RATE_PER_S, SECONDS, SLOW_AT, STALL_S = 100, 0.6, 20, 0.25
+CLOSE_S = 0.001
+BY_HAND = ([0.3, 0.4, 0.5], [0.1, 0.1, 0.01], 10, [0.4, 0.4, 0.31])
+
+
+@exercise(
+    "4.2",
+    title="give the waiting back",
+    answer="function",
+    expects="a list with a latency for each question, in seconds since it was due",
+    hint="Question n was due n / rate_per_s seconds after the start. When was it answered? Subtract.",
+)
+async def gives_the_waiting_back(mesh: Mesh, answer: Any) -> Verdict:
+    """Measure a service that stalls once in a closed loop, and compare with the due times of the same run."""
+
+    async def reply(msg: Msg) -> None:
+        if int(msg.data) == SLOW_AT:
+            await asyncio.sleep(STALL_S)  # work
+        await msg.respond(b"1177")
+
+    async with await connect(mesh, "check 4.2") as nc, _served(nc, own_subject(nc), reply) as subject:
+        run = await paced_load(
+            {**mesh.connect_options(to=next(iter(mesh.servers))), "dont_randomize": True},
+            subject=subject,
+            rate_per_s=RATE_PER_S,
+            seconds=SECONDS,
+            payloads=[b"%d" % n for n in range(round(RATE_PER_S * SECONDS))],
+            closed=True,
+        )
+    sent, latencies = ([ns / 1e9 for ns in run.sent_ns], [ms / 1e3 for ms in run.latencies_ms(since="sent")])
+    due = [ms / 1e3 for ms in run.latencies_ms()]
+    returned = answer(list(sent), list(latencies), RATE_PER_S)
+    if wrong := _unlike(returned, due, latencies):
+        return wrong
+    *record, expected = BY_HAND
+    if wrong := _unlike(answer(*map(_copied, record)), expected, BY_HAND[1]):
+        return not_yet("right for a run that began in time, wrong for one whose first question left 0.3 s late", _DUE)
+    return correct(
+        "where a record lacks its send times, HdrHistogram's record_corrected_value(latency, interval) makes up the "
+        "missing answers; that is a guess, and yours is a fact"
+    )
+
+
+_DUE = "question n due at n / rate_per_s, counted from 0"
+
+
+def _copied(value: Any) -> Any:
+    return list(value) if isinstance(value, list) else value
+
+
+def _unlike(returned: Any, expected: Sequence[float], unmended: Sequence[float]) -> Verdict | None:
+    if not isinstance(returned, Sequence) or not all(isinstance(one, int | float) for one in returned):
+        return not_yet(f"a {type(returned).__name__} was returned", "a list of seconds")
+    if len(returned) != len(expected):
+        more = "more" if len(returned) > len(expected) else "fewer"
+        return not_yet(f"{more} latencies than questions", "one for each, in their order")
+    if _close(returned, expected):
+        return None
+    if _close(returned, unmended):
+        return not_yet("the latencies are those since the questions were sent", "those since they were due")
+    if _close([one / 1_000 for one in returned], expected):
+        return not_yet("the latencies are in milliseconds", "seconds, as they came")
+    if min(returned) < -CLOSE_S:
+        return not_yet("an answer came before its question was due", _DUE)
+    return not_yet("some latencies differ from those since the questions were due", _DUE)
+
+
+def _close(some: Sequence[float], others: Sequence[float]) -> bool:
+    return all(abs(one - other) < CLOSE_S for one, other in zip(some, others, strict=True))
+
+
+# 4.3
+
+ASKED = 200
+Row = tuple[float, float, float | None, str]
+"""When a question was due, when it left, how long after it was due its end came, all in seconds; and how it ended."""
+
+
+def _rows(ends: Sequence[tuple[int, float | None, str]], *, late: float = 0.0) -> list[Row]:
+    """Return so many rows of each kind: number, latency since due, outcome; each left so much after it was due."""
+    flat = [(latency, outcome) for count, latency, outcome in ends for _ in range(count)]
+    return [(n / 100, n / 100 + late, latency, outcome) for n, (latency, outcome) in enumerate(flat)]
+
+
+# What happened, whether the promise is kept, and what a wrong answer overlooked.
+CASES: list[tuple[list[Row], bool, str, str]] = [
+    (_rows([(ASKED, 0.012, "answered")]), True, "all answered after 12 ms", ""),
+    (_rows([(ASKED, 0.030, "answered")]), False, "all answered after 30 ms", ""),
+    (
+        _rows([(195, 0.001, "answered"), (5, 0.2, "answered")]),
+        False,
+        "5 of 200 answered after 200 ms, and a mean of 6 ms",
+        ": a mean and a median say nothing about 1 in 100",
+    ),
+    (
+        _rows([(198, 0.015, "answered"), (2, 5.0, "answered")]),
+        True,
+        "2 of 200 answered after 5 s, the rest after 15 ms",
+        ": 198 of 200 are 99 %, and the promise allows for the others",
+    ),
+    (
+        _rows([(195, 0.010, "answered"), (5, None, "unanswered")]),
+        False,
+        "5 of 200 never answered, the rest after 10 ms",
+        ": who got no answer got none within 20 ms",
+    ),
+    (
+        _rows([(195, 0.010, "answered"), (5, 0.001, "refused")]),
+        False,
+        "5 of 200 refused after 1 ms, the rest answered after 10 ms",
+        ": a refusal in time is no answer in time",
+    ),
+    (
+        _rows([(ASKED, 0.030, "answered")], late=0.025),
+        False,
+        "all answered 5 ms after they left, which was 25 ms after they were due",
+        ": the customer waits since due",
+    ),
+]
+
+
+@exercise(
+    "4.3",
+    title="keep the promise or not",
+    answer="function",
+    expects="True or False for a table of one run",
+    hint="Count the rows that were answered within 20 ms of due_s, and divide by the number of all rows. There is no "
+    "need for a percentile.",
+)
+async def keeps_the_promise(_mesh: Mesh, answer: Any) -> Verdict:
+    """Hand over tables as PacedRun.frame() makes them, in which the promise is kept or broken for one reason each."""
+    import pandas as pd
+
+    for rows, kept, what, why in CASES:
+        table = pd.DataFrame(
+            {
+                "due_s": [due for due, _, _, _ in rows],
+                "sent_s": [sent for _, sent, _, _ in rows],
+                "done_s": [float("nan") if latency is None else due + latency for due, _, latency, _ in rows],
+                "outcome": [outcome for _, _, _, outcome in rows],
+            }
+        )
+        said = answer(table)
+        if said not in (True, False):
+            return not_yet(f"{said!r} was returned for one table", "True or False")
+        if bool(said) is not kept:
+            return not_yet(f"{bool(said)} for {what}", f"{kept}{why}")
+    return correct("the share within a limit counts everybody who asked; a percentile of the answered leaves some out")

@@ -1,0 +1,261 @@
+"""Many orders in one message: the batch, its encodings, and what becomes of an order in it that is none.
+
+An order costs a client and a server some microseconds, whatever its size: a subject, an acknowledgement, a place in a
+stream. In a batch, hundreds of orders share that cost. What they give up is a subject and a sequence number each, so
+the bulk lane is for loading and analysis, and single orders for working on them.
+
+Encoding and compression travel in the message's headers, under their names from HTTP: ``Content-Type`` and
+``Content-Encoding``.
+"""
+
+import datetime
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from types import ModuleType
+from typing import Annotated, Literal, NamedTuple, Self
+
+import msgspec
+
+from mesh_lab.errors import OrderFormatError
+from mesh_lab.orders.order import Order, Token
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+Encoding = Literal["json", "msgpack", "columns"]
+Compression = Literal["", "zstd"]
+CONTENT_TYPES: dict[Encoding, str] = {
+    "json": "application/json",
+    "msgpack": "application/msgpack",
+    "columns": "application/vnd.mesh-lab.columns+msgpack",
+}
+_ENCODINGS = {content_type: encoding for encoding, content_type in CONTENT_TYPES.items()}
+LARGEST_BATCH_BYTES = 64 * 2**20
+"""A compressed message that grows beyond this is no batch but an attack or an accident."""
+
+# What msgspec raises for bytes that are not what they should be; a TypeError is a list as the key of a map.
+MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, TypeError)
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Cents = Annotated[int, msgspec.Meta(ge=0)]
+Day = Annotated[int, msgspec.Meta(ge=1, le=datetime.date.max.toordinal())]
+_ID_LINES = re.compile(r"[A-Za-z0-9_-]{1,32}(?:\n[A-Za-z0-9_-]{1,32})*")
+
+
+class OrderBatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Orders of one region, a list for each field: the orders are the places in the lists."""
+
+    region: Token
+    ids: list[str]
+    customers: list[Positive]
+    days: list[Day]
+    """Days since the beginning of year 1, as ``date.toordinal()`` counts them."""
+    cds: list[Positive]
+    cents: list[Cents]
+
+    def __len__(self) -> int:
+        """Count the orders."""
+        return len(self.ids)
+
+    @classmethod
+    def of(cls, orders: Sequence[Order]) -> Self:
+        """Return a batch of orders.
+
+        Args:
+            orders: At least one, all of the same region.
+
+        Raises:
+            ValueError: There are none, or they are of several regions.
+        """
+        regions = {order.region for order in orders}
+        if len(regions) != 1:
+            raise ValueError(f"orders of {sorted(regions) or 'no region'} in a batch, expected one region")
+        return cls(
+            region=regions.pop(),
+            ids=[order.id for order in orders],
+            customers=[order.customer for order in orders],
+            days=[order.day.toordinal() for order in orders],
+            cds=[order.cds for order in orders],
+            cents=[order.cents for order in orders],
+        )
+
+    def orders(self) -> Iterator[Order]:
+        """Yield the orders one by one."""
+        for row in zip(self.ids, self.customers, self.days, self.cds, self.cents, strict=True):
+            yield Order(row[0], self.region, row[1], datetime.date.fromordinal(row[2]), row[3], row[4])
+
+    def renamed(self, prefix: str) -> Self:
+        """Return the same orders under new ids, for a load that repeats them."""
+        return msgspec.structs.replace(self, ids=[prefix + id_ for id_ in self.ids])
+
+
+class RejectedOrder(msgspec.Struct, frozen=True):
+    """A member of a batch that is no order."""
+
+    place: int
+    """Its place in the batch, from 0; -1 for a message that is no batch at all."""
+    reason: str
+    """What is wrong with it."""
+    seen: str
+    """How it begins."""
+
+
+class Decoded(NamedTuple):
+    """What a message held."""
+
+    batch: OrderBatch | None
+    """Its good orders; ``None`` if there are none."""
+    rejected: list[RejectedOrder]
+    """The others."""
+
+
+_json, _msgpack = msgspec.json.Encoder(), msgspec.msgpack.Encoder()
+_columns = msgspec.msgpack.Decoder(OrderBatch)
+
+
+class _Rows:
+    """Decoders of one encoding that writes an order after the other."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self.all = module.Decoder(list[Order]).decode
+        self.parts = module.Decoder(list[msgspec.Raw]).decode
+        self.one = module.Decoder(Order).decode
+
+
+_rows = {"json": _Rows(msgspec.json), "msgpack": _Rows(msgspec.msgpack)}
+
+
+def headers_of(encoding: Encoding, compression: Compression = "") -> dict[str, str]:
+    """Return the headers that say how a message is encoded."""
+    headers = {"Content-Type": CONTENT_TYPES[encoding]}
+    return {**headers, "Content-Encoding": compression} if compression else headers
+
+
+def encode_batch(batch: OrderBatch, encoding: Encoding = "columns", compression: Compression = "") -> bytes:
+    """Return a batch as the payload of one message.
+
+    Args:
+        batch: The orders.
+        encoding: ``"json"`` and ``"msgpack"`` write one order after the other, with the names of its fields;
+            ``"columns"`` writes each field once, with all of its values behind it.
+        compression: ``"zstd"``, or ``""`` for none.
+    """
+    if encoding == "columns":
+        payload = _msgpack.encode(batch)
+    else:
+        payload = (_json if encoding == "json" else _msgpack).encode(list(batch.orders()))
+    return zstd.compress(payload) if compression else payload
+
+
+def decode_batch(payload: bytes, headers: Mapping[str, str] | None) -> Decoded:
+    """Return the orders of a message, and what in it is none.
+
+    Args:
+        payload: The message.
+        headers: Its headers, as :func:`headers_of` makes them.
+
+    Raises:
+        OrderFormatError: The message as a whole is no batch; the message says why.
+    """
+    content_type = (headers or {}).get("Content-Type", "")
+    if (encoding := _ENCODINGS.get(content_type)) is None:
+        raise OrderFormatError(f"Content-Type {content_type!r}, expected one of {', '.join(_ENCODINGS)}")
+    if compression := (headers or {}).get("Content-Encoding", ""):
+        payload = _decompressed(payload, compression)
+    return _decode_columns(payload) if encoding == "columns" else _decode_rows(payload, encoding)
+
+
+def _decode_columns(payload: bytes) -> Decoded:
+    try:
+        batch = _columns.decode(payload)
+    except msgspec.ValidationError:
+        return _sift_columns(payload)
+    except MALFORMED as err:
+        raise _no_batch(payload, err) from err
+    return Decoded(batch, []) if _is_sound(batch) else _sift_columns(payload)
+
+
+def _decode_rows(payload: bytes, encoding: Encoding) -> Decoded:
+    try:
+        orders = _rows[encoding].all(payload)
+    except msgspec.ValidationError:
+        return _sift_rows(payload, encoding)
+    except MALFORMED as err:
+        raise _no_batch(payload, err) from err
+    if len({order.region for order in orders}) != 1:
+        return _sift_rows(payload, encoding)
+    return Decoded(OrderBatch.of(orders), [])
+
+
+def _no_batch(payload: bytes, err: Exception) -> OrderFormatError:
+    return OrderFormatError(f"not a batch: {err}; seen {payload[:60]!r}")
+
+
+def _decompressed(payload: bytes, compression: str) -> bytes:
+    if compression != "zstd":
+        raise OrderFormatError(f"Content-Encoding {compression!r}, expected zstd or none")
+    try:
+        decompressor = zstd.ZstdDecompressor()
+        plain = decompressor.decompress(payload, max_length=LARGEST_BATCH_BYTES)
+    except zstd.ZstdError as err:
+        raise OrderFormatError(f"not zstd: {err}; seen {payload[:60]!r}") from err
+    if not decompressor.eof:
+        raise OrderFormatError(
+            f"a zstd message that is cut off, or has more than {LARGEST_BATCH_BYTES:,} bytes when it is unpacked"
+        )
+    return plain
+
+
+def _is_sound(batch: OrderBatch) -> bool:
+    lengths = {len(batch.ids), len(batch.customers), len(batch.days), len(batch.cds), len(batch.cents)}
+    lines = "\n".join(batch.ids)
+    # One look at all ids together; an id with a line end in it would pass for two.
+    return len(lengths) == 1 and lines.count("\n") == len(batch) - 1 and _ID_LINES.fullmatch(lines) is not None
+
+
+def _sift_rows(payload: bytes, encoding: Encoding) -> Decoded:
+    """Look at each order by itself."""
+    try:
+        parts = _rows[encoding].parts(payload)
+    except MALFORMED as err:
+        raise OrderFormatError(f"not a batch: {err}, expected a list of orders; seen {payload[:60]!r}") from err
+    good: list[Order] = []
+    rejected: list[RejectedOrder] = []
+    for place, part in enumerate(parts):
+        try:
+            order = _rows[encoding].one(part)
+            if good and order.region != good[0].region:
+                raise msgspec.ValidationError(f"region {order.region!r} in a batch of {good[0].region!r}")
+            good.append(order)
+        except MALFORMED as err:
+            rejected.append(RejectedOrder(place, str(err), repr(bytes(part)[:120])))
+    return Decoded(OrderBatch.of(good) if good else None, rejected)
+
+
+def _sift_columns(payload: bytes) -> Decoded:
+    """Look at each place of the columns by itself."""
+    try:
+        fields = msgspec.msgpack.decode(payload)
+    except MALFORMED as err:
+        raise _no_batch(payload, err) from err
+    names = OrderBatch.__struct_fields__
+    if not isinstance(fields, dict) or set(fields) != set(names):
+        raise OrderFormatError(f"not a batch of columns: expected the fields {', '.join(names)}")
+    region = fields.pop("region")
+    lengths = {name: len(column) if isinstance(column, list) else None for name, column in fields.items()}
+    if None in lengths.values() or len(set(lengths.values())) != 1:
+        raise OrderFormatError(f"columns of lengths {lengths}, expected lists of the same length")
+    good: list[Order] = []
+    rejected: list[RejectedOrder] = []
+    for place, row in enumerate(zip(*(fields[name] for name in names[1:]), strict=True)):
+        id_, customer, day, cds, cents = row
+        try:
+            date = datetime.date.fromordinal(msgspec.convert(day, Day))
+            values = {"id": id_, "region": region, "customer": customer, "day": date, "cds": cds, "cents": cents}
+            good.append(msgspec.convert(values, Order))
+        except msgspec.ValidationError as err:
+            rejected.append(RejectedOrder(place, str(err), repr(row)[:120]))
+    return Decoded(OrderBatch.of(good) if good else None, rejected)

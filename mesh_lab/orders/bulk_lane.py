@@ -1,0 +1,197 @@
+"""The bulk lane: orders travel many to a message, on ``bulk.<region>``, and are counted exactly all the same.
+
+Each message has a ``Nats-Msg-Id``, so a batch that is sent twice is stored once. The worker reads the stream from its
+beginning and counts each order by its id, so a batch that is read twice counts once. What is no order goes to a stream
+of its own, before the worker goes on: nothing is dropped in silence.
+"""
+
+import asyncio
+from collections.abc import Iterable
+
+import msgspec
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js import JetStreamContext
+from nats.js.api import StorageType, StreamConfig
+
+from mesh_lab.errors import OrderFormatError
+from mesh_lab.orders.bulk import (
+    Compression,
+    Encoding,
+    OrderBatch,
+    RejectedOrder,
+    decode_batch,
+    encode_batch,
+    headers_of,
+)
+from mesh_lab.orders.order import Order
+from mesh_lab.orders.totals import Totals
+from mesh_lab.patterns.consuming import position, read_in_order
+from mesh_lab.patterns.publishing import WindowedPublisher
+
+STREAM, REJECTED_STREAM = "BULK", "REJECTED"
+REJECTED = "rejected.bulk"
+BATCH_ORDERS, WINDOW = 256, 128
+
+
+class RejectionNote(msgspec.Struct, frozen=True):
+    """What the stream of rejected orders holds for each of them."""
+
+    stream_seq: int
+    """Number in the stream of the message that it came in."""
+    order: RejectedOrder
+
+
+async def create_bulk_lane(js: JetStreamContext, *, replicas: int = 1, storage: StorageType = StorageType.FILE) -> None:
+    """Make the stream of batches and that of rejected orders, if they are not there.
+
+    Args:
+        js: JetStream context.
+        replicas: Servers that hold a copy.
+        storage: On disk, or in memory: gone with its servers.
+    """
+    for name, subject in ((STREAM, "bulk.*"), (REJECTED_STREAM, "rejected.*")):
+        await js.add_stream(StreamConfig(name=name, subjects=[subject], storage=storage, num_replicas=replicas))
+
+
+async def send_batches(
+    client: Client,
+    batches: Iterable[OrderBatch],
+    *,
+    encoding: Encoding = "columns",
+    compression: Compression = "",
+    window: int = WINDOW,
+) -> int:
+    """Store batches, one message each, and return the number of their orders.
+
+    Args:
+        client: A connected nats-py client.
+        batches: What to send; the first id of a batch and its length make its ``Nats-Msg-Id``.
+        encoding: See :func:`mesh_lab.orders.bulk.encode_batch`.
+        compression: ``"zstd"``, or ``""`` for none.
+        window: Batches whose acknowledgement may be outstanding.
+
+    Raises:
+        PublishRefusedError: The stream refused a batch.
+        UnknownOutcomeError: No answer came for a batch within the retry budget.
+    """
+    headers = headers_of(encoding, compression)
+    orders = 0
+    async with WindowedPublisher(client, window=window) as publisher:
+        for batch in batches:
+            await publisher.publish(
+                f"bulk.{batch.region}",
+                encode_batch(batch, encoding, compression),
+                msg_id=f"{batch.region}.{batch.ids[0]}.{len(batch)}",
+                headers=headers,
+            )
+            orders += len(batch)
+    return orders
+
+
+def batched(orders: Iterable[Order], size: int = BATCH_ORDERS) -> Iterable[OrderBatch]:
+    """Yield orders in batches of one region each; those of a region stay in their order.
+
+    Args:
+        orders: Any number, regions mixed.
+        size: Orders in a batch; the last one of a region may have fewer.
+
+    Raises:
+        ValueError: ``size`` is below 1.
+    """
+    if size < 1:
+        raise ValueError(f"size={size}, expected 1 or more")
+    waiting: dict[str, list[Order]] = {}
+    for order in orders:
+        group = waiting.setdefault(order.region, [])
+        group.append(order)
+        if len(group) == size:
+            yield OrderBatch.of(group)
+            group.clear()
+    for group in waiting.values():
+        if group:
+            yield OrderBatch.of(group)
+
+
+class BulkCount:
+    """What batches add up to, each order counted once.
+
+    Attributes:
+        doubled: Orders that came a further time.
+        rejected: Members of batches that were no orders.
+        last_seq: Number in the stream of the last message that is counted.
+    """
+
+    def __init__(self) -> None:
+        self.doubled = self.rejected = self.last_seq = 0
+        self._ids: set[str] = set()
+        self._customers: set[int] = set()
+        self._cds = self._cents = 0
+
+    def add(self, batch: OrderBatch) -> None:
+        """Count every order of a batch that was not counted before."""
+        before = len(self._ids)
+        if self._ids.isdisjoint(batch.ids):
+            self._ids.update(batch.ids)
+            if len(self._ids) - before == len(batch):  # the way of nearly every batch: all of them are new
+                self._customers.update(batch.customers)
+                self._cds += sum(batch.cds)
+                self._cents += sum(batch.cents)
+                return
+            self._ids.difference_update(batch.ids)  # an id stands twice in this batch: one by one, then
+        for row in zip(batch.ids, batch.customers, batch.cds, batch.cents, strict=True):
+            self.add_one(*row)
+
+    def add_one(self, id_: str, customer: int, cds: int, cents: int) -> None:
+        """Count one order if it was not counted before."""
+        if id_ in self._ids:
+            self.doubled += 1
+            return
+        self._ids.add(id_)
+        self._customers.add(customer)
+        self._cds += cds
+        self._cents += cents
+
+    @property
+    def totals(self) -> Totals:
+        """Counts and sums so far."""
+        return Totals(orders=len(self._ids), customers=len(self._customers), cds=self._cds, cents=self._cents)
+
+
+async def count_bulk(client: Client, count: BulkCount, *, until: int | None = None) -> None:
+    """Read the bulk lane from its beginning and count its orders, until cancelled or until enough are counted.
+
+    Args:
+        client: A connected nats-py client.
+        count: Where to count; ``count.totals`` may be read at any time.
+        until: Orders after which to return, good and rejected ones together; ``None`` goes on.
+
+    Raises:
+        nats.js.errors.NotFoundError: There is no stream of batches.
+        PublishRefusedError: The stream of rejected orders refused one.
+    """
+    async with WindowedPublisher(client) as rejections:
+        async for messages in read_in_order(client, STREAM, prefetch=WINDOW):
+            for msg in messages:
+                await _count_message(msg, count, rejections)
+            await rejections.flush()
+            count.last_seq = position(messages[-1]).stream_seq
+            if until is not None and count.totals.orders + count.rejected >= until:
+                return
+            await asyncio.sleep(0)
+
+
+async def _count_message(msg: Msg, count: BulkCount, rejections: WindowedPublisher) -> None:
+    try:
+        batch, rejected = decode_batch(msg.data, msg.headers)
+    except OrderFormatError as err:
+        batch, rejected = None, [RejectedOrder(-1, str(err), repr(msg.data[:120]))]
+    if batch is not None:
+        count.add(batch)
+    if rejected:
+        seq = position(msg).stream_seq
+        for order in rejected:
+            note = msgspec.json.encode(RejectionNote(seq, order))
+            # A worker that reads the stream again says the same again, under the same id.
+            await rejections.publish(REJECTED, note, msg_id=f"{STREAM}.{seq}.{order.place}")
+        count.rejected += len(rejected)

@@ -1,0 +1,186 @@
+"""Take on what can be done in time, and say no to the rest at once.
+
+A service that takes every request falls behind at the first overload: what it takes waits in its memory, longer and
+longer, until the askers have given up and it works for nobody. The policy here, in the order in which it is applied:
+
+1. An asker who goes faster than the rate that was agreed is refused: ``429``.
+2. When ``waiting`` requests wait for their turn, the next one is refused: ``503``.
+3. When its turn comes, a request that has waited ``longest_wait`` is refused: ``503``.
+4. When its turn comes, a request whose asker has given up is not worked on: ``504``.
+5. Everything else is worked on to its end, ``at_a_time`` requests at a time, also when the service stops meanwhile.
+
+So an accepted request is answered within ``longest_wait`` and the time that its work takes, whatever is offered.
+
+Refusals are what other NATS services send (ADR-32): an empty message with ``Nats-Service-Error-Code`` and
+``Nats-Service-Error``. ``Retry-After`` adds in how many seconds it makes sense to ask again.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Self
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from mesh_lab.patterns.limiting import TokenBucket
+
+ERROR_CODE, ERROR = "Nats-Service-Error-Code", "Nats-Service-Error"
+RETRY_AFTER = "Retry-After"
+"""In how many seconds to ask again."""
+DEADLINE = "Deadline"
+"""Until when the asker waits, in Unix seconds.
+
+A point in time counts what a request waits on its way, in the servers and in this client; a duration would begin anew
+at each. Its price is that the clocks of both sides must agree to within what is waited.
+"""
+
+Work = Callable[[Msg], Awaitable[bytes]]
+
+
+class Admission:
+    """Works on a bounded number of requests, with a bounded wait before, and refuses the others at once.
+
+    Use it as an asynchronous context manager, and its :meth:`admit` as the callback of a subscription. Leaving it
+    refuses what still comes, and waits until everything that was taken on is answered::
+
+        async with Admission(nc, work, at_a_time=4, waiting=16, longest_wait=0.1) as admission:
+            await nc.subscribe("orders.place", queue="shop", cb=admission.admit)
+            await asyncio.Event().wait()  # until the process is stopped
+
+    Attributes:
+        answered: Requests worked on to their end.
+        refused: Requests refused, for whatever reason.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        work: Work,
+        *,
+        at_a_time: int,
+        waiting: int,
+        longest_wait: float,
+        agreed: TokenBucket | None = None,
+    ) -> None:
+        """Prepare; nothing is taken on yet.
+
+        Args:
+            client: A connected nats-py client.
+            work: Does what a request asks for and returns the answer. What it raises goes to the asker as ``500``.
+            at_a_time: Requests worked on at a time. More than the work's bottleneck bears, a database's connections
+                say, only makes each of them slower.
+            waiting: Requests that may wait for their turn, 1 or more. A burst of that size passes unrefused.
+            longest_wait: Seconds after which a request that waits is refused; below the patience of the askers, or
+                they have gone when it is their turn.
+            agreed: The rate that was agreed; ``None`` for none.
+
+        Raises:
+            ValueError: A number is out of its range.
+        """
+        if at_a_time < 1 or waiting < 1 or not longest_wait > 0:
+            raise ValueError(
+                f"at_a_time={at_a_time}, waiting={waiting}, longest_wait={longest_wait}: expected 1 or more, "
+                "1 or more, and above 0 s"
+            )
+        self.answered = self.refused = 0
+        self._client = client
+        self._work = work
+        self._at_a_time = at_a_time
+        self._longest_wait = longest_wait
+        self._agreed = agreed
+        self._waiting = waiting
+        self._in_hand = 0  # waiting or worked on
+        self._turns: asyncio.Queue[tuple[Msg, float]] = asyncio.Queue()
+        self._workers: list[asyncio.Task[None]] = []
+        self._stopping = False
+
+    async def __aenter__(self) -> Self:
+        self._workers = [asyncio.create_task(self._take_turns()) for _ in range(self._at_a_time)]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopping = True
+        try:
+            await self._turns.join()
+        finally:
+            for worker in self._workers:
+                worker.cancel()
+            await asyncio.wait(self._workers)
+
+    async def admit(self, msg: Msg) -> None:
+        """Take a request on, or refuse it; return at once in either case.
+
+        Args:
+            msg: A request.
+
+        Raises:
+            RuntimeError: Nobody is there to work on it.
+        """
+        if self._stopping:
+            await self._refuse(msg, 503, "the service is stopping", self._longest_wait)
+            return
+        if not self._workers:
+            raise RuntimeError(
+                f"{msg.subject}: a request and nobody to work on it; admit inside `async with Admission(…)`"
+            )
+        if self._agreed is not None and (again := self._agreed.take()):
+            await self._refuse(msg, 429, "faster than agreed", again)
+            return
+        if self._in_hand >= self._at_a_time + self._waiting:
+            await self._refuse(msg, 503, f"{self._waiting} requests are waiting", self._longest_wait)
+            return
+        self._in_hand += 1
+        self._turns.put_nowait((msg, time.monotonic()))
+
+    async def _take_turns(self) -> None:
+        while True:
+            msg, since = await self._turns.get()
+            try:
+                await self._turn(msg, time.monotonic() - since)
+            finally:
+                self._in_hand -= 1
+                self._turns.task_done()
+
+    async def _turn(self, msg: Msg, waited_s: float) -> None:
+        try:
+            late = _given_up(msg)
+        except ValueError as err:
+            await self._refuse(msg, 400, str(err))
+            return
+        if late:
+            await self._refuse(msg, 504, "the asker has given up")
+        elif waited_s > self._longest_wait:
+            await self._refuse(msg, 503, f"waited {waited_s:.3f} s for its turn", self._longest_wait)
+        else:
+            try:
+                answer = await self._work(msg)
+            except Exception as err:  # noqa: BLE001 - one request's trouble is told to its asker, and ends no worker
+                await self._refuse(msg, 500, repr(err))
+                return
+            self.answered += 1
+            await self._reply(msg, answer)
+
+    async def _refuse(self, msg: Msg, code: int, why: str, again_s: float | None = None) -> None:
+        self.refused += 1
+        headers = {ERROR_CODE: str(code), ERROR: why}
+        if again_s is not None:
+            headers[RETRY_AFTER] = f"{again_s:.3f}"
+        await self._reply(msg, b"", headers)
+
+    async def _reply(self, msg: Msg, payload: bytes, headers: dict[str, str] | None = None) -> None:
+        if msg.reply:
+            await self._client.publish(msg.reply, payload, headers=headers)
+
+
+def _given_up(msg: Msg) -> bool:
+    """Say whether the asker's deadline has passed; an asker who names none waits for ever."""
+    if not msg.headers or (deadline := msg.headers.get(DEADLINE)) is None:
+        return False
+    try:
+        return time.time() > float(deadline)
+    except ValueError as err:
+        raise ValueError(f"{DEADLINE}: {deadline!r}, expected Unix seconds such as 1764000000.25") from err

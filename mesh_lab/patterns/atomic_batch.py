@@ -1,0 +1,127 @@
+"""Store several messages together or not at all: atomic batches (ADR-50, nats-server 2.12).
+
+The messages of a batch carry its id and their number in headers; the server keeps them aside, and the last one, which
+says *commit*, stores them all next to each other. Readers never see a part of a batch. A batch has 1,000 messages at
+most, and a server drops one that stands still for ten seconds.
+"""
+
+import asyncio
+import random
+import secrets
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from mesh_lab.errors import PublishRefusedError, UnknownOutcomeError
+from mesh_lab.patterns.answers import TRANSIENT_ERR_CODES, ApiError
+
+MOST_MESSAGES = 1_000
+RETRY_S = (0.05, 0.25)
+
+
+class BatchMessage(NamedTuple):
+    """One message of a batch."""
+
+    subject: str
+    payload: bytes
+    headers: dict[str, str] | None = None
+    """Further headers, such as an expected sequence: one that does not hold refuses the whole batch."""
+
+
+class BatchAck(msgspec.Struct, frozen=True):
+    """The server's answer to a batch: all of it is stored."""
+
+    stream: str
+    seq: int
+    """Number in the stream of the batch's last message."""
+    count: int = 0
+    """Messages in the batch."""
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    stream: str = ""
+    seq: int = 0
+    count: int = 0
+    error: ApiError | None = None
+
+
+async def publish_together(
+    client: Client, messages: Sequence[BatchMessage], *, answer_within: float = 5.0, retry_for: float = 15.0
+) -> BatchAck:
+    """Store messages of one stream as a whole and return the server's answer.
+
+    Until the last message leaves, nothing can be stored, so whatever fails before is tried again as a new batch. After
+    an unknown outcome, send the same messages again under their ``Nats-Msg-Id``: ``err_code`` 10201 says that the
+    stream has them.
+
+    Args:
+        client: A connected nats-py client.
+        messages: 1 to 1,000, all for the same stream, which allows it (``allow_atomic``).
+        answer_within: Seconds to wait for an answer.
+        retry_for: Seconds for which to try again while the stream has no leader.
+
+    Raises:
+        ValueError: There are no messages or too many.
+        PublishRefusedError: The server refused the batch: none of it is stored.
+        UnknownOutcomeError: No answer came to the last message: all of it is stored, or nothing.
+    """
+    if not 1 <= len(messages) <= MOST_MESSAGES:
+        raise ValueError(f"{len(messages):,} messages in an atomic batch, expected 1 to {MOST_MESSAGES:,}")
+    give_up_at = time.monotonic() + retry_for
+    while True:
+        try:
+            return await _attempt(client, messages, answer_within)
+        except _NotNow as err:
+            if time.monotonic() > give_up_at:
+                raise PublishRefusedError(
+                    f"{messages[0].subject}: {err}, for {retry_for:g} s; nothing of the batch is stored"
+                ) from err
+            await asyncio.sleep(random.uniform(*RETRY_S))
+
+
+class _NotNow(Exception):  # no error of the caller's
+    """Nothing is stored, and a later try may succeed."""
+
+
+async def _attempt(client: Client, messages: Sequence[BatchMessage], answer_within: float) -> BatchAck:
+    batch, last = secrets.token_hex(11), len(messages)
+    for number, message in enumerate(messages, start=1):
+        headers = {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number), **(message.headers or {})}
+        if number == last:
+            headers["Nats-Batch-Commit"] = "1"
+        elif number > 1:
+            await client.publish(message.subject, message.payload, headers=headers)
+            continue
+        # The first one is a question, so that a stream without this ability costs one message and not a thousand.
+        answer = _read(await _ask(client, message, headers, answer_within, commits=number == last), message)
+    return BatchAck(answer.stream, answer.seq, answer.count)
+
+
+async def _ask(
+    client: Client, message: BatchMessage, headers: dict[str, str], answer_within: float, *, commits: bool
+) -> Msg:
+    try:
+        return await client.request(message.subject, message.payload, timeout=answer_within, headers=headers)
+    except nats.errors.NoRespondersError as err:
+        raise _NotNow("nobody takes the subject: no stream listens to it, or it has no leader") from err
+    except nats.errors.TimeoutError as err:
+        if not commits:
+            raise _NotNow(f"no answer in {answer_within:g} s") from err
+        raise UnknownOutcomeError(
+            f"{message.subject}: no answer to the end of the batch in {answer_within:g} s; all of it is stored or "
+            "nothing: read the stream, or send it again if its messages carry a Nats-Msg-Id"
+        ) from err
+
+
+def _read(msg: Msg, message: BatchMessage) -> _Answer:
+    answer = msgspec.json.decode(msg.data, type=_Answer) if msg.data else _Answer()
+    if (error := answer.error) is None:
+        return answer
+    if error.err_code in TRANSIENT_ERR_CODES:
+        raise _NotNow(f"{error.description} (err_code {error.err_code})")
+    raise PublishRefusedError(f"{message.subject}: {error}; nothing of the batch is stored")

@@ -1,0 +1,265 @@
+"""Stream messages into JetStream with one acknowledgement for many: fast ingest (ADR-50, nats-server 2.14).
+
+Each message is stored as it arrives, so nothing waits for an end, and there is no limit to their number. What is
+given up is an answer to each of them: the server counts the messages of a *batch* and acknowledges every so many.
+Its count is also its brake. A server with much to do acknowledges more often, and the publisher, who lets only two
+such spans be outstanding, slows down.
+
+What a message that got lost on its way means is said by the *gap mode*:
+
+- ``"fail"``: the batch ends at the gap. What is stored is a beginning of what was sent, without a hole.
+- ``"ok"``: the batch goes on, and the gap is reported. For measurements of which the next one follows anyway.
+
+The protocol is in the reply subjects: ``<inbox>.<batch>.<flow>.<gap mode>.<number>.<operation>.$FI``.
+"""
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from types import TracebackType
+from typing import Literal, Self
+
+import msgspec
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from mesh_lab.errors import BatchEndedError, PublishRefusedError, UnknownOutcomeError
+from mesh_lab.patterns.answers import ApiError
+
+GapMode = Literal["fail", "ok"]
+START, APPEND, _COMMIT_LAST, END, PING = range(5)
+LARGEST_FLOW = 65_535
+PING_AFTER_S = 0.5
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    """A flow acknowledgement, a gap, or the acknowledgement of the whole batch: ``type`` is empty in the last."""
+
+    type: str = ""
+    seq: int = 0
+    msgs: int = 0
+    last_seq: int = 0
+    count: int = 0
+    stream: str = ""
+    error: ApiError | None = None
+
+
+class FastIngest:
+    """One batch of fast ingest. Use it as an asynchronous context manager: leaving it ends the batch.
+
+    Attributes:
+        sent: Messages sent so far.
+        acknowledged: Number of the last message up to which the server acknowledged: in gap mode ``"fail"`` all of
+            them are stored, in ``"ok"`` those outside of :attr:`gaps`.
+        flow: Messages between two acknowledgements, as the server last decided; 0 before its first word.
+        gaps: First and last number of each stretch that the server missed.
+        stored: Messages that the server counted when the batch ended, also when it ended early; 0 before.
+    """
+
+    def __init__(
+        self, client: Client, *, gap: GapMode = "fail", flow: int = 1_000, spans: int = 2, patience: float = 15.0
+    ) -> None:
+        """Prepare; nothing is sent yet.
+
+        Args:
+            client: A connected nats-py client.
+            gap: What a lost message means.
+            flow: Most messages between two acknowledgements; the server may ask for fewer.
+            spans: Such stretches that may be outstanding. With 2, the server has work while an acknowledgement
+                travels.
+            patience: Seconds without an answer after which the batch is given up.
+
+        Raises:
+            ValueError: A number is out of its range, or there is no such gap mode.
+        """
+        if gap not in ("fail", "ok") or not 1 <= flow <= LARGEST_FLOW or spans < 1 or patience <= 0:
+            raise ValueError(
+                f"gap={gap!r}, flow={flow}, spans={spans}, patience={patience}: expected gap 'fail' or 'ok', "
+                f"flow 1 to {LARGEST_FLOW}, spans >= 1, patience > 0"
+            )
+        self.sent = self.acknowledged = self.stored = 0
+        self.flow = 0
+        self.gaps: list[tuple[int, int]] = []
+        self._client = client
+        self._gap = gap
+        self._spans = spans
+        self._patience = patience
+        self._inbox = f"{client.new_inbox()}.{secrets.token_hex(8)}"
+        self._prefix = f"{self._inbox}.{flow}.{gap}."
+        self._decoder = msgspec.json.Decoder(_Answer)
+        self._subscription: Subscription | None = None
+        self._changed = asyncio.Event()
+        self._heard_at = 0.0
+        self._subject = ""
+        self._end: _Answer | None = None
+        self._nobody = False
+
+    async def __aenter__(self) -> Self:
+        self._subscription = await self._client.subscribe(
+            f"{self._inbox}.>", cb=self._on_answer, pending_msgs_limit=0, pending_bytes_limit=0
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None and self.sent:
+                await self._finish()
+        finally:
+            if self._subscription is not None and not self._client.is_closed:
+                with contextlib.suppress(nats.errors.Error):
+                    await self._subscription.unsubscribe()
+
+    async def publish(self, subject: str, payload: bytes, *, headers: dict[str, str] | None = None) -> None:
+        """Send one message; return when there is room for the next, before this one is acknowledged.
+
+        Args:
+            subject: A subject of a stream with ``allow_batched``; all messages of a batch go to one stream.
+            payload: The message.
+            headers: Its headers; a repeated ``Nats-Msg-Id`` is dropped here as everywhere.
+
+        Raises:
+            PublishRefusedError: The server refused the batch, for example because the stream does not allow it, or
+                the message is too large.
+            BatchEndedError: The server ended the batch, as after a gap in mode ``"fail"``.
+            UnknownOutcomeError: No acknowledgement came for as long as ``patience``; what is stored beyond
+                :attr:`acknowledged` is unknown.
+        """
+        if self._end is not None:
+            raise self._failure(self._end)
+        if not self._client.is_connected:
+            await self._until(lambda: self._client.is_connected)
+        number, operation = self.sent + 1, APPEND if self.sent else START
+        try:
+            await self._client.publish(
+                subject, payload, reply=f"{self._prefix}{number}.{operation}.$FI", headers=headers
+            )
+        except nats.errors.MaxPayloadError as err:
+            raise PublishRefusedError(
+                f"{subject}: {len(payload):,} bytes, the server takes {self._client.max_payload:,}"
+            ) from err
+        self.sent, self._subject = number, subject
+        if number == 1:
+            # The first answer says whether there is such a thing as this batch, and how fast it may go.
+            await self._until(lambda: self.flow > 0)
+        elif number - self.acknowledged >= self.flow * self._spans:
+            await self._until(lambda: self.sent - self.acknowledged < self.flow * self._spans)
+
+    async def _finish(self) -> None:
+        await self._client.publish(self._subject, reply=f"{self._prefix}{self.sent + 1}.{END}.$FI")
+        await self._until(lambda: self._end is not None, ending=True)
+        assert self._end is not None  # noqa: S101  # what it waited for
+        if self._end.error is not None or (self._gap == "fail" and self._end.count < self.sent):
+            raise self._failure(self._end)
+        self.stored, self.acknowledged = self._end.count, self.sent
+
+    async def _until(self, condition: Callable[[], bool], *, ending: bool = False) -> None:
+        """Wait for an answer that makes a condition true; ask again for answers that may be lost."""
+        self._heard_at = time.monotonic()
+        while not condition():
+            if self._end is not None and not ending:
+                raise self._failure(self._end)
+            self._changed.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), PING_AFTER_S)
+                continue
+            if time.monotonic() - self._heard_at > self._patience:
+                why = "nobody takes the subject" if self._nobody else f"no answer in {self._patience:g} s"
+                raise UnknownOutcomeError(
+                    f"{self._subject}: {why}; {self.acknowledged:,} of {self.sent:,} messages are acknowledged, "
+                    "the others may be stored: read the stream before sending them again"
+                )
+            await self._ask(ending)
+
+    async def _ask(self, ending: bool) -> None:
+        """Ask for answers that may be lost. A first message without one is not asked about: it may not have come."""
+        if self.flow and self._client.is_connected:
+            operation, number = (END, self.sent + 1) if ending else (PING, self.sent)
+            with contextlib.suppress(nats.errors.OutboundBufferLimitError):
+                await self._client.publish(self._subject, reply=f"{self._prefix}{number}.{operation}.$FI")
+
+    async def _on_answer(self, msg: Msg) -> None:
+        if not msg.data:  # 503: no leader takes the subject at this moment, or no stream ever did
+            self._nobody = True
+            return
+        self._heard_at, self._nobody = time.monotonic(), False
+        answer = self._decoder.decode(msg.data)
+        if answer.type == "ack":
+            self.acknowledged = max(self.acknowledged, answer.seq)
+            self.flow = max(1, answer.msgs)
+        elif answer.type == "gap":
+            self.gaps.append((answer.last_seq, answer.seq - 1))
+        elif self._end is None:
+            self._end = answer
+        self._changed.set()
+
+    def _failure(self, end: _Answer) -> PublishRefusedError | BatchEndedError:
+        self.stored = end.count
+        if end.error is not None:
+            return PublishRefusedError(
+                f"{self._subject}: {end.error}; {self.acknowledged:,} of {self.sent:,} messages are acknowledged"
+            )
+        return BatchEndedError(
+            f"{self._subject}: the server ended the batch with {end.count:,} messages stored of {self.sent:,} sent; "
+            "go on behind those in a new batch"
+        )
+
+
+async def ingest(
+    client: Client,
+    messages: Iterable[tuple[str, bytes]],
+    *,
+    flow: int = 1_000,
+    spans: int = 2,
+    patience: float = 15.0,
+) -> int:
+    """Store messages in their order and without a hole, however many batches it takes, and return their number.
+
+    When a batch ends early, as when the stream's leader dies, the server says how many of its messages are stored. The
+    next batch goes on behind those, so nothing is left out and nothing is stored twice.
+
+    Args:
+        client: A connected nats-py client.
+        messages: Subject and payload of each; those not yet acknowledged are kept until they are.
+        flow: Most messages between two acknowledgements.
+        spans: Such stretches that may be outstanding.
+        patience: Seconds without an answer after which to give up.
+
+    Raises:
+        PublishRefusedError: The server refused a batch.
+        UnknownOutcomeError: No acknowledgement came for as long as ``patience``.
+    """
+    coming, kept, stored = iter(messages), deque[tuple[str, bytes]](), 0
+    while True:
+        batch = FastIngest(client, gap="fail", flow=flow, spans=spans, patience=patience)
+        released = 0
+        try:
+            async with batch:
+                for subject, payload in chain(list(kept), _noting(coming, kept)):
+                    await batch.publish(subject, payload)
+                    while released < batch.acknowledged:
+                        kept.popleft()
+                        released += 1
+        except BatchEndedError:
+            if batch.stored < released:  # as after the loss of every copy of what was acknowledged
+                raise UnknownOutcomeError(
+                    f"the server counts {batch.stored:,} messages of a batch of which it had acknowledged {released:,}"
+                ) from None
+            for _ in range(batch.stored - released):
+                kept.popleft()
+            stored += batch.stored
+        else:
+            return stored + batch.sent
+
+
+def _noting(coming: Iterator[tuple[str, bytes]], kept: "deque[tuple[str, bytes]]") -> Iterator[tuple[str, bytes]]:
+    for message in coming:
+        kept.append(message)
+        yield message

@@ -1,0 +1,57 @@
+"""Keep to a rate: a token bucket, for a publisher that must not be faster, or for a service that promised so much.
+
+Tokens fall into the bucket at a steady rate, as long as it is not full; each message takes one. What was saved up
+while nothing was sent may leave in one burst, and no more than that.
+"""
+
+import asyncio
+import math
+import time
+from collections.abc import Callable
+
+
+class TokenBucket:
+    """Lets so many messages a second pass, in bursts of a bounded size."""
+
+    def __init__(self, rate_per_s: float, *, burst: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
+        """Begin with a full bucket.
+
+        Args:
+            rate_per_s: Tokens that are added in a second.
+            burst: Tokens that the bucket holds; 1 spaces messages evenly, and more lets a publisher catch up after
+                it was held up, at the price of bursts for those behind it.
+            clock: Returns seconds, never backwards.
+
+        Raises:
+            ValueError: A number is out of its range.
+        """
+        if not (rate_per_s > 0 and math.isfinite(rate_per_s)) or burst < 1:
+            raise ValueError(
+                f"rate_per_s={rate_per_s}, burst={burst}: expected a finite rate above 0 and a burst of 1 or more"
+            )
+        self._rate_per_s = rate_per_s
+        self._burst = burst
+        self._clock = clock
+        self._tokens = float(burst)
+        self._filled_at = clock()
+
+    def take(self) -> float:
+        """Take a token and return 0.0; or take none, and return in how many seconds there will be one."""
+        self._fill()
+        if self._tokens < 1 - 1e-9:  # what is added in many small steps may not add up to a whole one
+            return (1 - self._tokens) / self._rate_per_s
+        self._tokens -= 1
+        return 0.0
+
+    async def wait(self) -> None:
+        """Take a token, and return when it is there; whoever came first goes first."""
+        self._fill()
+        # A token that is not there yet is taken all the same: the next in the queue owes one more, and waits longer.
+        self._tokens -= 1
+        if self._tokens < 0:
+            await asyncio.sleep(-self._tokens / self._rate_per_s)
+
+    def _fill(self) -> None:
+        now = self._clock()
+        self._tokens = min(float(self._burst), self._tokens + (now - self._filled_at) * self._rate_per_s)
+        self._filled_at = now

@@ -1,0 +1,152 @@
+"""The benchmark measures what it says, counts what it measured, and refuses a figure whose count is off."""
+
+import dataclasses
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from mesh_lab.bench import peer
+from mesh_lab.bench.ladder import Place, _check, climb, messages_of, run_once
+from mesh_lab.bench.report import BenchReport, as_json, json_schema, report_of
+from mesh_lab.bench.rungs import ALL, END_TO_END, PUBLISH, Rung
+from mesh_lab.errors import LoadFailedError, NoPeerError, WrongTotalsError
+from mesh_lab.measure.load_jobs import Report
+from mesh_lab.orders.dataset import EVERYTHING
+from mesh_lab.servers.mesh import Mesh
+
+HERE = Place(3, "file")
+WINDOWED = next(rung for rung in PUBLISH if rung.name == "windowed publisher")
+
+
+def _small(rung: Rung) -> Rung:
+    return dataclasses.replace(rung, messages=1_500)
+
+
+@pytest.mark.parametrize("rung", ALL, ids=lambda rung: rung.name)
+async def test_every_rung_runs_and_stores_or_counts_all_of_it(mesh: Mesh, rung: Rung) -> None:
+    seconds, stored, version = await run_once(mesh, _small(rung), HERE)
+    assert seconds > 0
+    assert version.startswith("2.")
+    if rung.bulk:
+        assert messages_of(_small(rung), HERE) == EVERYTHING.orders
+        assert EVERYTHING.orders / rung.window <= stored < EVERYTHING.orders / rung.window + 3
+    else:
+        assert stored == messages_of(_small(rung), HERE)
+
+
+async def test_a_climb_has_its_runs_without_the_first_and_the_report_has_the_schema(mesh: Mesh) -> None:
+    rungs = [_small(PUBLISH[-1]), _small(END_TO_END[0])]
+    started: list[str] = []
+    results = await climb({3: mesh}, rungs, [HERE], rounds=2, seed=1, progress=started.append)
+    assert len(started) == 6
+    assert [result.measurement.runs for result in results] == [2, 2]
+    report = report_of(results)
+    read = msgspec.json.decode(as_json(report), type=BenchReport)
+    assert read == report
+    first, last = json.loads(as_json(report))["results"]
+    assert set(first) == set(json_schema()["$defs"]["BenchResult"]["properties"])
+    assert (first["unit"], last["unit"]) == ("messages", "orders")
+    assert (first["replicas"], first["storage"], first["kind"]) == (3, "file", "acknowledged")
+    assert first["stored_messages"] == first["count"] == 600
+    assert first["rate_per_s"] == pytest.approx(600 / (sum(first["elapsed_s"]) / 2))
+
+
+async def test_no_rounds_are_refused(mesh: Mesh) -> None:
+    with pytest.raises(ValueError, match="rounds=0, warmup=1: expected rounds >= 1"):
+        await climb({3: mesh}, [PUBLISH[0]], [HERE], rounds=0)
+
+
+async def test_a_stream_that_does_not_hold_everything_is_an_error_and_no_figure(mesh: Mesh) -> None:
+    forgetful = dataclasses.replace(WINDOWED, messages=500, stream={"max_msgs": 10})
+    with pytest.raises(WrongTotalsError, match="windowed publisher: the stream holds 10 messages, expected 200"):
+        await run_once(mesh, forgetful, HERE)
+
+
+GOOD = {"orders": EVERYTHING.orders, "customers": EVERYTHING.customers, "cds": EVERYTHING.cds,
+        "cents": EVERYTHING.cents}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("received", "duplicates", "totals", "said"),
+    [
+        (EVERYTHING.orders - 1, 0, GOOD, "counted 69,658 orders"),
+        (EVERYTHING.orders, 1, GOOD, "1 of them twice"),
+        (EVERYTHING.orders, 0, {**GOOD, "cents": GOOD["cents"] + 1}, r"cents: .*\(\+1\)"),
+    ],
+)
+def test_a_worker_that_counted_something_else_is_an_error(received, duplicates, totals, said) -> None:
+    got = Report(received=received, duplicates=duplicates, totals=totals)
+    with pytest.raises(WrongTotalsError, match=said):
+        _check(END_TO_END[0], EVERYTHING.orders, EVERYTHING.orders, [got])
+    _check(END_TO_END[0], EVERYTHING.orders, EVERYTHING.orders, [Report(received=EVERYTHING.orders, totals=GOOD)])
+
+
+def _command(*arguments: str, **more) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "mesh_lab.cli", "bench", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **more)
+
+
+def test_the_command_prints_json_and_nothing_else_on_standard_output() -> None:
+    done = _command("--quick", "--json", "--ladder", "end to end")
+    assert done.returncode == 0, done.stderr
+    report = msgspec.json.decode(done.stdout, type=BenchReport)
+    assert report.schema == 1
+    assert {(r.replicas, r.storage) for r in report.results} == {(1, "file"), (3, "file")}
+    rates = {(r.rung, r.replicas): r.rate_per_s for r in report.results}
+    singly, bulk = "single lane, windowed, an ack each", "bulk lane, 256 orders a message"
+    # Far below what is measured, so that a busy machine passes; in the wrong order of magnitude, nobody would.
+    assert rates[bulk, 3] > 8 * rates[singly, 3]
+    assert report.peers == []
+
+
+def test_the_schema_names_every_field_without_running_anything() -> None:
+    schema = json.loads(_command("--schema").stdout)
+    assert {"schema", "machine", "results", "peers"} == set(schema["$defs"]["BenchReport"]["properties"])
+    assert schema["$defs"]["BenchResult"]["properties"]["rate_per_s"] == {"type": "number"}
+
+
+# The other client's tool is seldom installed where tests run. A stand-in says what the real one says (natscli 0.3).
+STAND_IN = """#!/bin/sh
+echo "$@" >> "{log}"
+test "$1 $2" = "stream rm" && exit 0
+test -n "$NATS_PASSWORD" || exit 3
+echo "NATS JetStream asynchronous publisher stats: 183,412 msgs/sec ~ 22 MiB/sec"
+"""
+
+
+@pytest.fixture
+def tool(tmp_path: Path) -> Path:
+    path = tmp_path / "nats"
+    path.write_text(STAND_IN.format(log=tmp_path / "said"))
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+def test_the_other_clients_rates_are_read_and_its_password_is_no_argument(mesh: Mesh, tool: Path) -> None:
+    results = peer.run_peer(str(tool), mesh, replicas=3)
+    assert [(one.ladder, one.rate_per_s) for one in results] == [("publish", 183_412.0)] * 3 + [("consume", 183_412.0)]
+    said = (tool.parent / "said").read_text()
+    assert mesh.connect_options()["password"] not in said
+    assert "--replicas=3" in said
+    assert said.splitlines()[-1] == "stream rm --force BENCH_PEER"
+
+
+def test_a_tool_that_says_no_rate_is_an_error_with_its_words(mesh: Mesh, tool: Path) -> None:
+    tool.write_text("#!/bin/sh\necho 'unknown flag --purge' >&2; exit 1\n")
+    with pytest.raises(LoadFailedError, match=r"js pub sync .*code 1 and said no rate: unknown flag --purge"):
+        peer.run_peer(str(tool), mesh, replicas=1)
+
+
+def test_a_peer_that_is_not_installed_is_asked_for_by_name(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NoPeerError, match=r"no `nats` on the path; it comes from https://github.com/nats-io/natscli"):
+        peer.find_peer()
+    done = _command("--peer", "--quick", env={**os.environ, "PATH": str(tmp_path)})
+    assert done.returncode == 1
+    assert "mesh-lab bench: --peer needs the nats command-line tool" in done.stderr
