@@ -37,6 +37,7 @@ LEASE_S = 1.5
 PARTITIONS = 6
 EVENTS = ("placed", "paid", "shipped")
 ALL_SEEDS = 20
+SETTLED_S = 2.0
 SEEDS = range(1, 1 + int(os.environ.get("MESH_LAB_GROUP_SEEDS", "6")))
 AT_A_TIME = 3
 
@@ -61,6 +62,7 @@ class Crew:
     def __init__(self, mesh: Mesh, told: dict[str, Any]) -> None:
         self._options, self._told = mesh.connect_options(), told
         self.members: dict[str, subprocess.Popen[bytes]] = {}
+        self.started: dict[str, float] = {}
         self.frozen: set[str] = set()
 
     def add(self, name: str) -> None:
@@ -68,11 +70,16 @@ class Crew:
         words = json.dumps({"options": self._options, "told": {**self._told, "name": name}})
         process.stdin.write(words.encode() + b"\n")
         process.stdin.close()
-        self.members[name] = process
+        self.members[name], self.started[name] = process, time.monotonic()
 
     @property
     def at_work(self) -> list[str]:
         return [name for name in self.members if name not in self.frozen]
+
+    @property
+    def settled(self) -> list[str]:
+        """Those that can be told to stop: a process that is still importing Python modules dies of it instead."""
+        return [name for name in self.at_work if time.monotonic() - self.started[name] > SETTLED_S]
 
     def kill(self, name: str) -> None:
         process = self.members.pop(name)
@@ -178,7 +185,9 @@ async def disturb(members: Crew, seed: int) -> int:
             joined += 1
             members.add(f"m{joined}")
             continue
-        name = chance.choice(members.at_work)
+        if step == "stop":
+            await eventually(lambda: members.settled, within=10.0)
+        name = chance.choice(members.settled if step == "stop" else members.at_work)
         if step == "kill":
             members.kill(name)
             if chance.random() < 0.5:
