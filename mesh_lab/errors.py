@@ -31,6 +31,8 @@ reader expects. A message says what happened with its numbers, what was expected
     ├── WrongTotalsError (ValueError)             orders were lost, doubled or changed
     ├── PublishRefusedError (RuntimeError)        the server refused a message; it is not stored
     ├── UnknownOutcomeError (TimeoutError)        a message may or may not be stored
+    ├── GroupMismatchError (ValueError)           a partitioned group is there with other settings
+    ├── MemberNameTakenError (RuntimeError)       a member of that name is in the group
     ├── BatchEndedError (ConnectionError)         a batch ended early; a beginning of it is stored
     └── UnknownExerciseError (LookupError)        no exercise has that number
 """
@@ -138,6 +140,14 @@ class PublishRefusedError(MeshLabError, RuntimeError):
 
 class UnknownOutcomeError(MeshLabError, TimeoutError):
     """No answer came within the retry budget: the message may or may not be stored."""
+
+
+class GroupMismatchError(MeshLabError, ValueError):
+    """A partitioned group, or its stream, has other settings than this member expects."""
+
+
+class MemberNameTakenError(MeshLabError, RuntimeError):
+    """Another process is in the group under this member's name."""
 
 
 class BatchEndedError(MeshLabError, ConnectionError):

@@ -124,7 +124,9 @@ class PullConsumer:
         while True:
             await self._ask()
             try:
-                await asyncio.wait_for(self._arrived.wait(), HEARTBEAT_S)
+                # Not wait_for: before Python 3.12 it swallows a cancellation that meets an arrival.
+                async with asyncio.timeout(HEARTBEAT_S):
+                    await self._arrived.wait()
             except TimeoutError:
                 if time.monotonic() - self._heard_at > 2 * HEARTBEAT_S:
                     self._asked_for = 0  # nobody remembers our requests: ask again

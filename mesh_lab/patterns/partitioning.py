@@ -1,0 +1,256 @@
+"""A partitioned consumer group: many workers, and the messages of one key still handled one after the other.
+
+A stream's subject transform (``{{partition(8,2)}}``) writes a partition number into each subject, the same one for the
+same key. Each partition is owned by one member of the group at a time, who handles its messages in the order of the
+stream. Members join, leave and die; the others share what becomes free.
+
+Ownership is a lease in a key-value bucket (:mod:`~mesh_lab.patterns.group_claims`), beside the partition's progress.
+The servers' own way to one active consumer, a pull consumer with ``priority_policy: pinned_client`` (ADR-42), moves a
+client's pin when it falls silent. It does not keep order: the successor is given the *next* messages first, and those
+that the predecessor held come again later, after ``ack_wait``. With ``max_ack_pending: 1`` they could not be
+overtaken, at the price of a round trip for each message. And an acknowledgement from a client that lost its pin counts.
+Here the successor begins behind the last recorded progress, and a predecessor's record is refused.
+
+What holds:
+
+- *At least once*: a message counts as done when the handler has returned.
+- *Order*: the messages of a partition, and so of a key, are handled first in the order of the stream, one at a time.
+- *Repetition* is a replay: a new owner may handle again the last messages that its predecessor handled and had not
+  recorded yet, all from one point on, in order. After a clean leave there are none.
+- *One owner*: a member that was frozen while its lease ran out calls no further handler. A call that it was in the
+  middle of may run to its next ``await`` beside the successor's; ``partition.mine`` is false by then, and what it
+  writes carries a smaller ``partition.fence``, by which a store can refuse it.
+- *Time*: partitions of a member that leaves are handed over at once, those of one that dies within the lease (3 s)
+  and a second. While the bucket has no leader nobody can renew, and work pauses when the leases run out.
+"""
+
+import asyncio
+import contextlib
+import time
+import uuid
+
+import nats.errors
+from nats.aio.client import Client
+
+from mesh_lab.errors import MemberNameTakenError
+from mesh_lab.patterns.group_claims import (
+    TRANSIENT,
+    Claim,
+    ConflictError,
+    Group,
+    GroupBucket,
+    Presence,
+    Seen,
+    check_name,
+)
+from mesh_lab.patterns.owned_partition import RECORD_EVERY_S, Handler, Partition
+
+__all__ = ["GroupMember", "Handler", "Partition"]
+
+LEASE_S = 3.0
+FORGET_AFTER_LEASES = 20
+
+
+class GroupMember:
+    """One member of a partitioned group.
+
+    Attributes:
+        partitions: What it owns now, by number.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        stream: str,
+        group: str,
+        *,
+        name: str,
+        subject: str,
+        partitions: int,
+        lease: float = LEASE_S,
+        prefetch: int = 200,
+    ) -> None:
+        """Prepare; nothing is asked of the server yet.
+
+        Args:
+            client: A connected nats-py client.
+            stream: Name of the stream.
+            group: Name of the group; the members of one group share the stream's messages, another gets all again.
+            name: This member's own among the group's.
+            subject: Where a partition's messages are, ``{partition}`` for its number: ``"orders.{partition}.>"``.
+            partitions: How many there are. It is the most members that can work at once, and it stays as it is.
+            lease: Seconds for which a silent member keeps its partitions. Shorter moves them sooner, and takes them
+                from members that a busy machine or an election held up; the same for all members.
+            prefetch: Messages asked for ahead of the work, in each partition.
+
+        Raises:
+            ValueError: A name is not legal in NATS, the subject has no ``{partition}``, or a number is too small.
+        """
+        for what, text in (("stream", stream), ("group", group), ("member", name)):
+            check_name(what, text)
+        if partitions < 1:
+            raise ValueError(f"partitions={partitions}, expected 1 or more")
+        if lease < 3 * RECORD_EVERY_S:
+            raise ValueError(
+                f"lease={lease}, expected {3 * RECORD_EVERY_S:.1f} s or more: it has to be renewed in time"
+            )
+        if "{partition}" not in subject.split("."):
+            raise ValueError(f"subject {subject!r}, expected a token {{partition}} in it: 'orders.{{partition}}.>'")
+        self.partitions: dict[int, Partition] = {}
+        self._client, self._name, self._lease, self._prefetch = client, name, lease, prefetch
+        self._group = Group(stream, subject, partitions)
+        self._bucket = GroupBucket(client, f"{stream}-{group}")
+        self._instance = uuid.uuid4().hex
+        self._revision, self._beat_at = 0, 0.0
+        self._owning: dict[int, asyncio.Task[None]] = {}
+
+    async def run(self, handle: Handler, *, stop: asyncio.Event | None = None) -> None:
+        """Take part until told to stop; then finish the messages in hand and leave.
+
+        Args:
+            handle: Called with each message and its partition: one message at a time in a partition, those of several
+                partitions side by side. If it raises, the member leaves and the exception is raised here: to skip a
+                message and go on would break the order. Whoever can live with that catches it in the handler.
+            stop: Set it to leave in good order. When the task is cancelled instead, so are handlers at work, and
+                their messages are handled again by the next owner.
+
+        Raises:
+            GroupMismatchError: The group exists with other partitions, stream or subject.
+            MemberNameTakenError: A member of that name is there, or took over while this one was silent.
+            nats.js.errors.NotFoundError: There is no such stream, or the group's bucket was deleted.
+            nats.errors.ConnectionClosedError: The client was closed.
+        """
+        await self._bucket.open(self._group)
+        watching = asyncio.create_task(self._bucket.watch())
+        stopped = asyncio.create_task((stop or asyncio.Event()).wait())
+        try:
+            await self._until(self._bucket.caught_up, watching, within=None)
+            await self._join()
+            while not stopped.done():
+                self._bucket.changed.clear()
+                await self._beat()
+                await self._rebalance(handle)
+                await self._until(self._bucket.changed, watching, stopped)
+            for partition in self.partitions.values():
+                partition.give_up()
+            while self._owning:
+                await self._beat()
+                await self._until(asyncio.Event(), watching)
+        finally:
+            tasks = {watching, stopped, *self._owning.values()}
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._leave()
+
+    async def _until(
+        self, event: asyncio.Event, *tasks: asyncio.Task[object], within: float | None = RECORD_EVERY_S
+    ) -> None:
+        """Return when the event is set, a task or a partition is done, or time is up; raise what they raised."""
+        waiting = asyncio.create_task(event.wait())
+        try:
+            await asyncio.wait(
+                {waiting, *tasks, *self._owning.values()}, timeout=within, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            waiting.cancel()
+        for task in tasks:
+            if task.done():
+                task.result()
+        for number, owning in list(self._owning.items()):
+            if owning.done():
+                del self._owning[number], self.partitions[number]
+                owning.result()
+        if self._client.is_closed:
+            raise nats.errors.ConnectionClosedError
+
+    async def _join(self) -> None:
+        there = self._bucket.members.get(self._name)
+        if there is not None and there.value.instance:
+            # Alive, or the trace of one that was killed? One that lives writes its entry again within a lease.
+            while time.monotonic() < there.at + self._lease:
+                await asyncio.sleep(RECORD_EVERY_S)
+                if self._bucket.members[self._name].revision != there.revision:
+                    raise self._taken("is in the group already; give each member a name of its own")
+        try:
+            last = there.revision if there else 0
+            self._revision = await self._bucket.write(f"member.{self._name}", Presence(self._instance), last=last)
+        except ConflictError:
+            raise self._taken("joined at the same moment; give each member a name of its own") from None
+        except TRANSIENT:
+            pass  # the next beat finds out what became of it
+        self._beat_at = time.monotonic()
+
+    async def _beat(self) -> None:
+        now = time.monotonic()
+        if now - self._beat_at < self._lease / 3:
+            return
+        key = f"member.{self._name}"
+        try:
+            self._revision = await self._bucket.write(key, Presence(self._instance), last=self._revision)
+            self._beat_at = now
+        except ConflictError:
+            with contextlib.suppress(*TRANSIENT):
+                there = await self._bucket.read(key, Presence)
+                if there is not None and there.value.instance != self._instance:
+                    raise self._taken(f"took over while this one was silent for {now - self._beat_at:.1f} s") from None
+                self._revision = there.revision if there else 0
+        except TRANSIENT:
+            await asyncio.sleep(RECORD_EVERY_S)
+
+    def _taken(self, what: str) -> MemberNameTakenError:
+        return MemberNameTakenError(f"another process named {self._name!r} {what}")
+
+    async def _rebalance(self, handle: Handler) -> None:
+        """Move towards a fair share: give up what is too much, claim what is free."""
+        now = time.monotonic()
+        alive = [name for name, seen in self._bucket.members.items() if self._lives(seen, now)]
+        names = sorted({*alive, self._name})
+        rank, count = names.index(self._name), self._group.partitions
+        share = count // len(names) + (rank < count % len(names))
+        held = sorted(number for number in self._owning if not self.partitions[number].leaving)
+        for number in held[share:]:
+            self.partitions[number].give_up()
+        # Members begin at different places, so that they rarely want the same one.
+        wanted = [(number + rank * count // len(names)) % count for number in range(count)]
+        for number in wanted:
+            if len(held) >= share:
+                break
+            if number not in self._owning and self._is_free(number, now):
+                held += [number] * await self._claim(number, handle)
+        if rank == 0:
+            await self._forget_one(now)
+
+    async def _forget_one(self, now: float) -> None:
+        for name, seen in self._bucket.members.items():
+            if now - seen.at > FORGET_AFTER_LEASES * self._lease:
+                with contextlib.suppress(*TRANSIENT):
+                    await self._bucket.forget(f"member.{name}", seen.revision)
+                    del self._bucket.members[name]
+                return
+
+    def _lives(self, seen: Seen[Presence], now: float) -> bool:
+        return bool(seen.value.instance) and now - seen.at < self._lease
+
+    def _is_free(self, number: int, now: float) -> bool:
+        seen = self._bucket.claims.get(number)
+        # What is ours and not held was lost together with its answer, or to a pause that nobody else noticed.
+        return seen is None or seen.value.instance in ("", self._instance) or now - seen.at > self._lease
+
+    async def _claim(self, number: int, handle: Handler) -> bool:
+        seen = self._bucket.claims.get(number)
+        before = seen.value if seen else Claim()
+        claim = Claim(self._name, self._instance, before.fence + 1, before.done)
+        since = time.monotonic()
+        try:
+            revision = await self._bucket.write(f"partition.{number}", claim, last=seen.revision if seen else 0)
+        except (ConflictError, *TRANSIENT):
+            return False  # somebody was quicker, or nobody knows: what the bucket says will be seen
+        partition = Partition(self._bucket, number, claim, revision, since=since, lease=self._lease)
+        self.partitions[number] = partition
+        self._owning[number] = asyncio.create_task(partition.own(self._client, self._group, handle, self._prefetch))
+        return True
+
+    async def _leave(self) -> None:
+        with contextlib.suppress(ConflictError, *TRANSIENT):
+            await self._bucket.write(f"member.{self._name}", Presence(""), last=self._revision)

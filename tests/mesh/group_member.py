@@ -1,0 +1,60 @@
+"""One member of a partitioned group as a process: ``python group_member.py``, told what to do by JSON on its input.
+
+It works on each event of an order for a moment, and stores that it did so, with its fence, before the event is done.
+"""
+
+import asyncio
+import json
+import random
+import signal
+import sys
+
+import nats.errors
+import nats.js.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from mesh_lab.patterns.connecting import connect
+from mesh_lab.patterns.consuming import position
+from mesh_lab.patterns.partitioning import GroupMember, Partition
+
+
+async def main(options: dict, told: dict) -> None:
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    client: Client = await connect(options, name=told["name"])
+    js = client.jetstream(timeout=2.0)
+
+    async def handle(msg: Msg, partition: Partition) -> None:
+        await asyncio.sleep(random.uniform(0.5, 1.5) * told["work_s"])
+        report = {
+            "partition": partition.number,
+            "fence": partition.fence,
+            "seq": position(msg).stream_seq,
+            "member": told["name"],
+            "mine": partition.mine,
+            "order": msg.subject.split(".")[-2],
+            "event": msg.subject.split(".")[-1],
+        }
+        while True:
+            try:
+                await js.publish(told["reports"], json.dumps(report).encode())
+                return
+            except (TimeoutError, nats.errors.Error, nats.js.errors.APIError):
+                await asyncio.sleep(0.05)
+
+    member = GroupMember(
+        client,
+        told["stream"],
+        "shop",
+        name=told["name"],
+        subject=told["subject"],
+        partitions=told["partitions"],
+        lease=told["lease_s"],
+    )
+    await member.run(handle, stop=stop)
+    await client.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(**json.loads(sys.stdin.readline())))
