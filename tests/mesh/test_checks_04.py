@@ -185,7 +185,7 @@ def returns_a_mean(sent_s, latency_s, rate_per_s):
         (forgets_the_answer, "some latencies differ from those since the questions were due"),
         (
             begins_with_the_first,
-            "right for a run that began in time, wrong for one whose first question left 0.3 s late",
+            "0 is where the first question left, which was 0.3 s late",
         ),
         (makes_answers_up, "more latencies than questions; expected one for each"),
         (keeps_the_bad_ones, "fewer latencies than questions; expected one for each"),
