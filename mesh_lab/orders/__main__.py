@@ -77,10 +77,12 @@ async def read_bulk(client: Client, options: argparse.Namespace, stop: asyncio.E
 async def _until_stopped(service: Coroutine[Any, Any, None], stop: asyncio.Event) -> None:
     serving, stopping = asyncio.create_task(service), asyncio.create_task(stop.wait())
     await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
-    if serving.done():
-        serving.result()
     serving.cancel()
+    stopping.cancel()
+    # It cleans up on the connection, which is closed next.
+    await asyncio.wait({serving, stopping})
+    if not serving.cancelled():
+        serving.result()
 
 
 SERVICES = {

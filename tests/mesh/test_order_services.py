@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -237,6 +238,33 @@ async def test_a_doubled_event_and_a_changed_amount_are_found(client: Client, st
     summary = await _summary_of(client, 5)
     assert summary.doubled == 1
     assert (summary.totals.orders, summary.totals.cents) == (3, 1)
+
+
+@pytest.mark.parametrize("service", ["worker", "read-model", "bulk-reader"])
+async def test_a_service_that_is_told_to_stop_reports_and_has_nothing_to_complain_of(
+    mesh: Mesh, client, service
+) -> None:
+    options = mesh.connect_options()
+    urls = [url.replace("://", f"://{options['user']}:{options['password']}@") for url in options["servers"]]
+    command = [sys.executable, "-m", "mesh_lab.orders", service, "--replicas=3", f"--name={service}-told"]
+    environment = {**os.environ, "NATS_URL": ",".join(urls)}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+
+        def connected() -> bool:
+            connections = (c for s in mesh.servers.values() for c in s.monitor.connz("subs=1")["connections"])
+            return any(c.get("name") == f"{service}-told" and c.get("subscriptions", 0) >= 2 for c in connections)
+
+        await eventually(connected, within=20.0, every=0.1)
+        process.terminate()
+        said, complained = process.communicate(timeout=20.0)
+    assert (process.returncode, complained) == (0, "")
+    assert json.loads(said)["service"] == service
+    js = client.jetstream(timeout=5.0)
+    for stream in (STREAM, "BULK", "REJECTED"):
+        with contextlib.suppress(nats.js.errors.NotFoundError):
+            await js.delete_stream(stream)
 
 
 def _command(*arguments: str) -> list[str]:
