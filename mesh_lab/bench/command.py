@@ -15,6 +15,7 @@ from mesh_lab.bench.rungs import ALL, Rung
 from mesh_lab.servers.start import start_mesh
 
 ROUNDS, QUICK_ROUNDS = 5, 2
+WARMUP, QUICK_WARMUP = 1, 0  # a round to warm up would take a third of the minute
 PLACES = (Place(1, "file"), Place(3, "file"), Place(1, "memory"), Place(3, "memory"))
 QUICK_PLACES = PLACES[:2]
 
@@ -37,16 +38,17 @@ def run_bench(*, quick: bool, as_json: bool, peer: bool, ladders: Sequence[str] 
     """
     path = find_peer() if peer else None
     rungs = [rung for rung in ALL if (rung.quick or not quick) and (not ladders or rung.ladder in ladders)]
-    places, rounds = (QUICK_PLACES, QUICK_ROUNDS) if quick else (PLACES, ROUNDS)
-    results, peers = asyncio.run(_run(rungs, places, rounds, path))
+    places = QUICK_PLACES if quick else PLACES
+    rounds, warmup = (QUICK_ROUNDS, QUICK_WARMUP) if quick else (ROUNDS, WARMUP)
+    results, peers = asyncio.run(_run(rungs, places, rounds, warmup, path))
     write(report_of(results, peers), json=as_json)
     return 0
 
 
 async def _run(
-    rungs: Sequence[Rung], places: Sequence[Place], rounds: int, path: str | None
+    rungs: Sequence[Rung], places: Sequence[Place], rounds: int, warmup: int, path: str | None
 ) -> tuple[list[Result], list[PeerResult]]:
-    runs = len(rungs) * len(places) * (rounds + 1) + (2 * len(COMMANDS) if path else 0)
+    runs = len(rungs) * len(places) * (rounds + warmup) + (2 * len(COMMANDS) if path else 0)
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task("starting servers", total=runs)
@@ -56,7 +58,7 @@ async def _run(
 
         async with await start_mesh(servers=1) as single, await start_mesh(servers=3) as cluster:
             meshes = {1: single, 3: cluster}
-            results = await climb(meshes, rungs, places, rounds=rounds, progress=step)
+            results = await climb(meshes, rungs, places, rounds=rounds, warmup=warmup, progress=step)
             peers: list[PeerResult] = []
             if path is not None:
                 for replicas, mesh in meshes.items():
