@@ -191,6 +191,23 @@ class Mesh(LinkFaults):
         await asyncio.to_thread(target.start)
         await wait_until_healthy([target], within=within)
 
+    async def ready(self, *, within: float = 60.0) -> None:
+        """Return when all servers are joined and healthy, agree on their leader, and JetStream answers everywhere.
+
+        A mesh that was just started is. After a cut was healed or servers came back, it takes some seconds.
+
+        Args:
+            within: Seconds until it is too late.
+
+        Raises:
+            NotReadyError: It was not; the message says what was missing.
+            ServerExitedError: A server ended, or was killed and is not back.
+        """
+        from mesh_lab.servers.readiness import wait_until_ready
+
+        self._check_open()
+        await wait_until_ready(self, within=within)
+
     def logs(self, server: str, *, last: int | None = 20) -> str:
         """Return the end of a server's log.
 

@@ -83,9 +83,9 @@ async def wait_until_ready(mesh: Mesh, *, within: float) -> None:
     """Return when the mesh can take a stream with a replica on every server of a region, and is joined throughout.
 
     ``/healthz`` on all servers is not enough: right after it, the meta leader may not yet count every peer,
-    and a stream of three replicas is refused. So the meta leader must name every peer as current, every server
-    must have its gateway to each other region, each leaf node its connection, and JetStream must have answered
-    in each region and, from its region, in each leaf node's domain.
+    and a stream of three replicas is refused. So all servers must name one meta leader and it every peer as current,
+    every server must have its gateway to each other region, each leaf node its connection, and JetStream must have
+    answered in each region and, from its region, in each leaf node's domain.
 
     Args:
         mesh: Mesh whose servers were started.
@@ -115,9 +115,11 @@ async def wait_until_ready(mesh: Mesh, *, within: float) -> None:
         # Only the leader knows how far its peers are: on the others, `current` is always false for the rest.
         answers = await _ask({name: monitors[name].jsz for name in clustered})
         views = {name: answer.get("meta_cluster", {}) for name, answer in answers.items()}
-        led = next((view for name, view in views.items() if view.get("leader") == name), None)
-        if led is None:
-            seen = "no meta leader"
+        # After a cut there may be two: the one that was cut off has not heard yet that another one was elected.
+        leaders = {view.get("leader") or "" for view in views.values()}
+        led = views.get(next(iter(leaders)))
+        if len(leaders) > 1 or led is None:
+            seen = f"the servers name {', '.join(sorted(leaders - {''})) or 'nobody'} as meta leader"
             return False
         current = sum(1 for r in led.get("replicas", []) if r["current"] and not r.get("offline"))
         seen = f"the meta leader counts {current} current peers"

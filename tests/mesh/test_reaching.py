@@ -1,10 +1,15 @@
 """What was made a moment ago on another server is used in the next line, and answers."""
 
+import asyncio
+
 import pytest
 from nats.aio.client import Client
-from nats.js.errors import NotFoundError
+from nats.js.api import StreamInfo
+from nats.js.errors import NotFoundError, ServiceUnavailableError
 
-from mesh_lab.patterns.reaching import reachable
+from mesh_lab.patterns.reaching import answered, reachable
+from mesh_lab.patterns.waiting import eventually
+from mesh_lab.servers.start import start_mesh
 
 
 @pytest.mark.parametrize("replicas", [1, 3])
@@ -34,6 +39,41 @@ async def test_asking_stores_and_takes_nothing(client: Client) -> None:
     await js.delete_key_value("REACH")
 
 
-async def test_a_stream_that_does_not_exist_is_named_at_once(client: Client) -> None:
+async def test_a_stream_that_does_not_exist_is_named(client: Client) -> None:
     with pytest.raises(NotFoundError, match="stream not found"):
         await reachable(client, "NOWHERE")
+
+
+async def test_a_request_that_nobody_answers_is_made_again() -> None:
+    asked = 0
+    async with await start_mesh(servers=3) as mesh, await mesh.connect(to="n1") as client:
+        js = client.jetstream(timeout=0.5)
+
+        async def make() -> StreamInfo:
+            nonlocal asked
+            asked += 1
+            return await js.add_stream(name="AGAIN", subjects=["again"], num_replicas=3)
+
+        for name in ("n2", "n3"):  # one of three servers is no majority
+            await mesh.pause(name)
+        with pytest.raises((TimeoutError, ServiceUnavailableError), match=r"timeout|temporarily unavailable"):
+            await answered(make, within=1.0)
+        assert asked > 1
+        waiting = asyncio.create_task(answered(make, within=30.0))
+        await eventually(lambda: asked > 3, within=5.0)
+        for name in ("n2", "n3"):
+            await mesh.resume(name)
+        assert (await waiting).config.name == "AGAIN"
+
+
+async def test_a_refusal_is_an_answer(client: Client) -> None:
+    asked = 0
+
+    async def ask() -> StreamInfo:
+        nonlocal asked
+        asked += 1
+        return await client.jetstream(timeout=5.0).stream_info("NOWHERE")
+
+    with pytest.raises(NotFoundError, match="stream not found"):
+        await answered(ask)
+    assert asked == 1
