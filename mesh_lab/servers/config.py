@@ -62,7 +62,7 @@ def server_config(
     dials: Dials | None = None,
     domain: str | None = None,
     dead_port: int | None = None,
-    extra: str = "",
+    further: tuple[str, str] = ("", ""),
 ) -> str:
     """Return the text of a server's configuration file.
 
@@ -76,12 +76,14 @@ def server_config(
         domain: Its JetStream domain; ``None`` for none.
         dead_port: Port on which nothing ever listens, to be told to other servers in place of its own. Servers
             gossip their addresses, and dial those that they hear of: with a dead one, the links are the only way.
-        extra: Further settings in the server's own syntax, for lessons that need them.
+        further: Further settings in the server's own syntax, for lessons that need them: the server's, and those of
+            the account in which the lessons work.
     """
     dials = dials or Dials()
     route = _quoted(passwords.route)
     among_servers = f"  authorization {{ user: {ROUTE_USER}, password: {route} }}"
     advertise = [f'  advertise: "127.0.0.1:{dead_port}"'] if dead_port else []
+    extra, account_extra = further
     own_domain = f", domain: {_quoted(domain)}" if domain else ""
     lines = [
         f"server_name: {_quoted(name)}",
@@ -92,7 +94,10 @@ def server_config(
         'system_account: "$SYS"',
         "accounts {",
         f"  $SYS {{ users: [{{ user: {SYSTEM_USER}, password: {_quoted(passwords.system)} }}] }}",
-        f"  {ACCOUNT} {{ jetstream: enabled, users: [{{ user: {USER}, password: {_quoted(passwords.user)} }}] }}",
+        f"  {ACCOUNT} {{",
+        f"    jetstream: enabled, users: [{{ user: {USER}, password: {_quoted(passwords.user)} }}]",
+        f"    {account_extra}",
+        "  }",
         "}",
     ]
     if cluster is not None and ports.cluster:

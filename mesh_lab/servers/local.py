@@ -16,7 +16,7 @@ from mesh_lab.servers.workspace import Workspace
 
 
 def local_mesh(
-    layout: Layout, binary: Path, workspace: Workspace, *, linked: bool, extra_config: str
+    layout: Layout, binary: Path, workspace: Workspace, *, linked: bool, further: tuple[str, str]
 ) -> tuple[Mesh, Links | None]:
     """Return a mesh whose servers are configured, and its links, where it has some; nothing runs yet.
 
@@ -25,7 +25,7 @@ def local_mesh(
         binary: The nats-server program.
         workspace: Where the files go, and which ports are free.
         linked: Whether every connection between servers runs through a link.
-        extra_config: Further settings for every server.
+        further: Further settings for every server, and for the account of the lessons.
 
     Raises:
         NotReadyError: The workspace has too few ports for a mesh of this size.
@@ -45,7 +45,7 @@ def local_mesh(
             dials=dialled[name],
             domain=name if name in layout.leaves else HUB if layout.leaves else None,
             dead_port=workspace.ports.dead if linked else None,
-            extra=extra_config,
+            further=further,
         )
         path = workspace.directory / f"{name}.conf"
         path.touch(mode=0o600)

@@ -40,6 +40,7 @@ async def start_mesh(
     backend: Backend | None = None,
     directory: str | Path | None = None,
     extra_config: str = "",
+    account_config: str = "",
     within: float = 20.0,
 ) -> Mesh:
     """Return a mesh of real NATS servers that are ready in truth.
@@ -63,6 +64,7 @@ async def start_mesh(
             external mesh if ``MESH_LAB_URL`` is set, and local processes if not.
         directory: Where to put the mesh's own directory; the system's temporary directory if ``None``.
         extra_config: Further settings in nats-server's own syntax, for every server.
+        account_config: Further settings of the account in which the lessons work, such as ``"mappings { … }"``.
         within: Seconds until the servers must be ready.
 
     Raises:
@@ -90,10 +92,11 @@ async def start_mesh(
             credentials = os.environ.get(CREDS_VARIABLE)
             mesh = await join_external(os.environ[URL_VARIABLE], credentials=Path(credentials) if credentials else None)
         case "docker":
-            mesh = await _start_docker(servers, place, extra_config, within)
+            mesh = await _start_docker(servers, place, extra_config or account_config, within)
         case "local":
             linked = joined if links is None else links
-            mesh = await _start_local(layout, linked, place, extra_config, within)
+            further = (extra_config, account_config)
+            mesh = await _start_local(layout, linked, place, further, within)
     _newest = weakref.ref(mesh)
     return mesh
 
@@ -123,12 +126,12 @@ def _choose(backend: str | None) -> Backend:
     return known[known.index(asked)]
 
 
-async def _start_docker(count: int, directory: Path | None, extra_config: str, within: float) -> Mesh:
+async def _start_docker(count: int, directory: Path | None, further: str, within: float) -> Mesh:
     # Loaded only now: nearly every mesh is local.
     from mesh_lab.servers.docker import start_containers
 
-    if count > 3 or extra_config:
-        what = "extra_config" if extra_config else f"{count} servers"
+    if count > 3 or further:
+        what = "further settings" if further else f"{count} servers"
         raise NotOursError(
             f"{what} asked for, but the containers are three with the settings of docker/nats-server.conf; "
             "use backend='local' here"
@@ -136,12 +139,14 @@ async def _start_docker(count: int, directory: Path | None, extra_config: str, w
     return await start_containers(directory=directory, within=within)
 
 
-async def _start_local(layout: Layout, linked: bool, parent: Path | None, extra_config: str, within: float) -> Mesh:
+async def _start_local(
+    layout: Layout, linked: bool, parent: Path | None, further: tuple[str, str], within: float
+) -> Mesh:
     binary = (await asyncio.to_thread(ensure_server)).path
     for attempt in range(PORT_CLASHES_BORNE):
         workspace = await asyncio.to_thread(Workspace, parent)
         try:
-            mesh, links = local_mesh(layout, binary, workspace, linked=linked, extra_config=extra_config)
+            mesh, links = local_mesh(layout, binary, workspace, linked=linked, further=further)
         except BaseException:
             workspace.remove()
             raise

@@ -199,7 +199,7 @@ async def test_the_health_check_means_ready(project: Project, mesh: Mesh) -> Non
 async def test_containers_are_three_and_configured_in_their_own_file(project: Project) -> None:
     with pytest.raises(NotOursError, match="5 servers asked for, but the containers are three"):
         await start_mesh(servers=5, backend="docker")
-    with pytest.raises(NotOursError, match="extra_config asked for.*docker/nats-server.conf.*backend='local'"):
+    with pytest.raises(NotOursError, match="further settings asked for.*docker/nats-server.conf.*backend='local'"):
         await start_mesh(servers=3, backend="docker", extra_config="debug: true")
 
 

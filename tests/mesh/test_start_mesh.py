@@ -149,6 +149,14 @@ async def test_a_number_of_servers_that_cannot_agree_is_refused(servers: object)
         await start_mesh(servers=servers)
 
 
+async def test_the_account_of_the_lessons_can_be_told_more() -> None:
+    mapping = 'mappings { "carts.*": "carts.{{partition(3,1)}}.{{wildcard(1)}}" }'
+    async with await start_mesh(servers=1, account_config=mapping) as mesh, await mesh.connect() as client:
+        heard = await client.subscribe("carts.*.*")
+        await client.publish("carts.42", b"a CD")
+        assert re.fullmatch(r"carts\.[012]\.42", (await heard.next_msg(timeout=5.0)).subject)
+
+
 async def test_a_server_that_exits_at_its_start_is_quoted() -> None:
     before = _owned_servers()  # the mesh that tests share, if one of them has started it
     with pytest.raises(ServerExitedError, match=r"'n1' exited with code 1.*\n.*no_such_setting"):
