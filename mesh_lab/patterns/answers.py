@@ -2,9 +2,10 @@
 
 import msgspec
 
-# The server is busy, or the first copy of the message is still on its way through the cluster: an answer comes later.
+# The server is busy, more came for the stream than it can buffer, or the first copy of the message is still on its way
+# through the cluster: asked again, it answers otherwise.
 # https://github.com/nats-io/nats-server/blob/main/server/errors.json
-TRANSIENT_ERR_CODES = frozenset({10008, 10023, 10158})
+TRANSIENT_ERR_CODES = frozenset({10008, 10023, 10158, 10167})
 
 
 class ApiError(msgspec.Struct, frozen=True):

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 ACCOUNT = "LAB"
 USER, SYSTEM_USER, ROUTE_USER = "lab", "sys", "route"
@@ -52,6 +53,17 @@ class Dials:
     """Servers that a leaf node may connect to; it takes one."""
 
 
+class Further(NamedTuple):
+    """Further settings in nats-server's own syntax, for lessons that need them."""
+
+    server: str = ""
+    """On their own, for every server."""
+    account: str = ""
+    """In the account in which the lessons work."""
+    jetstream: str = ""
+    """In the block of JetStream."""
+
+
 def server_config(
     name: str,
     *,
@@ -62,7 +74,7 @@ def server_config(
     dials: Dials | None = None,
     domain: str | None = None,
     dead_port: int | None = None,
-    further: tuple[str, str] = ("", ""),
+    further: Further,
 ) -> str:
     """Return the text of a server's configuration file.
 
@@ -76,27 +88,27 @@ def server_config(
         domain: Its JetStream domain; ``None`` for none.
         dead_port: Port on which nothing ever listens, to be told to other servers in place of its own. Servers
             gossip their addresses, and dial those that they hear of: with a dead one, the links are the only way.
-        further: Further settings in the server's own syntax, for lessons that need them: the server's, and those of
-            the account in which the lessons work.
+        further: Further settings.
     """
     dials = dials or Dials()
     route = _quoted(passwords.route)
     among_servers = f"  authorization {{ user: {ROUTE_USER}, password: {route} }}"
     advertise = [f'  advertise: "127.0.0.1:{dead_port}"'] if dead_port else []
-    extra, account_extra = further
     own_domain = f", domain: {_quoted(domain)}" if domain else ""
     lines = [
         f"server_name: {_quoted(name)}",
         f"listen: 127.0.0.1:{ports.client}",
         f"http: 127.0.0.1:{ports.monitor}",
         # The limits are ceilings, nothing is set aside; a laptop's lessons stay far below them.
-        f"jetstream {{ store_dir: {_quoted(str(store))}, max_mem: 1GB, max_file: 8GB{own_domain} }}",
+        f"jetstream {{ store_dir: {_quoted(str(store))}, max_mem: 1GB, max_file: 8GB{own_domain}",
+        f"  {further.jetstream}",
+        "}",
         'system_account: "$SYS"',
         "accounts {",
         f"  $SYS {{ users: [{{ user: {SYSTEM_USER}, password: {_quoted(passwords.system)} }}] }}",
         f"  {ACCOUNT} {{",
         f"    jetstream: enabled, users: [{{ user: {USER}, password: {_quoted(passwords.user)} }}]",
-        f"    {account_extra}",
+        f"    {further.account}",
         "  }",
         "}",
     ]
@@ -137,7 +149,7 @@ def server_config(
     elif dials.hub:
         remote = f"account: {ACCOUNT}, urls: [{_urls('nats-leaf', passwords, dials.hub)}]"
         lines += [f"leafnodes {{ reconnect: 1s, remotes: [{{ {remote} }}] }}"]
-    return "\n".join([*lines, extra, ""])
+    return "\n".join([*lines, further.server, ""])
 
 
 def _urls(scheme: str, passwords: Passwords, ports: Sequence[int]) -> str:

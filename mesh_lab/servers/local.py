@@ -16,7 +16,7 @@ from mesh_lab.servers.workspace import Workspace
 
 
 def local_mesh(
-    layout: Layout, binary: Path, workspace: Workspace, *, linked: bool, further: tuple[str, str]
+    layout: Layout, binary: Path, workspace: Workspace, *, linked: bool, further: config.Further
 ) -> tuple[Mesh, Links | None]:
     """Return a mesh whose servers are configured, and its links, where it has some; nothing runs yet.
 
@@ -25,7 +25,7 @@ def local_mesh(
         binary: The nats-server program.
         workspace: Where the files go, and which ports are free.
         linked: Whether every connection between servers runs through a link.
-        further: Further settings for every server, and for the account of the lessons.
+        further: Further settings for every server.
 
     Raises:
         NotReadyError: The workspace has too few ports for a mesh of this size.

@@ -17,6 +17,7 @@ from mesh_lab.errors import (
 )
 from mesh_lab.servers.backend import Backend
 from mesh_lab.servers.binary import ensure_server
+from mesh_lab.servers.config import Further
 from mesh_lab.servers.external import join_external
 from mesh_lab.servers.layout import Layout, plan
 from mesh_lab.servers.local import elect_at_once, local_mesh
@@ -41,6 +42,7 @@ async def start_mesh(
     directory: str | Path | None = None,
     extra_config: str = "",
     account_config: str = "",
+    jetstream_config: str = "",
     within: float = 20.0,
 ) -> Mesh:
     """Return a mesh of real NATS servers that are ready in truth.
@@ -65,6 +67,7 @@ async def start_mesh(
         directory: Where to put the mesh's own directory; the system's temporary directory if ``None``.
         extra_config: Further settings in nats-server's own syntax, for every server.
         account_config: Further settings of the account in which the lessons work, such as ``"mappings { … }"``.
+        jetstream_config: Further settings of JetStream, such as ``"max_buffered_msgs: 500"``.
         within: Seconds until the servers must be ready.
 
     Raises:
@@ -83,6 +86,7 @@ async def start_mesh(
     layout = plan(servers, regions, leaves)
     joined = bool(regions or leaves)
     place = Path(directory) if directory else None
+    further = Further(extra_config, account_config, jetstream_config)
     chosen = _choose(backend)
     if chosen != "local" and (joined or links):
         what = "regions and leaf nodes" if joined else "links"
@@ -92,10 +96,9 @@ async def start_mesh(
             credentials = os.environ.get(CREDS_VARIABLE)
             mesh = await join_external(os.environ[URL_VARIABLE], credentials=Path(credentials) if credentials else None)
         case "docker":
-            mesh = await _start_docker(servers, place, extra_config or account_config, within)
+            mesh = await _start_docker(servers, place, further, within)
         case "local":
             linked = joined if links is None else links
-            further = (extra_config, account_config)
             mesh = await _start_local(layout, linked, place, further, within)
     _newest = weakref.ref(mesh)
     return mesh
@@ -126,12 +129,12 @@ def _choose(backend: str | None) -> Backend:
     return known[known.index(asked)]
 
 
-async def _start_docker(count: int, directory: Path | None, further: str, within: float) -> Mesh:
+async def _start_docker(count: int, directory: Path | None, further: Further, within: float) -> Mesh:
     # Loaded only now: nearly every mesh is local.
     from mesh_lab.servers.docker import start_containers
 
-    if count > 3 or further:
-        what = "further settings" if further else f"{count} servers"
+    if count > 3 or any(further):
+        what = "further settings" if any(further) else f"{count} servers"
         raise NotOursError(
             f"{what} asked for, but the containers are three with the settings of docker/nats-server.conf; "
             "use backend='local' here"
@@ -139,9 +142,7 @@ async def _start_docker(count: int, directory: Path | None, further: str, within
     return await start_containers(directory=directory, within=within)
 
 
-async def _start_local(
-    layout: Layout, linked: bool, parent: Path | None, further: tuple[str, str], within: float
-) -> Mesh:
+async def _start_local(layout: Layout, linked: bool, parent: Path | None, further: Further, within: float) -> Mesh:
     binary = (await asyncio.to_thread(ensure_server)).path
     for attempt in range(PORT_CLASHES_BORNE):
         workspace = await asyncio.to_thread(Workspace, parent)
