@@ -4,10 +4,12 @@ import asyncio
 
 import pytest
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 
 from mesh_lab.errors import PublishRefusedError, UnknownOutcomeError
 from mesh_lab.patterns.publishing import WindowedPublisher
+from mesh_lab.patterns.waiting import eventually
 from mesh_lab.servers.start import start_mesh
 
 
@@ -118,3 +120,27 @@ async def test_no_message_is_lost_or_doubled_when_the_leader_goes(fault: str) ->
             await mesh.restart(leader)
         assert len(set(stored)) == len(stored) == 6_000
         assert (await js.stream_info("FAULT")).state.messages == 6_000
+
+
+async def test_what_the_servers_cannot_buffer_is_sent_again_until_it_is_stored() -> None:
+    told: list[bytes] = []
+    async with await start_mesh(servers=1, jetstream_config="max_buffered_msgs: 20") as mesh:
+        client = await mesh.connect()
+        js = await _stream(client, "BURST")
+        inbox = client.new_inbox()
+
+        async def note(msg: Msg) -> None:
+            told.append(msg.data)
+
+        await client.subscribe(inbox, cb=note)
+        for _ in range(10_000):  # whoever does not know of acknowledgements meets the limit
+            await client.publish("BURST.x", bytes(128), reply=inbox)
+        await eventually(lambda: len(told) == 10_000, within=20.0)
+        refused = sum(b'"err_code":10167' in answer for answer in told)
+        assert refused > 0
+        assert (await js.stream_info("BURST")).state.messages == 10_000 - refused
+        async with WindowedPublisher(client, window=10_000) as publisher:
+            for n in range(10_000):
+                await publisher.publish("BURST.x", bytes(128), msg_id=str(n))
+        assert publisher.stored == 10_000
+        assert (await js.stream_info("BURST")).state.messages == 20_000 - refused

@@ -12,5 +12,6 @@ NOTEBOOKS = {
     4: ("04_measure_without_lying", "measure_without_lying"),
     5: ("05_grow_the_mesh", "grow_the_mesh"),
     6: ("06_shard_by_subject", "shard_by_subject"),
+    7: ("07_push_back", "push_back"),
     8: ("08_batch_and_compress", "batch_and_compress"),
 }
