@@ -21,6 +21,7 @@ from nats.aio.client import Client
 from nats.js import JetStreamContext
 from nats.js.errors import NoStreamResponseError, NotFoundError, ServiceUnavailableError
 
+from mesh_lab.errors import NotReadyError
 from mesh_lab.patterns.waiting import eventually
 
 T = TypeVar("T")
@@ -30,6 +31,8 @@ APPEARS_WITHIN_S = 1.0
 ASK_AGAIN_AFTER_S = 0.2
 UNANSWERED = (TimeoutError, nats.errors.NoRespondersError, NoStreamResponseError, ServiceUnavailableError)
 NO_STREAM = "_"
+# A message that expects to land in another stream is refused (err_code 10060) before it is stored.
+EXPECTS_NO_STREAM: dict[str, str] = {nats.js.api.Header.EXPECTED_STREAM.value: NO_STREAM}
 
 Probe = tuple[str, bytes, dict[str, str] | None]
 
@@ -52,6 +55,23 @@ async def reachable(client: Client, stream: str, consumer: str | None = None, *,
     """
     for probe in await _probes(client, stream, consumer, within):
         await eventually(partial(_answers, client, probe), within=within)
+
+
+async def listened_to(client: Client, subject: str, *, within: float = 3.0) -> bool:
+    """Wait until the server that this client is connected to knows of a stream that listens to a subject.
+
+    For one who knows the subject and not the stream. Nothing is stored; who subscribes sees an empty message.
+
+    Args:
+        client: A connected nats-py client.
+        subject: A subject; a token ``{n}`` stands for any number.
+        within: Seconds after which to give up and return ``False``: the next message will say that nobody listens.
+    """
+    probe: Probe = (subject.replace("{n}", "0"), b"", EXPECTS_NO_STREAM)
+    try:
+        return await eventually(partial(_answers, client, probe), within=within)
+    except NotReadyError:
+        return False
 
 
 async def answered(ask: Callable[[], Awaitable[T]], *, within: float = 30.0) -> T:
@@ -119,10 +139,9 @@ async def _probes(client: Client, stream: str, consumer: str | None, within: flo
         return [(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}", b"{", None)]
     js = client.jetstream(timeout=min(within, API_TIMEOUT_S))
     config = (await answered(partial(appeared, js, stream), within=within)).config
-    # A message that expects to land in another stream is refused (err_code 10060) before it is stored.
-    expect: dict[str, str] = {nats.js.api.Header.EXPECTED_STREAM.value: NO_STREAM}
     probes: list[Probe] = [
-        (subject.replace("*", NO_STREAM).replace(">", NO_STREAM), b"", expect) for subject in config.subjects or []
+        (subject.replace("*", NO_STREAM).replace(">", NO_STREAM), b"", EXPECTS_NO_STREAM)
+        for subject in config.subjects or []
     ]
     if config.allow_direct:
         probes.append((f"$JS.API.DIRECT.GET.{stream}", b"", None))  # an empty question: "408 Empty Request"

@@ -1,11 +1,11 @@
-"""What a mesh can do to the links between its servers."""
+"""What a mesh can do to its servers and to the links between them."""
 
 import asyncio
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from mesh_lab.errors import NotOursError
-from mesh_lab.servers.backend import Backend
+from mesh_lab.servers.backend import Backend, MeshServer
 from mesh_lab.servers.layout import Layout
 from mesh_lab.servers.links import CutMode, Lane, Links
 
@@ -23,8 +23,8 @@ class Fault:
         return f"{self.server} {self.kind}"
 
 
-class LinkFaults:
-    """The part of a :class:`~mesh_lab.servers.mesh.Mesh` that slows, cuts and heals the links between its servers."""
+class Faults:
+    """The part of a :class:`~mesh_lab.servers.mesh.Mesh` that kills and freezes servers, and slows and cuts links."""
 
     backend: Backend
     layout: Layout
@@ -32,6 +32,65 @@ class LinkFaults:
 
     def _check_open(self) -> None:
         raise NotImplementedError
+
+    def _server(self, name: str) -> MeshServer:
+        raise NotImplementedError
+
+    async def kill(self, server: str) -> Fault:
+        """Kill one server with SIGKILL and return when it stopped answering.
+
+        Args:
+            server: Name as the mesh shows it, for example ``"n2"``.
+
+        Raises:
+            UnknownServerError: No server has that name; the message lists those there are.
+            NotOursError: The mesh is external.
+            EngineRefusedError: The mesh is of containers, and the engine refused; so for pause, resume, restart.
+        """
+        await asyncio.to_thread(self._server(server).kill)
+        return Fault(server, "killed")
+
+    async def pause(self, server: str) -> Fault:
+        """Freeze one server with SIGSTOP: its connections stay open, and nothing answers.
+
+        Raises:
+            UnknownServerError: No server has that name.
+            ServerExitedError: It does not run.
+            NotOursError: The mesh is external.
+        """
+        await asyncio.to_thread(self._server(server).pause)
+        return Fault(server, "paused")
+
+    async def resume(self, server: str) -> None:
+        """Let a paused server go on.
+
+        Raises:
+            UnknownServerError: No server has that name.
+            ServerExitedError: It does not run.
+            NotOursError: The mesh is external.
+        """
+        await asyncio.to_thread(self._server(server).resume)
+
+    async def restart(self, server: str, *, within: float = 15.0) -> None:
+        """Stop a server in good order if it runs, start it again, and return when it is ready.
+
+        It keeps its name, ports and store, so it catches up with what it missed.
+
+        Args:
+            server: Name as the mesh shows it.
+            within: Seconds to wait until it is ready.
+
+        Raises:
+            UnknownServerError: No server has that name.
+            NotReadyError: It was not ready in time.
+            NotOursError: The mesh is external.
+        """
+        from mesh_lab.servers.readiness import wait_until_healthy
+
+        target = self._server(server)
+        await asyncio.to_thread(target.stop)
+        await asyncio.to_thread(target.start)
+        await wait_until_healthy([target], within=within)
 
     async def slow(self, one: str, other: str, *, latency: float, rate: float | None = None) -> Fault:
         """Delay what runs between two places, in both directions, until :meth:`heal`.

@@ -13,13 +13,13 @@ from mesh_lab.errors import MeshClosedError, NotOursError, UnknownServerError
 from mesh_lab.patterns import connecting
 from mesh_lab.servers import card
 from mesh_lab.servers.backend import Backend, MeshServer
-from mesh_lab.servers.faults import Fault, LinkFaults
+from mesh_lab.servers.faults import Faults
 from mesh_lab.servers.layout import Layout
 from mesh_lab.servers.links import Links
 from mesh_lab.servers.workspace import Workspace
 
 
-class Mesh(LinkFaults):
+class Mesh(Faults):
     """Servers that run, and what one can do with them.
 
     Facts are properties, effects are methods. ``connect`` returns plain nats-py clients.
@@ -134,62 +134,6 @@ class Mesh(LinkFaults):
         client = await connecting.connect(self.connect_options(to=to, region=region, system=system), **options)
         self._clients.add(client)
         return client
-
-    async def kill(self, server: str) -> Fault:
-        """Kill one server with SIGKILL and return when it stopped answering.
-
-        Args:
-            server: Name as the mesh shows it, for example ``"n2"``.
-
-        Raises:
-            UnknownServerError: No server has that name; the message lists those there are.
-            NotOursError: The mesh is external.
-            EngineRefusedError: The mesh is of containers, and the engine refused; so for pause, resume, restart.
-        """
-        await asyncio.to_thread(self._server(server).kill)
-        return Fault(server, "killed")
-
-    async def pause(self, server: str) -> Fault:
-        """Freeze one server with SIGSTOP: its connections stay open, and nothing answers.
-
-        Raises:
-            UnknownServerError: No server has that name.
-            ServerExitedError: It does not run.
-            NotOursError: The mesh is external.
-        """
-        await asyncio.to_thread(self._server(server).pause)
-        return Fault(server, "paused")
-
-    async def resume(self, server: str) -> None:
-        """Let a paused server go on.
-
-        Raises:
-            UnknownServerError: No server has that name.
-            ServerExitedError: It does not run.
-            NotOursError: The mesh is external.
-        """
-        await asyncio.to_thread(self._server(server).resume)
-
-    async def restart(self, server: str, *, within: float = 15.0) -> None:
-        """Stop a server in good order if it runs, start it again, and return when it is ready.
-
-        It keeps its name, ports and store, so it catches up with what it missed.
-
-        Args:
-            server: Name as the mesh shows it.
-            within: Seconds to wait until it is ready.
-
-        Raises:
-            UnknownServerError: No server has that name.
-            NotReadyError: It was not ready in time.
-            NotOursError: The mesh is external.
-        """
-        from mesh_lab.servers.readiness import wait_until_healthy
-
-        target = self._server(server)
-        await asyncio.to_thread(target.stop)
-        await asyncio.to_thread(target.start)
-        await wait_until_healthy([target], within=within)
 
     async def ready(self, *, within: float = 60.0) -> None:
         """Return when all servers are joined and healthy, agree on their leader, and JetStream answers everywhere.
