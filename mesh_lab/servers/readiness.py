@@ -121,7 +121,12 @@ async def wait_until_ready(mesh: Mesh, *, within: float) -> None:
         if len(leaders) > 1 or led is None:
             seen = f"the servers name {', '.join(sorted(leaders - {''})) or 'nobody'} as meta leader"
             return False
-        current = sum(1 for r in led.get("replicas", []) if r["current"] and not r.get("offline"))
+        # Each server has its own idea of who is there, and any of them may be asked to place a stream.
+        missed = {r["name"] for view in views.values() for r in view.get("replicas", []) if r.get("offline")}
+        if missed:
+            seen = f"{', '.join(sorted(missed))} not heard of everywhere"
+            return False
+        current = sum(1 for r in led.get("replicas", []) if r["current"])
         seen = f"the meta leader counts {current} current peers"
         return current == len(clustered) - 1
 

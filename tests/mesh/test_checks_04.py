@@ -129,7 +129,8 @@ async def test_a_closed_loop_tells_the_rate_of_one_worker_as_well(mesh):
             processed += not reply.headers
         return processed / (time.perf_counter() - began)
 
-    assert (await check("4.1", one_at_a_time)).state == "correct"
+    verdict = await check("4.1", one_at_a_time)
+    assert verdict.state == "correct", verdict
 
 
 # 4.2

@@ -37,12 +37,12 @@ async def counts_what_is_processed(mesh: Mesh, answer: Any) -> Verdict:
         if not worked:
             worked.append(time.perf_counter())
         await asyncio.sleep(WORK_S)  # work
+        worked.append(time.perf_counter())
         refused = int(msg.data) % 2
         if msg.reply:
             await worker.publish(
                 msg.reply, headers={CODE: "422", "Nats-Service-Error": "no such CD"} if refused else None
             )
-        worked.append(time.perf_counter())
 
     async with (
         await connect(mesh, "check 4.1") as nc,
