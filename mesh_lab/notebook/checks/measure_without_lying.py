@@ -64,7 +64,7 @@ async def counts_what_is_processed(mesh: Mesh, answer: Any) -> Verdict:
         return not_yet("the rate is many times what the worker can do", "the clock to stop with the last answer")
     if times > 1.5:
         return not_yet("refused orders count as processed", f"only answers without the header {CODE}")
-    if times < 0.65:
+    if times < 0.5:  # the machine may pause for a moment; a wrong clock is further off
         return not_yet(
             "the rate is far below what the worker did", "a clock that runs from first publish to last answer"
         )
