@@ -25,6 +25,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from mesh_lab.patterns.limiting import TokenBucket
+from mesh_lab.patterns.waiting import ended
 
 ERROR_CODE, ERROR = "Nats-Service-Error-Code", "Nats-Service-Error"
 RETRY_AFTER = "Retry-After"
@@ -107,9 +108,7 @@ class Admission:
         try:
             await self._turns.join()
         finally:
-            for worker in self._workers:
-                worker.cancel()
-            await asyncio.wait(self._workers)
+            await ended(*self._workers)
 
     async def admit(self, msg: Msg) -> None:
         """Take a request on, or refuse it; return at once in either case.

@@ -28,6 +28,7 @@ REQUEST_EXPIRES_S = 30.0
 HEARTBEAT_S = 0.5
 RETRY_S = 0.1
 HAND_BACK_S = 0.25
+_handing_back: set["asyncio.Task[None]"] = set()  # asyncio itself keeps tasks weakly
 
 
 class Position(msgspec.Struct, frozen=True):
@@ -107,10 +108,18 @@ class PullConsumer:
     ) -> None:
         if self._subscription is None or self._client.is_closed:
             return
+        # A task of its own, which goes on when this one is cancelled: drain() flushes, and a flush that is cancelled
+        # ends nats-py 2.16's reading for good when its PONG comes (Client._process_pong).
+        handing_back = asyncio.create_task(self._hand_back(self._subscription))
+        _handing_back.add(handing_back)
+        handing_back.add_done_callback(_handing_back.discard)
+        await asyncio.shield(handing_back)
+
+    async def _hand_back(self, subscription: Subscription) -> None:
         # Not unsubscribe(), which forgets what has arrived and was not handled. Without a server there is nobody to
         # hand anything back to: it is delivered again after ack_wait.
         with contextlib.suppress(nats.errors.Error):
-            await self._subscription.drain()  # type: ignore[no-untyped-call]
+            await subscription.drain()  # type: ignore[no-untyped-call]
             for msg in self._buffer:
                 # Not at once: until all servers know that we are gone, our own last request would get it again.
                 await msg.nak(delay=HAND_BACK_S)

@@ -44,6 +44,7 @@ from mesh_lab.patterns.group_claims import (
     check_name,
 )
 from mesh_lab.patterns.owned_partition import RECORD_EVERY_S, Handler, Partition
+from mesh_lab.patterns.waiting import ended
 
 __all__ = ["GroupMember", "Handler", "Partition"]
 
@@ -137,10 +138,11 @@ class GroupMember:
                 await self._beat()
                 await self._until(asyncio.Event(), watching)
         finally:
-            tasks = {watching, stopped, *self._owning.values()}
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            for partition in self.partitions.values():
+                partition.leaving = True
+            # A partition that is handed over takes a moment, and at most its lease.
+            await ended(*self._owning.values(), again_after=self._lease + 1.0)
+            await ended(watching, stopped)
             await self._leave()
 
     async def _until(

@@ -54,6 +54,27 @@ async def eventually(condition: Callable[[], Any], *, within: float, every: floa
     raise NotReadyError(f"condition not met within {within} s ({seen}), expected something true")
 
 
+async def ended(*tasks: "asyncio.Task[Any]", again_after: float = 1.0) -> None:
+    """Cancel tasks, and return when all of them have ended; what they raised is theirs to tell.
+
+    Once is not always enough. In Python 3.11, ``asyncio.wait_for`` loses a cancellation that comes together with the
+    result (https://github.com/python/cpython/issues/86296), nats-py waits for every answer with it, and a task that
+    goes on then waits for ever.
+
+    Args:
+        tasks: What to end; tasks that are done are left as they are.
+        again_after: Seconds after which those that go on are cancelled again. It has to be longer than what they do
+            to end in good order.
+    """
+    while going_on := [task for task in tasks if not task.done()]:
+        for task in going_on:
+            task.cancel()
+        await asyncio.wait(going_on, timeout=again_after)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()  # looked at, so that asyncio does not warn of it
+
+
 async def _wait_or_cancel(look: "asyncio.Future[Any]", within: float) -> None:
     try:
         await asyncio.wait({look}, timeout=within)

@@ -11,6 +11,7 @@ from nats.js.api import ConsumerConfig
 
 from mesh_lab.patterns.consuming import PullConsumer, position, read_in_order
 from mesh_lab.patterns.publishing import WindowedPublisher
+from mesh_lab.patterns.reaching import reachable
 from mesh_lab.patterns.waiting import eventually
 from mesh_lab.servers.start import start_mesh
 
@@ -157,3 +158,28 @@ async def test_a_worker_goes_on_when_its_consumers_leader_is_killed() -> None:
                     break
         # Each came; one whose acknowledgement died with the leader came twice, which is what at-least-once says.
         assert set(got) == set(range(1, 3_001))
+
+
+async def test_a_reader_that_is_cancelled_again_while_it_leaves_keeps_the_client_alive(client: Client) -> None:
+    js = client.jetstream(timeout=5.0)
+    await js.add_stream(name="TWICE", subjects=["TWICE.*"])
+    await js.add_consumer("TWICE", durable_name="workers", ack_policy="explicit")
+    await reachable(client, "TWICE", "workers")
+
+    async def read(entered: asyncio.Event) -> None:
+        async with PullConsumer(client, "TWICE", "workers") as consumer:
+            entered.set()
+            async for _ in consumer.batches():
+                pass
+
+    for turns in range(12):  # the second one comes somewhat later each time: before, while and after it drains
+        entered = asyncio.Event()
+        reading = asyncio.create_task(read(entered))
+        await entered.wait()
+        reading.cancel()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        reading.cancel()
+        await asyncio.wait({reading})
+        await js.publish("TWICE.order", b"", timeout=2.0)  # whoever reads no longer hears no acknowledgement
+    assert (await js.stream_info("TWICE")).state.messages == 12

@@ -1,12 +1,13 @@
 """``eventually`` waits for what is true, not for time to pass, and says what it last saw."""
 
 import asyncio
+import contextlib
 import time
 
 import pytest
 
 from mesh_lab.errors import NotReadyError
-from mesh_lab.patterns.waiting import SHOWN_CHARACTERS, eventually
+from mesh_lab.patterns.waiting import SHOWN_CHARACTERS, ended, eventually
 
 
 async def test_it_returns_the_first_true_value() -> None:
@@ -75,3 +76,32 @@ class Falsy:
 
     def __repr__(self) -> str:
         return "x" * 10_000
+
+
+async def test_a_task_that_loses_its_cancellation_is_ended_all_the_same() -> None:
+    loop = asyncio.get_running_loop()
+    answer, went_on = loop.create_future(), asyncio.Event()
+
+    async def ask_and_wait() -> None:
+        # As of Python 3.12, wait_for keeps the cancellation; the except plays what it does before.
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait_for(answer, 5)
+        went_on.set()
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(ask_and_wait())
+    await asyncio.sleep(0)
+    answer.set_result("in the same moment")
+    await ended(task, again_after=0.01)
+    assert went_on.is_set()
+    assert task.cancelled()
+
+
+async def test_tasks_that_are_over_stay_as_they_are() -> None:
+    async def fail() -> None:
+        raise OSError("the provider is away")
+
+    task = asyncio.create_task(fail())
+    await asyncio.wait({task})
+    await ended(task)
+    assert isinstance(task.exception(), OSError)
