@@ -119,7 +119,7 @@ async def wait_until_ready(mesh: Mesh, *, within: float) -> None:
         leaders = {view.get("leader") or "" for view in views.values()}
         led = views.get(next(iter(leaders)))
         if len(leaders) > 1 or led is None:
-            seen = f"the servers name {', '.join(sorted(leaders - {''})) or 'nobody'} as meta leader"
+            seen = f"the servers name {' and '.join(sorted(leader or 'nobody' for leader in leaders))} as meta leader"
             return False
         # Each server has its own idea of who is there, and any of them may be asked to place a stream.
         missed = {r["name"] for view in views.values() for r in view.get("replicas", []) if r.get("offline")}

@@ -3,6 +3,7 @@
 import asyncio
 import weakref
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 from nats.aio.client import Client
@@ -31,6 +32,13 @@ async def client(mesh: Mesh) -> AsyncIterator[Client]:
     """A client of the shared mesh, closed in the loop that it was made in."""
     async with await mesh.connect() as connected:
         yield connected
+
+
+@pytest.fixture(autouse=True)
+def _own_progress(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Keep the exercises that a test solves out of the progress of whoever runs the tests."""
+    if request.module.__name__.startswith("test_checks_"):
+        monkeypatch.setenv("MESH_LAB_HOME", str(tmp_path))
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,13 @@ from mesh_lab.notebook.exercises import Verdict, check
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 
 
+async def refused(number: str, answer: object) -> str:
+    """Return what a check says to a wrong answer; a check that does not refuse it fails the test."""
+    verdict = repr(await check(number, answer))
+    assert verdict.startswith("not yet: "), verdict
+    return verdict
+
+
 class ExerciseCells:
     """The exercises of one notebook."""
 
@@ -29,6 +36,16 @@ class ExerciseCells:
     def tagged(self, tag: str) -> list[str]:
         """Return the sources of the cells with a tag, in the order of the exercises."""
         return [cell.source for cell in self._cells if tag in cell.metadata.get("tags", [])]
+
+    async def untouched(self, at: int) -> list[str]:
+        """Run an exercise as it stands in the notebook, and return what its check says."""
+        return await self.run(f"{self.tagged('exercise')[at]}\n\n{self.tagged('check')[at]}")
+
+    async def solved(self, at: int) -> None:
+        """Run an exercise's solution twice: a check leaves nothing behind that spoils the next one."""
+        for _ in range(2):
+            [verdict] = await self.run(self.tagged("solution")[at])
+            assert verdict.startswith("correct: "), verdict
 
     def _imported(self, packages: tuple[str, ...]) -> dict[str, Any]:
         names: dict[str, Any] = {}

@@ -4,11 +4,9 @@ import asyncio
 import contextlib
 
 import pytest
-from exercise_cells import ExerciseCells
+from exercise_cells import ExerciseCells, refused
 from nats.js.api import ExternalStream, Placement, StreamSource
 from nats.js.errors import NotFoundError
-
-from mesh_lab.notebook.exercises import check
 
 CELLS = ExerciseCells(
     "05_grow_the_mesh",
@@ -22,27 +20,14 @@ HOME = StreamSource(name="ORDERS-EU")
 STORE = StreamSource(name="RETURNS", external=ExternalStream(api="$JS.store-berlin.API"))
 
 
-@pytest.fixture(autouse=True)
-def home(monkeypatch, tmp_path):
-    monkeypatch.setenv("MESH_LAB_HOME", str(tmp_path))
-
-
 @pytest.mark.parametrize("at", range(len(NUMBERS)), ids=NUMBERS)
 async def test_the_cell_for_the_reader_is_not_attempted(regions, at):
-    assert await CELLS.run(f"{CELLS.tagged('exercise')[at]}\n\n{CELLS.tagged('check')[at]}") == ["not attempted"]
+    assert await CELLS.untouched(at) == ["not attempted"]
 
 
 @pytest.mark.parametrize("at", range(len(NUMBERS)), ids=NUMBERS)
 async def test_the_solution_in_the_notebook_is_correct(regions, at):
-    for _ in range(2):  # a check leaves nothing behind that spoils the next one
-        [verdict] = await CELLS.run(CELLS.tagged("solution")[at])
-        assert verdict.startswith("correct: "), verdict
-
-
-async def refused(number: str, answer: object) -> str:
-    verdict = repr(await check(number, answer))
-    assert verdict.startswith("not yet: "), verdict
-    return verdict
+    await CELLS.solved(at)
 
 
 def making(**settings):
@@ -64,14 +49,14 @@ US = Placement(cluster="us")
         ({"name": "BACKUP", "subjects": ["backup"], "num_replicas": 3, "placement": US}, "BACKUP has no mirror"),
         (
             {"name": "BACKUP", "mirror": StreamSource(name="ORDERS-US"), "num_replicas": 3, "placement": US},
-            "it raised",
+            "BACKUP has a mirror of ORDERS-US; expected a mirror of ORDERS-EU",
         ),
     ],
     ids=["at home", "one copy", "sources", "no mirror", "another stream"],
 )
 async def test_a_backup_in_the_wrong_place_or_of_the_wrong_kind_is_refused(regions, settings, said):
     verdict = await refused("5.1", making(**settings))
-    assert said in verdict or "BACKUP" in verdict
+    assert said in verdict
 
 
 async def test_a_backup_that_was_never_made_is_refused(regions):
@@ -84,7 +69,7 @@ async def test_a_backup_that_was_never_made_is_refused(regions):
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (lambda to_leader, followers: 2 * (to_leader + max(followers, default=0)), "80.0 was returned; expected 20"),
+        (lambda to_leader, followers: 2 * (to_leader + max(followers, default=0)), "80 was returned; expected 20"),
         (lambda to_leader, followers: to_leader + min(followers, default=0), "5 was returned; expected 10"),
         (lambda to_leader, followers: 2 * (to_leader + min(followers, default=0)), "10 was returned; expected 20"),
         (
@@ -97,7 +82,7 @@ async def test_a_backup_that_was_never_made_is_refused(regions):
 )
 async def test_a_wrong_prediction_is_refused(regions, answer, said):
     verdict = await refused("5.2", answer)
-    assert said.split(";")[-1].strip() in verdict or said in verdict
+    assert said in verdict
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,8 @@ async def places_a_backup(mesh: Mesh, answer: Any) -> Verdict:
         except NotFoundError:
             return not_yet("no stream BACKUP on the servers", "one that follows ORDERS-EU")
         if info.config.mirror is None or info.config.mirror.name != FOLLOWED:
-            seen = "sources" if info.config.sources else "no mirror"
+            mirrored = info.config.mirror.name if info.config.mirror else None
+            seen = f"a mirror of {mirrored}" if mirrored else "sources" if info.config.sources else "no mirror"
             return not_yet(f"BACKUP has {seen}", f"a mirror of {FOLLOWED}: whole, in order, with the same numbers")
         place = info.cluster.name if info.cluster else None
         if place != AWAY:
