@@ -87,13 +87,13 @@ class Monitor:
         """
         return self.read("/connz" + (f"?{query}" if query else ""))[1]
 
-    def routez(self) -> dict[str, Any]:
-        """Return the routes to the other servers of the cluster.
+    def routez(self, query: str = "") -> dict[str, Any]:
+        """Return the routes to the other servers of the cluster; ``query`` such as ``"subs=1"`` asks for more.
 
         Raises:
             OSError: Nothing answered.
         """
-        return self.read("/routez")[1]
+        return self.read("/routez" + (f"?{query}" if query else ""))[1]
 
     def gatewayz(self) -> dict[str, Any]:
         """Return the gateways to other regions: for each, one connection out, and those that came in.

@@ -42,6 +42,18 @@ async def test_three_servers_take_a_replicated_stream_at_once() -> None:
             assert (ack.seq, len(info.cluster.replicas)) == (1, 2)
 
 
+async def test_every_server_knows_where_the_others_wait_for_the_api_s_answers() -> None:
+    # Without that, who asks the first question through a server may never hear the answer that a third one gives.
+    async with await start_mesh(servers=3) as mesh:
+        for name, server in mesh.servers.items():
+            known = {
+                route["remote_name"]
+                for route in server.monitor.routez("subs=1")["routes"]
+                if any(subject.startswith("_R_.") for subject in route.get("subscriptions_list") or ())
+            }
+            assert known == set(mesh.servers) - {name}
+
+
 async def test_starting_three_servers_is_no_slower_than_a_reader_would_wait() -> None:
     # A relation, not an absolute time: three servers elect a leader, one does not.
     async def started(servers: int) -> float:
