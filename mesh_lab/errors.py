@@ -16,6 +16,7 @@ reader expects. A message says what happened with its numbers, what was expected
     ├── ServiceFailedError (ChildProcessError)    a service of the order mesh ended with an error
     ├── LoadFailedError (ChildProcessError)       a load generator ended without a result
     ├── NotReadyError (TimeoutError)              a server or a service was not ready in time
+    ├── BadConfigError (ValueError)               nats-server does not understand a configuration
     ├── StoreError (OSError)                      a directory for stores or results cannot be used
     ├── BadLayoutError (ValueError)               regions and leaf nodes cannot be as asked for
     ├── UnknownServerError (LookupError)          no server of the mesh has that name
@@ -64,6 +65,10 @@ class SettingsError(MeshLabError, ValueError):
 
 class NoPeerError(MeshLabError, FileNotFoundError):
     """The ``nats`` command-line tool was asked for and is not installed."""
+
+
+class BadConfigError(MeshLabError, ValueError):
+    """nats-server does not understand a configuration; the message says what it said."""
 
 
 class ServerExitedError(MeshLabError, ChildProcessError):

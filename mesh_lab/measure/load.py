@@ -18,6 +18,7 @@ from mesh_lab.errors import LoadFailedError
 from mesh_lab.measure.load_children import run_children
 from mesh_lab.measure.load_jobs import HEADER, Report, Task
 from mesh_lab.measure.measurement import Run
+from mesh_lab.security.tls import pack
 
 __all__ = ["LoadFailedError", "count_faults", "deliver_load", "publish_load"]
 
@@ -211,8 +212,9 @@ def publisher_tasks(
 
 
 def portable(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options if they can travel to another process."""
-    for name, value in options.items():
+    """Return the options if they can travel to another process, as :func:`mesh_lab.security.tls.unpack` takes them."""
+    packed = pack(options)
+    for name, value in packed.items():
         try:
             msgspec.json.encode(value)
         except TypeError as err:
@@ -220,7 +222,7 @@ def portable(options: Mapping[str, Any]) -> dict[str, Any]:
                 f"connect option {name!r} is a {type(value).__name__}, which cannot travel to a child process; "
                 "leave it out, or give it as text or a number"
             ) from err
-    return dict(options)
+    return packed
 
 
 def _span(sent: Sequence[Report], ended_ns: int) -> float:

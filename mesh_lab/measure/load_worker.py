@@ -26,6 +26,7 @@ from nats.aio.client import Client
 
 from mesh_lab.measure.load_jobs import JOBS, SURVIVES_RECONNECT, Job, Parent, Report, Task, say
 from mesh_lab.measure.paced_jobs import PACED_JOBS
+from mesh_lab.security.tls import unpack
 
 ALL_JOBS = {**JOBS, **PACED_JOBS}
 RECONNECTING = SURVIVES_RECONNECT | set(PACED_JOBS)
@@ -51,7 +52,7 @@ async def _connect(task: Task, gone: asyncio.Event) -> Client:
     if task.job not in RECONNECTING:
         defaults["disconnected_cb"] = on_gone
     try:
-        return await nats.connect(**{**defaults, **task.options})
+        return await nats.connect(**{**defaults, **unpack(task.options)})
     except nats.errors.NoServersError as err:
         raise ConnectionError(f"no server took the connection: {', '.join(seen) or 'no server given'}") from err
 

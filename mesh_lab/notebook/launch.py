@@ -24,6 +24,7 @@ from mesh_lab.notebook.replica import STOP_PATIENCE_S, Replica
 from mesh_lab.notebook.service_host import CONNECT_VARIABLE, READY_VARIABLE
 from mesh_lab.patterns.connecting import connect
 from mesh_lab.patterns.waiting import eventually
+from mesh_lab.security.tls import pack
 from mesh_lab.servers.mesh import Mesh
 
 T = TypeVar("T")
@@ -55,7 +56,7 @@ def launch(replicas: Sequence[Replica], program: Path, mesh: Mesh) -> None:
         # First the processes, then the listeners: those are up long before the first process has loaded.
         for replica in replicas:
             environment = {
-                CONNECT_VARIABLE: json.dumps(options),
+                CONNECT_VARIABLE: json.dumps(pack(options)),
                 READY_VARIABLE: f"{READY_SUBJECT}.{token}.{replica.number}",
             }
             replica.start(program, owner=mesh.owner, environment=environment)

@@ -21,13 +21,14 @@ import traceback
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.subscription import Subscription
 
-from mesh_lab.patterns.connecting import connect
+from mesh_lab.patterns.connecting import ConnectOptions, connect
+from mesh_lab.security.tls import unpack
 
 CONNECT_VARIABLE, READY_VARIABLE = "MESH_LAB_CONNECT", "MESH_LAB_READY"
 SETTLE_S = 2.0  # main waits for answers longer than this only when requests are its daily work
@@ -54,7 +55,8 @@ class Host:
             Exception: Whatever main raised.
         """
         # What main needs to know is its name and its connection; who it is to the server is not for its prints.
-        options, ready = json.loads(os.environ.pop(CONNECT_VARIABLE)), os.environ.pop(READY_VARIABLE)
+        packed, ready = json.loads(os.environ.pop(CONNECT_VARIABLE)), os.environ.pop(READY_VARIABLE)
+        options = cast(ConnectOptions, unpack(packed))
         client = await connect(options, name=os.environ["SERVICE_NAME"], error_cb=_log_error)
         main: asyncio.Task[object] = asyncio.create_task(self._main(client))
         stopping = asyncio.create_task(self._stop.wait())

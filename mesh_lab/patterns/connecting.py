@@ -9,6 +9,7 @@ first, slow then, and final at last. Each option below says what it does instead
 
 import asyncio
 import random
+import ssl
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
@@ -26,6 +27,7 @@ class ConnectOptions(TypedDict, total=False):
     user: str
     password: str
     user_credentials: str
+    tls: ssl.SSLContext
     name: str
 
 

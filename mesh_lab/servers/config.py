@@ -7,8 +7,11 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+from mesh_lab.security.tls import TlsFiles, server_block
+
+KnownBy = Literal["password", "certificate"]
 ACCOUNT = "LAB"
 USER, SYSTEM_USER, ROUTE_USER = "lab", "sys", "route"
 
@@ -62,6 +65,10 @@ class Further(NamedTuple):
     """In the account in which the lessons work."""
     jetstream: str = ""
     """In the block of JetStream."""
+    users: str = ""
+    """More users of the account in which the lessons work."""
+    accounts: str = ""
+    """More accounts."""
 
 
 def server_config(
@@ -74,6 +81,8 @@ def server_config(
     dials: Dials | None = None,
     domain: str | None = None,
     dead_port: int | None = None,
+    tls: TlsFiles | None = None,
+    known_by: KnownBy = "password",
     further: Further,
 ) -> str:
     """Return the text of a server's configuration file.
@@ -88,28 +97,43 @@ def server_config(
         domain: Its JetStream domain; ``None`` for none.
         dead_port: Port on which nothing ever listens, to be told to other servers in place of its own. Servers
             gossip their addresses, and dial those that they hear of: with a dead one, the links are the only way.
+        tls: Its certificate, with which it takes connections from clients and other servers; ``None`` for none.
+        known_by: Whether a client with TLS is who its password says, or who its certificate says.
         further: Further settings.
     """
     dials = dials or Dials()
     route = _quoted(passwords.route)
     among_servers = f"  authorization {{ user: {ROUTE_USER}, password: {route} }}"
     advertise = [f'  advertise: "127.0.0.1:{dead_port}"'] if dead_port else []
+    for_clients = server_block(tls, verify="verify_and_map" if known_by == "certificate" else None) if tls else ""
+    # Servers always show each other a certificate: the password alone would let in whoever has read it.
+    for_servers = f"  {server_block(tls, verify='verify')}" if tls else ""
+
+    def user(name: str, password: str) -> str:
+        # Whom a certificate names must not have a password too: the server would ask for both.
+        return f"{{ user: {name}{'' if known_by == 'certificate' else f', password: {_quoted(password)}'} }}"
+
     own_domain = f", domain: {_quoted(domain)}" if domain else ""
     lines = [
         f"server_name: {_quoted(name)}",
         f"listen: 127.0.0.1:{ports.client}",
         f"http: 127.0.0.1:{ports.monitor}",
+        for_clients,
         # The limits are ceilings, nothing is set aside; a laptop's lessons stay far below them.
         f"jetstream {{ store_dir: {_quoted(str(store))}, max_mem: 1GB, max_file: 8GB{own_domain}",
         f"  {further.jetstream}",
         "}",
         'system_account: "$SYS"',
         "accounts {",
-        f"  $SYS {{ users: [{{ user: {SYSTEM_USER}, password: {_quoted(passwords.system)} }}] }}",
+        f"  $SYS {{ users: [{user(SYSTEM_USER, passwords.system)}] }}",
         f"  {ACCOUNT} {{",
-        f"    jetstream: enabled, users: [{{ user: {USER}, password: {_quoted(passwords.user)} }}]",
+        "    jetstream: enabled",
+        f"    users: [{user(USER, passwords.user)}",
+        *_marked("users", further.users),
+        "    ]",
         f"    {further.account}",
         "  }",
+        *_marked("accounts", further.accounts),
         "}",
     ]
     if cluster is not None and ports.cluster:
@@ -119,6 +143,7 @@ def server_config(
             f"  listen: 127.0.0.1:{ports.cluster}",
             *advertise,
             among_servers,
+            for_servers,
             # JetStream wants a route to be named also where a region has one server, which knows its own address.
             f"  routes: [{_urls('nats', passwords, dials.routes or [ports.cluster])}]",
             "}",
@@ -130,6 +155,7 @@ def server_config(
             f"  listen: 127.0.0.1:{ports.gateway}",
             *advertise,
             among_servers,
+            for_servers,
             "  gateways: [",
             *(
                 f"    {{ name: {_quoted(region)}, urls: [{_urls('nats', passwords, there)}] }}"
@@ -144,12 +170,31 @@ def server_config(
             f"  listen: 127.0.0.1:{ports.leafnodes}",
             *advertise,
             f"  authorization {{ user: {ROUTE_USER}, password: {route}, account: {ACCOUNT} }}",
+            for_servers,
             "}",
         ]
     elif dials.hub:
         remote = f"account: {ACCOUNT}, urls: [{_urls('nats-leaf', passwords, dials.hub)}]"
+        remote += f", {server_block(tls)}" if tls else ""
         lines += [f"leafnodes {{ reconnect: 1s, remotes: [{{ {remote} }}] }}"]
     return "\n".join([*lines, further.server, ""])
+
+
+def rewritten(text: str, what: Literal["users", "accounts"], more: str) -> str:
+    """Return a configuration with other further users or accounts in place of those it has.
+
+    Args:
+        text: What :func:`server_config` returned.
+        what: Which of the two.
+        more: The new ones; an empty text for none.
+    """
+    begin, *_, end = _marked(what, "")
+    head, rest = text.split(begin + "\n", 1)
+    return head + "\n".join(_marked(what, more)) + rest[rest.index(end) + len(end) :]
+
+
+def _marked(what: str, more: str) -> list[str]:
+    return [f"# more {what}: from here", more.strip("\n"), f"# more {what}: to here"]
 
 
 def _urls(scheme: str, passwords: Passwords, ports: Sequence[int]) -> str:

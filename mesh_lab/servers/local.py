@@ -3,7 +3,7 @@
 import asyncio
 import signal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from mesh_lab.patterns.connecting import ConnectOptions
 from mesh_lab.patterns.waiting import eventually
@@ -14,9 +14,28 @@ from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.server import LocalServer
 from mesh_lab.servers.workspace import Workspace
 
+if TYPE_CHECKING:  # its library takes a while to load, and most meshes need none
+    from mesh_lab.security.certificates import Authority
+
+
+class Settings(TypedDict):
+    """How the servers of a mesh are set up."""
+
+    linked: bool
+    """Whether every connection between servers runs through a link."""
+    further: config.Further
+    """Further settings for every server."""
+    tls: "Authority | None"
+    """Who certifies the servers; ``None`` for connections in plain text."""
+    known_by: config.KnownBy
+    """Whether the mesh's own clients have a password or a certificate."""
+
 
 def local_mesh(
-    layout: Layout, binary: Path, workspace: Workspace, *, linked: bool, further: config.Further
+    layout: Layout,
+    binary: Path,
+    workspace: Workspace,
+    **settings: Unpack[Settings],
 ) -> tuple[Mesh, Links | None]:
     """Return a mesh whose servers are configured, and its links, where it has some; nothing runs yet.
 
@@ -24,12 +43,12 @@ def local_mesh(
         layout: Who is joined to whom.
         binary: The nats-server program.
         workspace: Where the files go, and which ports are free.
-        linked: Whether every connection between servers runs through a link.
-        further: Further settings for every server.
+        settings: How they are set up.
 
     Raises:
         NotReadyError: The workspace has too few ports for a mesh of this size.
     """
+    linked, tls, known_by = settings["linked"], settings["tls"], settings["known_by"]
     ports = {name: _ports(name, layout, workspace) for name in layout.servers}
     joins = {join: workspace.ports.take() for join in layout.joins()} if linked else None
     dialled = dials(layout, ports, joins)
@@ -45,7 +64,9 @@ def local_mesh(
             dials=dialled[name],
             domain=name if name in layout.leaves else HUB if layout.leaves else None,
             dead_port=workspace.ports.dead if linked else None,
-            further=further,
+            tls=tls.issue(workspace.directory, name, "127.0.0.1", "localhost") if tls else None,
+            known_by=known_by,
+            further=settings["further"],
         )
         path = workspace.directory / f"{name}.conf"
         path.touch(mode=0o600)
@@ -53,12 +74,19 @@ def local_mesh(
         servers[name] = LocalServer(
             name, binary=binary, directory=workspace.directory, ports=ports[name], owner=workspace.owner
         )
+
+    def who(user: str, password: str) -> ConnectOptions:
+        if known_by == "certificate" and tls is not None:
+            return ConnectOptions(tls=tls.context(workspace.directory, user))
+        options = ConnectOptions(user=user, password=password)
+        return ConnectOptions(**options, tls=tls.context(workspace.directory)) if tls is not None else options
+
     links = Links(joins, ports, directory=workspace.directory, owner=workspace.owner) if joins else None
     mesh = Mesh(
         servers,
         backend="local",
-        credentials=ConnectOptions(user=config.USER, password=passwords.user),
-        system=ConnectOptions(user=config.SYSTEM_USER, password=passwords.system),
+        credentials=who(config.USER, passwords.user),
+        system=who(config.SYSTEM_USER, passwords.system),
         workspace=workspace,
         layout=layout,
         links=links,

@@ -152,6 +152,28 @@ class Mesh(Faults):
         self._check_open()
         await wait_until_ready(self, within=within)
 
+    async def reload(
+        self, *, users_config: str | None = None, accounts_config: str | None = None, within: float = 10.0
+    ) -> None:
+        """Let all servers read other users and accounts, and return when each goes by them; nothing is restarted.
+
+        Who is connected as a user that is no longer there, or no longer the same, is disconnected.
+
+        Args:
+            users_config: Users of the lessons' account, in place of those that :func:`start_mesh` or the last call was
+                given; ``None`` leaves them, an empty text removes them.
+            accounts_config: Accounts beside it, likewise.
+            within: Seconds until it is too late.
+
+        Raises:
+            BadConfigError: A server refused the text; the message says why. All keep what they had.
+            NotOursError: The servers are not local processes.
+        """
+        from mesh_lab.servers.reloading import reload
+
+        self._check_open()
+        await reload(self.servers, {"users": users_config, "accounts": accounts_config}, within=within)
+
     def logs(self, server: str, *, last: int | None = 20) -> str:
         """Return the end of a server's log.
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 import psutil
 
-from mesh_lab.errors import ServerExitedError
+from mesh_lab.errors import BadConfigError, ServerExitedError
 from mesh_lab.observe.monitoring import Monitor
 from mesh_lab.servers.config import Ports
 from mesh_lab.servers.guard import OWNER_VARIABLE
@@ -120,6 +120,17 @@ class LocalServer:
         """
         self._running().resume()
         self._paused = False
+
+    def check_config(self) -> None:
+        """Return when nats-server understands the configuration file; the server that runs is not touched.
+
+        Raises:
+            BadConfigError: It does not; the message says what and where.
+        """
+        done = subprocess.run([*self._command, "-t"], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            said = (done.stderr or done.stdout).strip().replace(str(self.configuration.parent) + os.sep, "")
+            raise BadConfigError(f"nats-server refuses the configuration of {self.name!r}: {said}")
 
     def reload(self) -> None:
         """Let the server read its configuration file again (SIGHUP, which Windows does not have).

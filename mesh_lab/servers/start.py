@@ -5,7 +5,7 @@ import os
 import weakref
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, Unpack, get_args
 
 from mesh_lab.errors import (
     LinksFailedError,
@@ -17,19 +17,22 @@ from mesh_lab.errors import (
 )
 from mesh_lab.servers.backend import Backend
 from mesh_lab.servers.binary import ensure_server
-from mesh_lab.servers.config import Further
+from mesh_lab.servers.config import Further, KnownBy
 from mesh_lab.servers.external import join_external
 from mesh_lab.servers.layout import Layout, plan
-from mesh_lab.servers.local import elect_at_once, local_mesh
+from mesh_lab.servers.local import Settings, elect_at_once, local_mesh
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.readiness import wait_until_joined, wait_until_ready
 from mesh_lab.servers.workspace import Workspace
+
+if TYPE_CHECKING:  # its library takes a while to load, and most meshes need none
+    from mesh_lab.security.certificates import Authority
 
 URL_VARIABLE, CREDS_VARIABLE = "MESH_LAB_URL", "MESH_LAB_CREDS"
 BACKEND_VARIABLE = "MESH_LAB_BACKEND"
 PORT_CLASHES_BORNE = 5
 _LOCAL = "use backend='local' here"
-_newest: "weakref.ref[Mesh] | None" = None
+_started: "list[weakref.ref[Mesh]]" = []  # the newest is the last
 
 
 async def start_mesh(
@@ -43,6 +46,10 @@ async def start_mesh(
     extra_config: str = "",
     account_config: str = "",
     jetstream_config: str = "",
+    users_config: str = "",
+    accounts_config: str = "",
+    tls: "Authority | None" = None,
+    known_by: KnownBy = "password",
     within: float = 20.0,
 ) -> Mesh:
     """Return a mesh of real NATS servers that are ready in truth.
@@ -68,6 +75,10 @@ async def start_mesh(
         extra_config: Further settings in nats-server's own syntax, for every server.
         account_config: Further settings of the account in which the lessons work, such as ``"mappings { … }"``.
         jetstream_config: Further settings of JetStream, such as ``"max_buffered_msgs: 500"``.
+        users_config: More users of that account, such as ``"{ nkey: U…, permissions: { … } }"``.
+        accounts_config: More accounts, such as ``"SHOP { users: [ … ] }"``.
+        tls: Authority that certifies the servers; then clients and servers talk TLS only. ``None``: plain text.
+        known_by: Who a client with TLS is: what its password says, or what its certificate says.
         within: Seconds until the servers must be ready.
 
     Raises:
@@ -82,12 +93,15 @@ async def start_mesh(
         ServerExitedError: A server ended at its start; the message carries its last log lines.
         NotReadyError: The servers were not ready in time; the message says what each last answered.
     """
-    global _newest
     layout = plan(servers, regions, leaves)
     joined = bool(regions or leaves)
     place = Path(directory) if directory else None
-    further = Further(extra_config, account_config, jetstream_config)
+    further = Further(extra_config, account_config, jetstream_config, users_config, accounts_config)
     chosen = _choose(backend)
+    if known_by not in get_args(KnownBy) or (known_by == "certificate" and tls is None):
+        raise ValueError(f"clients known by {known_by!r}; expected 'password', or 'certificate' with tls=Authority()")
+    if chosen != "local" and tls is not None:
+        raise NotOursError(f"tls asked for, but the servers of backend {chosen!r} stand as they are; {_LOCAL}")
     if chosen != "local" and (joined or links):
         what = "regions and leaf nodes" if joined else "links"
         raise NotOursError(f"{what} asked for, but the servers of backend {chosen!r} stand as they are; {_LOCAL}")
@@ -99,21 +113,22 @@ async def start_mesh(
             mesh = await _start_docker(servers, place, further, within)
         case "local":
             linked = joined if links is None else links
-            mesh = await _start_local(layout, linked, place, further, within)
-    _newest = weakref.ref(mesh)
+            mesh = await _start_local(layout, place, within, linked=linked, further=further, tls=tls, known_by=known_by)
+    _started[:] = [other for other in _started if (known := other()) is not None and not known.closed]
+    _started.append(weakref.ref(mesh))
     return mesh
 
 
 def newest_mesh() -> Mesh:
-    """Return the mesh that was started last in this process.
+    """Return the mesh that was started last in this process, of those that are open.
 
     Raises:
-        NoMeshError: There is none, or it was closed.
+        NoMeshError: None is.
     """
-    mesh = _newest() if _newest is not None else None
-    if mesh is None or mesh.closed:
-        raise NoMeshError("no mesh is open; start one first: mesh = await start_mesh(servers=3)")
-    return mesh
+    for reference in reversed(_started):
+        if (mesh := reference()) is not None and not mesh.closed:
+            return mesh
+    raise NoMeshError("no mesh is open; start one first: mesh = await start_mesh(servers=3)")
 
 
 def _choose(backend: str | None) -> Backend:
@@ -142,12 +157,12 @@ async def _start_docker(count: int, directory: Path | None, further: Further, wi
     return await start_containers(directory=directory, within=within)
 
 
-async def _start_local(layout: Layout, linked: bool, parent: Path | None, further: Further, within: float) -> Mesh:
+async def _start_local(layout: Layout, parent: Path | None, within: float, **settings: Unpack[Settings]) -> Mesh:
     binary = (await asyncio.to_thread(ensure_server)).path
     for attempt in range(PORT_CLASHES_BORNE):
         workspace = await asyncio.to_thread(Workspace, parent)
         try:
-            mesh, links = local_mesh(layout, binary, workspace, linked=linked, further=further)
+            mesh, links = local_mesh(layout, binary, workspace, **settings)
         except BaseException:
             workspace.remove()
             raise

@@ -23,7 +23,7 @@ def _shared_mesh() -> Iterator[Mesh]:
 @pytest.fixture
 def mesh(_shared_mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> Mesh:
     """Three servers that run; what a test leaves on them, the next one finds."""
-    monkeypatch.setattr(start, "_newest", weakref.ref(_shared_mesh))
+    monkeypatch.setattr(start, "_started", [weakref.ref(_shared_mesh)])
     return _shared_mesh
 
 
@@ -51,7 +51,7 @@ def _shared_regions() -> Iterator[Mesh]:
 @pytest.fixture
 async def regions(_shared_regions: Mesh, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Mesh]:
     """Two regions of three servers and a leaf node; what a test leaves on them, the next one finds."""
-    monkeypatch.setattr(start, "_newest", weakref.ref(_shared_regions))
+    monkeypatch.setattr(start, "_started", [weakref.ref(_shared_regions)])
     yield _shared_regions
     for client in list(_shared_regions._clients):  # in the loop that they were made in
         await client.close()

@@ -26,7 +26,7 @@ def _breakable_mesh():
 
 @pytest.fixture
 def mesh(_breakable_mesh, monkeypatch):
-    monkeypatch.setattr(start, "_newest", weakref.ref(_breakable_mesh))
+    monkeypatch.setattr(start, "_started", [weakref.ref(_breakable_mesh)])
     return _breakable_mesh
 
 

@@ -14,4 +14,5 @@ NOTEBOOKS = {
     6: ("06_shard_by_subject", "shard_by_subject"),
     7: ("07_push_back", "push_back"),
     8: ("08_batch_and_compress", "batch_and_compress"),
+    9: ("09_lock_the_doors", "lock_the_doors"),
 }

@@ -1,0 +1,59 @@
+"""What the checks of notebook 09 share: keys, orders to work on, and the way in."""
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import nats
+import nats.errors
+import nkeys
+from nats.aio.client import Client
+from nats.js.api import ConsumerConfig
+
+from mesh_lab.patterns.reaching import answered, reachable
+from mesh_lab.servers.mesh import Mesh
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A user's NKEY."""
+
+    seed: str = field(repr=False)
+    public: str
+
+    @classmethod
+    def new(cls) -> "Key":
+        """Return a new one."""
+        seed = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)
+        return cls(seed.decode(), nkeys.from_seed(bytearray(seed)).public_key.decode())
+
+
+async def orders_to_ship(own: Mesh) -> Client:
+    """Let a stream ORDERS hold one order for each of its consumers, and return who made it."""
+    keeper = await own.connect(name="keeper")
+    js = keeper.jetstream(timeout=3.0)
+    await answered(lambda: js.add_stream(name="ORDERS", subjects=["orders.>"]))
+    for name in ("billing", "shipping"):
+        await js.add_consumer("ORDERS", ConsumerConfig(durable_name=name, filter_subject="orders.*.*.placed"))
+        await reachable(keeper, "ORDERS", name)
+    await js.publish("orders.eu.000001.placed", b"{}")
+    return keeper
+
+
+async def enter(own: Mesh, seed: str, complaints: list[str], **options: Any) -> Client:
+    """Connect with a key, once, and note what the server complains of."""
+
+    async def note(error: Exception) -> None:
+        complaints.append(str(error))
+
+    return await nats.connect(own.urls, nkeys_seed_str=seed, error_cb=note, allow_reconnect=False, **options)
+
+
+async def lets_in(own: Mesh, seed: str) -> bool:
+    """Whether a server lets a key in."""
+    try:
+        client = await enter(own, seed, [])
+    except nats.errors.Error:
+        return False
+    await client.close()
+    return True

@@ -1,0 +1,1 @@
+"""Who may come in, and what may be read on the way: certificates, keys, accounts."""

@@ -1,0 +1,66 @@
+"""A certificate authority for one mesh, made by `trustme <https://trustme.readthedocs.io>`_.
+
+It is for a lab: its key lives in the memory of this process and is gone with it. In production, an authority's key
+lives in a vault (HashiCorp Vault, AWS Private CA, step-ca), and certificates live for hours or days.
+"""
+
+import datetime
+from pathlib import Path
+
+import trustme
+
+from mesh_lab.security.tls import ClientContext, TlsFiles
+
+LIVES_FOR = datetime.timedelta(days=1)
+
+
+class Authority:
+    """Signs certificates for servers and for clients, and is all that either side trusts."""
+
+    def __init__(self, name: str = "order mesh") -> None:
+        self._name = name
+        self._ca = trustme.CA(organization_name=name)
+
+    def __repr__(self) -> str:
+        """Name the authority."""
+        return f"Authority({self._name!r})"
+
+    def issue(self, directory: Path, *names: str) -> TlsFiles:
+        """Issue a certificate for a day, and return where it, its key and the authority's own certificate lie.
+
+        Args:
+            directory: Where to write them; the key is readable by its owner only.
+            names: Whom it is for: host names, IP addresses or e-mail addresses. The first one names the files.
+
+        Raises:
+            ValueError: There is no name, or one is neither of these.
+            StoreError: The directory cannot be written.
+        """
+        if not names:
+            raise ValueError("no name to certify; expected a host name, an IP address or an e-mail address")
+        leaf = self._ca.issue_cert(*names, not_after=datetime.datetime.now(datetime.UTC) + LIVES_FOR)
+        stem = directory / names[0].replace("/", "_")
+        paths = [stem.with_name(stem.name + end) for end in (".crt", ".key")]
+        authority = self.write(directory)
+        for path, blobs in zip(paths, (leaf.cert_chain_pems, [leaf.private_key_pem]), strict=True):
+            path.touch(mode=0o600)
+            path.write_bytes(b"".join(blob.bytes() for blob in blobs))
+        return TlsFiles(str(authority), str(paths[0]), str(paths[1]))
+
+    def write(self, directory: Path) -> Path:
+        """Write the authority's certificate, which is no secret, and return its path."""
+        path = directory / "authority.crt"
+        path.write_bytes(self._ca.cert_pem.bytes())
+        return path
+
+    def context(self, directory: Path, *names: str) -> ClientContext:
+        """Return the context of a client that trusts this authority.
+
+        Args:
+            directory: Where its files go.
+            names: Whom its certificate is for; none, and it shows no certificate.
+
+        Raises:
+            ValueError: A name cannot be certified.
+        """
+        return ClientContext(self.issue(directory, *names) if names else TlsFiles(str(self.write(directory))))

@@ -1,0 +1,87 @@
+"""What one side of a TLS connection needs: files, and for Python's ssl the context made of them."""
+
+import logging
+import ssl
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+# nats-py turns a plain connection into one with TLS. When it ends, asyncio warns that what the plain one would have
+# done "has no effect when using ssl": true, of no consequence, and said at every goodbye.
+EOF_WARNING = "returning true from eof_received"
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """Paths of PEM files; the one with the key is its owner's alone."""
+
+    authority: str
+    """Certificate of whom to trust."""
+    certificate: str | None = None
+    """One's own certificate; ``None`` for a client that shows none."""
+    key: str | None = None
+    """The private key that belongs to it."""
+
+
+class ClientContext(ssl.SSLContext):
+    """A client's context that remembers its files, so that it can be made again in another process.
+
+    It trusts the one authority and nobody else, asks for TLS 1.3, and checks the server's name.
+
+    Attributes:
+        files: What it was made of.
+    """
+
+    files: TlsFiles
+
+    def __new__(cls, files: TlsFiles) -> "ClientContext":
+        """Make a context.
+
+        Args:
+            files: The authority, and the certificate and key to show, if any.
+
+        Raises:
+            OSError: A file cannot be read, or is no PEM file (``ssl.SSLError``).
+        """
+        logging.getLogger("asyncio").addFilter(_of_consequence)
+        context = super().__new__(cls, ssl.PROTOCOL_TLS_CLIENT)
+        context.files = files
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.load_verify_locations(cafile=files.authority)
+        if files.certificate is not None:
+            context.load_cert_chain(files.certificate, files.key)
+        return context
+
+
+def _of_consequence(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(EOF_WARNING)
+
+
+def pack(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments of ``nats.connect`` with paths in place of a :class:`ClientContext`, to travel as JSON."""
+    context = options.get("tls")
+    return {**options, "tls": asdict(context.files)} if isinstance(context, ClientContext) else dict(options)
+
+
+def unpack(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what :func:`pack` was given; the files must still be there.
+
+    Raises:
+        OSError: One is not.
+    """
+    files = options.get("tls")
+    return {**options, "tls": ClientContext(TlsFiles(**files))} if isinstance(files, Mapping) else dict(options)
+
+
+def server_block(files: TlsFiles, *, verify: str | None = None) -> str:
+    """Return a ``tls`` block in nats-server's syntax.
+
+    Args:
+        files: The server's certificate, key and authority.
+        verify: ``"verify"``: who connects must show a certificate of the same authority; ``"verify_and_map"``: and it
+            names the user. ``None``: who connects need not show one.
+    """
+    paths = {"cert_file": files.certificate, "key_file": files.key, "ca_file": files.authority}
+    lines = [f'{name}: "{str(path).replace(chr(92), chr(92) * 2)}"' for name, path in paths.items()]
+    # 2 s, the default, is short for a busy laptop: a handshake that is late is refused.
+    return "tls { " + ", ".join([*lines, "timeout: 5", *([f"{verify}: true"] if verify else [])]) + " }"

@@ -1,0 +1,59 @@
+"""Change who may do what on servers that run: write their configuration files anew and let them read them."""
+
+import asyncio
+import signal
+from collections.abc import Mapping
+
+from mesh_lab.errors import NotOursError
+from mesh_lab.patterns.waiting import eventually
+from mesh_lab.servers.backend import MeshServer
+from mesh_lab.servers.config import rewritten
+from mesh_lab.servers.server import LocalServer
+
+
+async def reload(servers: Mapping[str, MeshServer], more: Mapping[str, str | None], *, within: float) -> None:
+    """Give every server other users and accounts, and return when each goes by them.
+
+    Args:
+        servers: Servers that run.
+        more: New ``users`` and ``accounts``; ``None`` leaves what is there.
+        within: Seconds until it is too late.
+
+    Raises:
+        BadConfigError: A server refused the text; all keep what they had.
+        NotOursError: The servers are not local processes.
+        NotReadyError: A server did not read its file in time.
+        ServerExitedError: A server does not run.
+    """
+    local = [server for server in servers.values() if isinstance(server, LocalServer)]
+    if len(local) < len(servers):
+        raise NotOursError("these servers' users are not ours to change; use backend='local' here")
+    old = [server.configuration.read_text() for server in local]
+    for server, text in zip(local, old, strict=True):
+        for what in ("users", "accounts"):
+            if (new := more.get(what)) is not None:
+                text = rewritten(text, what, new)
+        server.configuration.write_text(text)
+    try:
+        for server in local:
+            await asyncio.to_thread(server.check_config)
+    except BaseException:
+        for server, text in zip(local, old, strict=True):
+            server.configuration.write_text(text)
+        raise
+    await asyncio.gather(*(_reload(server, within) for server in local))
+
+
+async def _reload(server: LocalServer, within: float) -> None:
+    if not hasattr(signal, "SIGHUP"):  # Windows has no signal for it
+        await asyncio.to_thread(server.stop)
+        await asyncio.to_thread(server.start)
+        await eventually(lambda: server.monitor.health().ok, within=within)
+        return
+    before = (await asyncio.to_thread(server.monitor.varz))["config_load_time"]
+    server.reload()
+
+    async def done() -> bool:
+        return bool((await asyncio.to_thread(server.monitor.varz))["config_load_time"] != before)
+
+    await eventually(done, within=within)
