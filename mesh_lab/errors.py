@@ -17,6 +17,7 @@ reader expects. A message says what happened with its numbers, what was expected
     ├── LoadFailedError (ChildProcessError)       a load generator ended without a result
     ├── NotReadyError (TimeoutError)              a server or a service was not ready in time
     ├── BadConfigError (ValueError)               nats-server does not understand a configuration
+    ├── BadTokenError (ValueError)                a signed token is none, or was changed
     ├── StoreError (OSError)                      a directory for stores or results cannot be used
     ├── BadLayoutError (ValueError)               regions and leaf nodes cannot be as asked for
     ├── UnknownServerError (LookupError)          no server of the mesh has that name
@@ -69,6 +70,10 @@ class NoPeerError(MeshLabError, FileNotFoundError):
 
 class BadConfigError(MeshLabError, ValueError):
     """nats-server does not understand a configuration; the message says what it said."""
+
+
+class BadTokenError(MeshLabError, ValueError):
+    """A signed token is none, or was changed after it was signed."""
 
 
 class ServerExitedError(MeshLabError, ChildProcessError):

@@ -70,6 +70,11 @@ class Further(NamedTuple):
     accounts: str = ""
     """More accounts."""
 
+    @property
+    def of_accounts(self) -> bool:
+        """Whether any of them is about accounts or their users."""
+        return bool(self.account or self.users or self.accounts)
+
 
 def server_config(
     name: str,
@@ -83,6 +88,7 @@ def server_config(
     dead_port: int | None = None,
     tls: TlsFiles | None = None,
     known_by: KnownBy = "password",
+    operator: str | None = None,
     further: Further,
 ) -> str:
     """Return the text of a server's configuration file.
@@ -99,6 +105,8 @@ def server_config(
             gossip their addresses, and dial those that they hear of: with a dead one, the links are the only way.
         tls: Its certificate, with which it takes connections from clients and other servers; ``None`` for none.
         known_by: Whether a client with TLS is who its password says, or who its certificate says.
+        operator: Whom the server believes about accounts, as :func:`mesh_lab.security.accounts.server_block` says it;
+            ``None`` for accounts that stand in the configuration.
         further: Further settings.
     """
     dials = dials or Dials()
@@ -108,10 +116,6 @@ def server_config(
     for_clients = server_block(tls, verify="verify_and_map" if known_by == "certificate" else None) if tls else ""
     # Servers always show each other a certificate: the password alone would let in whoever has read it.
     for_servers = f"  {server_block(tls, verify='verify')}" if tls else ""
-
-    def user(name: str, password: str) -> str:
-        # Whom a certificate names must not have a password too: the server would ask for both.
-        return f"{{ user: {name}{'' if known_by == 'certificate' else f', password: {_quoted(password)}'} }}"
 
     own_domain = f", domain: {_quoted(domain)}" if domain else ""
     lines = [
@@ -123,18 +127,7 @@ def server_config(
         f"jetstream {{ store_dir: {_quoted(str(store))}, max_mem: 1GB, max_file: 8GB{own_domain}",
         f"  {further.jetstream}",
         "}",
-        'system_account: "$SYS"',
-        "accounts {",
-        f"  $SYS {{ users: [{user(SYSTEM_USER, passwords.system)}] }}",
-        f"  {ACCOUNT} {{",
-        "    jetstream: enabled",
-        f"    users: [{user(USER, passwords.user)}",
-        *_marked("users", further.users),
-        "    ]",
-        f"    {further.account}",
-        "  }",
-        *_marked("accounts", further.accounts),
-        "}",
+        operator or _accounts(passwords, further, known_by),
     ]
     if cluster is not None and ports.cluster:
         lines += [
@@ -178,6 +171,31 @@ def server_config(
         remote += f", {server_block(tls)}" if tls else ""
         lines += [f"leafnodes {{ reconnect: 1s, remotes: [{{ {remote} }}] }}"]
     return "\n".join([*lines, further.server, ""])
+
+
+def _accounts(passwords: Passwords, further: Further, known_by: KnownBy) -> str:
+    """Return who may come in, where the configuration says so."""
+
+    def user(name: str, password: str) -> str:
+        # Whom a certificate names must not have a password too: the server would ask for both.
+        return f"{{ user: {name}{'' if known_by == 'certificate' else f', password: {_quoted(password)}'} }}"
+
+    return "\n".join(
+        [
+            'system_account: "$SYS"',
+            "accounts {",
+            f"  $SYS {{ users: [{user(SYSTEM_USER, passwords.system)}] }}",
+            f"  {ACCOUNT} {{",
+            "    jetstream: enabled",
+            f"    users: [{user(USER, passwords.user)}",
+            *_marked("users", further.users),
+            "    ]",
+            f"    {further.account}",
+            "  }",
+            *_marked("accounts", further.accounts),
+            "}",
+        ]
+    )
 
 
 def rewritten(text: str, what: Literal["users", "accounts"], more: str) -> str:

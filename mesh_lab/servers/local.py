@@ -15,6 +15,7 @@ from mesh_lab.servers.server import LocalServer
 from mesh_lab.servers.workspace import Workspace
 
 if TYPE_CHECKING:  # its library takes a while to load, and most meshes need none
+    from mesh_lab.security.accounts import Account, Operator
     from mesh_lab.security.certificates import Authority
 
 
@@ -29,6 +30,8 @@ class Settings(TypedDict):
     """Who certifies the servers; ``None`` for connections in plain text."""
     known_by: config.KnownBy
     """Whether the mesh's own clients have a password or a certificate."""
+    operator: "Operator | None"
+    """Who vouches for accounts; ``None`` where the configuration does."""
 
 
 def local_mesh(
@@ -53,6 +56,8 @@ def local_mesh(
     joins = {join: workspace.ports.take() for join in layout.joins()} if linked else None
     dialled = dials(layout, ports, joins)
     passwords = config.Passwords()
+    operator = settings["operator"]
+    lab = operator.account("LAB") if operator is not None else None
     servers = {}
     for name in layout.servers:
         text = config.server_config(
@@ -66,6 +71,7 @@ def local_mesh(
             dead_port=workspace.ports.dead if linked else None,
             tls=tls.issue(workspace.directory, name, "127.0.0.1", "localhost") if tls else None,
             known_by=known_by,
+            operator=_believed(operator, lab, workspace.directory / f"{name}-accounts") if operator and lab else None,
             further=settings["further"],
         )
         path = workspace.directory / f"{name}.conf"
@@ -75,23 +81,47 @@ def local_mesh(
             name, binary=binary, directory=workspace.directory, ports=ports[name], owner=workspace.owner
         )
 
-    def who(user: str, password: str) -> ConnectOptions:
-        if known_by == "certificate" and tls is not None:
-            return ConnectOptions(tls=tls.context(workspace.directory, user))
-        options = ConnectOptions(user=user, password=password)
-        return ConnectOptions(**options, tls=tls.context(workspace.directory)) if tls is not None else options
+    def who(user: str, password: str, account: "Account | None") -> ConnectOptions:
+        return _who(user, password, account, workspace.directory, tls=tls, known_by=known_by)
 
     links = Links(joins, ports, directory=workspace.directory, owner=workspace.owner) if joins else None
     mesh = Mesh(
         servers,
         backend="local",
-        credentials=who(config.USER, passwords.user),
-        system=who(config.SYSTEM_USER, passwords.system),
+        credentials=who(config.USER, passwords.user, lab),
+        system=who(config.SYSTEM_USER, passwords.system, operator.system if operator is not None else None),
         workspace=workspace,
         layout=layout,
         links=links,
     )
     return mesh, links
+
+
+def _believed(operator: "Operator", lab: "Account", directory: Path) -> str:
+    from mesh_lab.security.accounts import server_block
+
+    return server_block(operator, {lab.public: lab.token()}, directory=str(directory))
+
+
+def _who(
+    user: str,
+    password: str,
+    account: "Account | None",
+    directory: Path,
+    *,
+    tls: "Authority | None",
+    known_by: config.KnownBy,
+) -> ConnectOptions:
+    """Return how one of the mesh's own users signs in: by certificate, by token or by password."""
+    if known_by == "certificate" and tls is not None:
+        return ConnectOptions(tls=tls.context(directory, user))
+    options = ConnectOptions(user=user, password=password)
+    if account is not None:
+        path = directory / f"{user}.creds"
+        path.touch(mode=0o600)
+        path.write_text(account.user(user).credentials)
+        options = ConnectOptions(user_credentials=str(path))
+    return ConnectOptions(**options, tls=tls.context(directory)) if tls is not None else options
 
 
 def _ports(name: str, layout: Layout, workspace: Workspace) -> config.Ports:

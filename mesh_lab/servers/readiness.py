@@ -8,7 +8,6 @@ from typing import Any
 
 import nats.errors
 import nats.js.errors
-from nats.aio.client import Client
 
 from mesh_lab.errors import NotReadyError
 from mesh_lab.servers.backend import MeshServer
@@ -142,13 +141,20 @@ async def wait_until_ready(mesh: Mesh, *, within: float) -> None:
                 return False
         return True
 
-    async def answers(client: Client, domain: str | None) -> bool:
+    async def asked_through(name: str) -> bool:
         nonlocal seen
+        client = await mesh.connect(name="readiness", to=name)
         try:
-            await client.jetstream(timeout=0.5, domain=domain).account_info()
+            if client.connected_url is None or client.connected_url.port != mesh.servers[name].port:
+                seen = f"server {name!r} let nobody in, and a neighbour did"
+                return False
+            for domain in (None, *(leaf for leaf, region in layout.leaves.items() if layout.region_of(name) == region)):
+                await client.jetstream(timeout=0.5, domain=domain).account_info()
         except (TimeoutError, nats.errors.Error) as err:
-            seen = f"JetStream's API{f' in domain {domain!r}' if domain else ''}: {err!r}"
+            seen = f"JetStream's API, asked through {name!r}: {err!r}"
             return False
+        finally:
+            await client.close()
         return True
 
     async def heard() -> bool:
@@ -170,13 +176,7 @@ async def wait_until_ready(mesh: Mesh, *, within: float) -> None:
     await _until(connected, within=left(), problem=problem)
     # Through each server, so that each has told the others where it waits for answers.
     for name in clustered:
-        client = await mesh.connect(name="readiness", to=name)
-        try:
-            domains = [leaf for leaf, region in layout.leaves.items() if layout.region_of(name) == region]
-            for domain in (None, *domains):
-                await _until(partial(answers, client, domain), within=left(), problem=problem)
-        finally:
-            await client.close()
+        await _until(partial(asked_through, name), within=left(), problem=problem)
     await _until(heard, within=left(), problem=problem)
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from mesh_lab.errors import NotOursError
 from mesh_lab.patterns.waiting import eventually
+from mesh_lab.servers import config
 from mesh_lab.servers.backend import MeshServer
-from mesh_lab.servers.config import rewritten
 from mesh_lab.servers.server import LocalServer
 
 
@@ -28,11 +28,13 @@ async def reload(servers: Mapping[str, MeshServer], more: Mapping[str, str | Non
     local = [server for server in servers.values() if isinstance(server, LocalServer)]
     if len(local) < len(servers):
         raise NotOursError("these servers' users are not ours to change; use backend='local' here")
+    if any("\noperator: " in server.configuration.read_text() for server in local):
+        raise NotOursError("this mesh's accounts and users are its operator's; send a token to $SYS.REQ.CLAIMS.UPDATE")
     old = [server.configuration.read_text() for server in local]
     for server, text in zip(local, old, strict=True):
         for what in ("users", "accounts"):
             if (new := more.get(what)) is not None:
-                text = rewritten(text, what, new)
+                text = config.rewritten(text, what, new)
         server.configuration.write_text(text)
     try:
         for server in local:

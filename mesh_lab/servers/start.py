@@ -26,6 +26,7 @@ from mesh_lab.servers.readiness import wait_until_joined, wait_until_ready
 from mesh_lab.servers.workspace import Workspace
 
 if TYPE_CHECKING:  # its library takes a while to load, and most meshes need none
+    from mesh_lab.security.accounts import Operator
     from mesh_lab.security.certificates import Authority
 
 URL_VARIABLE, CREDS_VARIABLE = "MESH_LAB_URL", "MESH_LAB_CREDS"
@@ -50,6 +51,7 @@ async def start_mesh(
     accounts_config: str = "",
     tls: "Authority | None" = None,
     known_by: KnownBy = "password",
+    operator: "Operator | None" = None,
     within: float = 20.0,
 ) -> Mesh:
     """Return a mesh of real NATS servers that are ready in truth.
@@ -79,6 +81,7 @@ async def start_mesh(
         accounts_config: More accounts, such as ``"SHOP { users: [ … ] }"``.
         tls: Authority that certifies the servers; then clients and servers talk TLS only. ``None``: plain text.
         known_by: Who a client with TLS is: what its password says, or what its certificate says.
+        operator: Who vouches for accounts by signed tokens, in place of a configuration that lists them.
         within: Seconds until the servers must be ready.
 
     Raises:
@@ -100,8 +103,13 @@ async def start_mesh(
     chosen = _choose(backend)
     if known_by not in get_args(KnownBy) or (known_by == "certificate" and tls is None):
         raise ValueError(f"clients known by {known_by!r}; expected 'password', or 'certificate' with tls=Authority()")
-    if chosen != "local" and tls is not None:
-        raise NotOursError(f"tls asked for, but the servers of backend {chosen!r} stand as they are; {_LOCAL}")
+    if chosen != "local" and (tls or operator):
+        what = "tls" if tls else "an operator"
+        raise NotOursError(f"{what} asked for, but the servers of backend {chosen!r} stand as they are; {_LOCAL}")
+    if operator is not None and (known_by == "certificate" or leaves or further.of_accounts):
+        raise ValueError(
+            "an operator's tokens say who may come in; no users, accounts, certificates or leaves beside it"
+        )
     if chosen != "local" and (joined or links):
         what = "regions and leaf nodes" if joined else "links"
         raise NotOursError(f"{what} asked for, but the servers of backend {chosen!r} stand as they are; {_LOCAL}")
@@ -113,7 +121,9 @@ async def start_mesh(
             mesh = await _start_docker(servers, place, further, within)
         case "local":
             linked = joined if links is None else links
-            mesh = await _start_local(layout, place, within, linked=linked, further=further, tls=tls, known_by=known_by)
+            mesh = await _start_local(
+                layout, place, within, linked=linked, further=further, tls=tls, known_by=known_by, operator=operator
+            )
     _started[:] = [other for other in _started if (known := other()) is not None and not known.closed]
     _started.append(weakref.ref(mesh))
     return mesh

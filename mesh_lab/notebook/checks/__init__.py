@@ -15,4 +15,5 @@ NOTEBOOKS = {
     7: ("07_push_back", "push_back"),
     8: ("08_batch_and_compress", "batch_and_compress"),
     9: ("09_lock_the_doors", "lock_the_doors"),
+    10: ("10_isolate_the_tenants", "isolate_the_tenants"),
 }

@@ -1,0 +1,147 @@
+"""An operator, its accounts and their users: who may say what of whom, without a server that knows a password.
+
+The operator signs accounts, an account signs its users, and the servers know the operator's public key and nothing
+else by heart. Each object here holds a key and makes tokens; nothing is stored. In production the operator's seed
+lies offline, and a *signing key* of its does the daily work.
+"""
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mesh_lab.security.tokens import Key, credentials, encode
+
+UNLIMITED = -1
+# To the server, a limit that is left out is 0, which lets nobody in: so each is named.
+LIMITS: dict[str, Any] = {
+    **dict.fromkeys(("subs", "data", "payload", "imports", "exports", "conn", "leaf"), UNLIMITED),
+    **dict.fromkeys(("mem_storage", "disk_storage", "streams", "consumer"), UNLIMITED),
+    "wildcards": True,
+}
+FURTHER_LIMITS = {"max_ack_pending", "disk_max_stream_bytes", "max_bytes_required"}
+NO_JETSTREAM = {"mem_storage": 0, "disk_storage": 0, "streams": 0, "consumer": 0}
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """Somebody who may connect."""
+
+    name: str
+    public: str
+    """The user's public key."""
+    credentials: str = field(repr=False)
+    """Text of a ``.creds`` file: token and seed."""
+
+
+@dataclass(slots=True)
+class Account:
+    """A tenant: a world of subjects, streams and users of its own."""
+
+    name: str
+    operator: Key
+    key: Key = field(default_factory=lambda: Key.new("account"))
+    limits: dict[str, Any] = field(default_factory=dict)
+    """What it may use; what is not named is unlimited."""
+    exports: list[dict[str, Any]] = field(default_factory=list)
+    imports: list[dict[str, Any]] = field(default_factory=list)
+    revoked: dict[str, int] = field(default_factory=dict)
+    """Users' public keys, and the second up to which their tokens are void."""
+
+    @property
+    def public(self) -> str:
+        """The account's public key, which is its name among servers."""
+        return self.key.public
+
+    def token(self) -> str:
+        """Return what the operator says of the account now; servers that are given it go by it at once."""
+        claims = {
+            "limits": {**LIMITS, **self.limits},
+            "exports": self.exports,
+            "imports": self.imports,
+            "revocations": self.revoked,
+        }
+        return encode("account", claims, subject=self.public, signer=self.operator, name=self.name)
+
+    def user(
+        self,
+        name: str,
+        *,
+        publish: Iterable[str] | None = None,
+        subscribe: Iterable[str] | None = None,
+        lives_for: float | None = None,
+    ) -> User:
+        """Return a new user, whom the account vouches for; no server has to be told.
+
+        Args:
+            name: A name for people.
+            publish: Subjects that it may publish to; ``None`` for all of the account's.
+            subscribe: Subjects that it may subscribe to; ``None`` for all.
+            lives_for: Seconds until it is disconnected and refused; ``None`` for ever.
+        """
+        key = Key.new("user")
+        claims: dict[str, Any] = {"subs": UNLIMITED, "data": UNLIMITED, "payload": UNLIMITED}
+        for what, allowed in (("pub", publish), ("sub", subscribe)):
+            claims[what] = {} if allowed is None else {"allow": list(allowed)}
+        expires = None if lives_for is None else time.time() + lives_for
+        token = encode("user", claims, subject=key.public, signer=self.key, name=name, expires=expires)
+        return User(name, key.public, credentials(token, key))
+
+    def revoke(self, user: User) -> None:
+        """Declare every token void that the user has by now; :meth:`token` says so from here on."""
+        self.revoked[user.public] = int(time.time()) + 1
+
+
+@dataclass(slots=True)
+class Operator:
+    """Who runs the servers, and decides which accounts there are."""
+
+    name: str = "order mesh"
+    key: Key = field(default_factory=lambda: Key.new("operator"))
+    system: Account = field(init=False)
+    """The system account, whose users see every server and connection, and bring accounts to the servers."""
+
+    def __post_init__(self) -> None:
+        self.system = self.account("SYS", **NO_JETSTREAM)
+
+    def account(self, name: str, **limits: Any) -> Account:
+        """Return a new account.
+
+        Args:
+            name: A name for people.
+            limits: What it may use, as nats-io/jwt names it: ``conn`` (connections), ``subs``, ``payload`` (bytes),
+                ``mem_storage`` and ``disk_storage`` (bytes), ``streams``, ``consumer`` and others.
+
+        Raises:
+            ValueError: There is no such limit.
+        """
+        if unknown := sorted(set(limits) - set(LIMITS) - FURTHER_LIMITS):
+            raise ValueError(f"no limit is called {', '.join(unknown)}; there are {', '.join(LIMITS)}")
+        return Account(name, self.key, limits=limits)
+
+    def token(self) -> str:
+        """Return what the operator says of itself: the one thing that a server has to be given."""
+        claims = {"system_account": self.system.public}
+        return encode("operator", claims, subject=self.key.public, signer=self.key, name=self.name)
+
+
+def server_block(operator: Operator, accounts: Mapping[str, str], *, directory: str) -> str:
+    """Return what a server needs to know, in nats-server's syntax.
+
+    Args:
+        operator: Whom the server believes.
+        accounts: Tokens of accounts that it knows from the start, by their public keys.
+        directory: Where it keeps the accounts that it hears of later.
+    """
+    directory = directory.replace("\\", "\\\\")
+    known = {**accounts, operator.system.public: operator.system.token()}
+    return "\n".join(
+        [
+            f'operator: "{operator.token()}"',
+            f"system_account: {operator.system.public}",
+            f'resolver {{ type: full, dir: "{directory}", allow_delete: true, interval: "2m", limit: 1000 }}',
+            "resolver_preload {",
+            *(f'  {public}: "{token}"' for public, token in known.items()),
+            "}",
+        ]
+    )

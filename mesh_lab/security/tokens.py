@@ -1,0 +1,143 @@
+"""Keys and signed claims, as NATS's decentralised authentication has them.
+
+A *claim* is JSON that says something about a key: what an account may use, what a user may publish. A *token* is the
+claim with a signature, in the form of a JSON Web Token (RFC 7519) of algorithm ``ed25519-nkey``. The layout is that of
+https://github.com/nats-io/jwt, version 2. The keys are made and used by nkeys and PyNaCl.
+"""
+
+import base64
+import binascii
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import nkeys
+from nacl.exceptions import BadSignatureError
+from nacl.signing import VerifyKey
+
+from mesh_lab.errors import BadTokenError
+
+Role = Literal["operator", "account", "user"]
+PREFIXES = {
+    "operator": nkeys.PREFIX_BYTE_OPERATOR,
+    "account": nkeys.PREFIX_BYTE_ACCOUNT,
+    "user": nkeys.PREFIX_BYTE_USER,
+}
+HEADER = {"typ": "JWT", "alg": "ed25519-nkey"}
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A pair of keys; the seed is never shown in a repr."""
+
+    seed: str = field(repr=False)
+    """Begins with ``S``; whoever has it can sign."""
+    public: str
+    """Begins with ``O``, ``A`` or ``U``; anybody may know it."""
+
+    @classmethod
+    def new(cls, role: Role) -> "Key":
+        """Return a new pair for an operator, an account or a user.
+
+        Raises:
+            ValueError: The role is none of these.
+        """
+        if role not in PREFIXES:
+            raise ValueError(f"a key for {role!r}; expected one of {', '.join(PREFIXES)}")
+        seed = nkeys.encode_seed(os.urandom(32), PREFIXES[role])
+        return cls(seed.decode(), nkeys.from_seed(bytearray(seed)).public_key.decode())
+
+    def sign(self, data: bytes) -> bytes:
+        """Return the signature, 64 bytes."""
+        return bytes(nkeys.from_seed(bytearray(self.seed.encode())).sign(data))
+
+
+def encode(
+    role: str,
+    claims: Mapping[str, Any],
+    *,
+    subject: str,
+    signer: Key,
+    name: str = "",
+    expires: float | None = None,
+    audience: str | None = None,
+) -> str:
+    """Return a signed token.
+
+    Args:
+        role: What the token is about: ``"operator"``, ``"account"``, ``"user"`` or another type of nats-io/jwt.
+        claims: What it says, the part under ``nats``.
+        subject: Public key that it says it of.
+        signer: Who says so.
+        name: A name for people.
+        expires: Seconds since the epoch; ``None`` for never.
+        audience: For whom it is; ``None`` for all.
+    """
+    body: dict[str, Any] = {"iat": int(time.time()), "iss": signer.public, "name": name, "sub": subject}
+    if expires is not None:
+        body["exp"] = int(expires)
+    if audience is not None:
+        body["aud"] = audience
+    body["nats"] = {**claims, "type": role, "version": 2}
+    # The server refuses two tokens of one subject only by their content, so the id is the content's hash.
+    digest = hashlib.new("sha512_256", json.dumps(body, separators=(",", ":")).encode()).digest()
+    body["jti"] = base64.b32encode(digest).decode().rstrip("=")
+    signed = f"{_packed(HEADER)}.{_packed(body)}"
+    return f"{signed}.{_text(signer.sign(signed.encode()))}"
+
+
+def decode(token: str) -> dict[str, Any]:
+    """Return what a token says, after its signature was checked against the key that it names as its issuer.
+
+    Whether that issuer may say so is for the caller to decide.
+
+    Raises:
+        BadTokenError: It is no token, or was changed after it was signed.
+    """
+    try:
+        header, body, signature = token.split(".")
+        claims = json.loads(_bytes(body))
+        if json.loads(_bytes(header)) != HEADER:
+            raise BadTokenError(f"a token with the header {_bytes(header)!r}; expected {HEADER}")
+        VerifyKey(_raw(claims["iss"])).verify(f"{header}.{body}".encode(), _bytes(signature))
+    except BadSignatureError as err:
+        raise BadTokenError("the signature does not fit: the token was changed, or signed by another key") from err
+    except (ValueError, KeyError, TypeError, binascii.Error) as err:
+        if isinstance(err, BadTokenError):
+            raise
+        raise BadTokenError(f"{token[:20]!r}… is no token: {err!r}") from err
+    if not isinstance(claims, dict):
+        raise BadTokenError(f"the token holds a {type(claims).__name__}, expected an object")
+    return claims
+
+
+def credentials(token: str, key: Key) -> str:
+    """Return a user's token and seed as the text of a ``.creds`` file; who has it is the user."""
+    return (
+        f"-----BEGIN NATS USER JWT-----\n{token}\n------END NATS USER JWT------\n\n"
+        f"-----BEGIN USER NKEY SEED-----\n{key.seed}\n------END USER NKEY SEED------\n"
+    )
+
+
+def _raw(public: str) -> bytes:
+    """Return the 32 bytes of a public key: base32 of a prefix, the key, and two bytes of checksum."""
+    data = base64.b32decode(public + "=" * (-len(public) % 8))
+    if len(data) != 35:
+        raise ValueError(f"a public key of {len(data)} bytes, expected 35")
+    return data[1:33]
+
+
+def _packed(content: Mapping[str, Any]) -> str:
+    return _text(json.dumps(content, separators=(",", ":")).encode())
+
+
+def _text(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+
+def _bytes(text: str) -> bytes:
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
