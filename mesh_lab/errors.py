@@ -33,6 +33,8 @@ reader expects. A message says what happened with its numbers, what was expected
     ├── WrongTotalsError (ValueError)             orders were lost, doubled or changed
     ├── PublishRefusedError (RuntimeError)        the server refused a message; it is not stored
     ├── UnknownOutcomeError (TimeoutError)        a message may or may not be stored
+    ├── PoisonMessageError (ValueError)           a message can never be handled
+    ├── CircuitOpenError (ConnectionError)        a service failed too often and is left alone for a while
     ├── GroupMismatchError (ValueError)           a partitioned group is there with other settings
     ├── MemberNameTakenError (RuntimeError)       a member of that name is in the group
     ├── BatchEndedError (ConnectionError)         a batch ended early; a beginning of it is stored
@@ -150,6 +152,22 @@ class PublishRefusedError(MeshLabError, RuntimeError):
 
 class UnknownOutcomeError(MeshLabError, TimeoutError):
     """No answer came within the retry budget: the message may or may not be stored."""
+
+
+class PoisonMessageError(MeshLabError, ValueError):
+    """A message can never be handled, however often it is tried; raised by handlers."""
+
+
+class CircuitOpenError(MeshLabError, ConnectionError):
+    """A service failed too often and is left alone for a while.
+
+    Attributes:
+        retry_after: Seconds until it is worth trying again.
+    """
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class GroupMismatchError(MeshLabError, ValueError):

@@ -16,4 +16,5 @@ NOTEBOOKS = {
     8: ("08_batch_and_compress", "batch_and_compress"),
     9: ("09_lock_the_doors", "lock_the_doors"),
     10: ("10_isolate_the_tenants", "isolate_the_tenants"),
+    12: ("12_process_each_order_once", "process_each_order_once"),
 }

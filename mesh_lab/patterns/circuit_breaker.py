@@ -1,0 +1,79 @@
+"""Stop asking who does not answer, for a while: a circuit breaker.
+
+*Closed*, it lets every call through. After some failures in a row it is *open*, and refuses calls at once. After a
+rest it is *half open*: it lets one call through, and that one's end decides. The name and the states are those of
+Michael Nygard, Release It! (2007).
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Literal, TypeVar
+
+from mesh_lab.errors import CircuitOpenError
+
+T = TypeVar("T")
+State = Literal["closed", "open", "half open"]
+
+
+class CircuitBreaker:
+    """Guards calls to one service; each of its callers should share it."""
+
+    def __init__(self, *, failures: int = 5, rest: float = 1.0, clock: Callable[[], float] = time.monotonic) -> None:
+        """Make a breaker that is closed.
+
+        Args:
+            failures: How many in a row open it.
+            rest: Seconds until one call is let through again.
+            clock: Returns seconds; for tests.
+
+        Raises:
+            ValueError: A number is out of its range.
+        """
+        if failures < 1 or rest <= 0:
+            raise ValueError(f"failures={failures}, rest={rest}: expected 1 or more, and above 0")
+        self.failures, self.rest = failures, rest
+        self._clock = clock
+        self._in_a_row = 0
+        self._opened = 0.0
+        self._trying = False
+
+    @property
+    def state(self) -> State:
+        """What it does with the next call."""
+        if self._in_a_row < self.failures:
+            return "closed"
+        return "half open" if self._clock() - self._opened >= self.rest and not self._trying else "open"
+
+    async def call(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Return what the work returns, or refuse to begin it.
+
+        Args:
+            work: Asks the service, with a timeout of its own. What it raises counts as a failure; a refusal that the
+                service decided on should be a value.
+
+        Raises:
+            CircuitOpenError: It was not tried; the message says when it is worth trying again.
+            Exception: What the work raised.
+        """
+        state = self.state
+        if state == "open":
+            left = max(0.0, self.rest - (self._clock() - self._opened))
+            raise CircuitOpenError(
+                f"{self._in_a_row} calls in a row failed; try again in {left:.1f} s", retry_after=left
+            )
+        trial = self._trying = state == "half open"
+        try:
+            result = await work()
+        except asyncio.CancelledError:
+            raise  # says nothing about the service
+        except Exception:
+            self._in_a_row += 1
+            self._opened = self._clock()
+            raise
+        else:
+            self._in_a_row = 0
+            return result
+        finally:
+            if trial:
+                self._trying = False

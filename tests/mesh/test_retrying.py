@@ -1,0 +1,228 @@
+"""A worker that retries, buries and leaves: nothing is lost, and nothing comes for ever."""
+
+import asyncio
+import time
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+from nats.js.api import ConsumerConfig
+from nats.js.errors import NoStreamResponseError
+
+from mesh_lab.errors import PoisonMessageError
+from mesh_lab.patterns.reaching import reachable
+from mesh_lab.patterns.retrying import Backoff, work_off
+from mesh_lab.patterns.waiting import ended, eventually
+from mesh_lab.servers.mesh import Mesh
+
+QUICK = Backoff(first=0.02, most=0.1)
+
+
+class Desk:
+    """A stream WORK with a consumer, and a worker on it."""
+
+    def __init__(self, mesh: Mesh, ack_wait: float = 1) -> None:
+        self.mesh = mesh
+        self.ack_wait = ack_wait
+        self.tries: Counter[bytes] = Counter()
+        self.stop = asyncio.Event()
+
+    async def __aenter__(self) -> "Desk":
+        self.client = await self.mesh.connect(name="worker")
+        self.js = self.client.jetstream(timeout=5.0)
+        await self.js.add_stream(name="WORK", subjects=["work.*"])
+        await self.js.add_stream(name="DEAD", subjects=["dead.work"])
+        await self.js.add_consumer("WORK", ConsumerConfig(durable_name="desk", ack_wait=self.ack_wait))
+        await reachable(self.client, "WORK", "desk")
+        await reachable(self.client, "WORK")
+        await reachable(self.client, "DEAD")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for name in ("WORK", "DEAD"):
+            await self.js.delete_stream(name)
+        await self.client.close()
+
+    async def put(self, *payloads: bytes) -> None:
+        for number, payload in enumerate(payloads):
+            await self.js.publish(f"work.{number}", payload, headers={"Trace": "kept"})
+
+    def work(
+        self, handle, *, dead: str = "dead.work", attempts: int = 3, backoff: Backoff = QUICK
+    ) -> "asyncio.Task[None]":
+        async def counting(msg):
+            self.tries[msg.data] += 1
+            await handle(msg)
+
+        return asyncio.create_task(
+            work_off(
+                self.client, "WORK", "desk", counting, dead=dead, attempts=attempts, backoff=backoff, stop=self.stop
+            )
+        )
+
+    async def done(self) -> bool:
+        info = await self.js.consumer_info("WORK", "desk")
+        return info.num_pending == info.num_ack_pending == 0
+
+    async def letters(self) -> list:
+        held = (await self.js.stream_info("DEAD")).state
+        if not held.messages:
+            return []
+        return [await self.js.get_msg("DEAD", seq) for seq in range(held.first_seq, held.last_seq + 1)]
+
+
+async def well(msg) -> None:
+    """Nothing is wrong with it."""
+
+
+async def test_what_is_handled_does_not_come_again(mesh: Mesh) -> None:
+    async with Desk(mesh) as desk:
+        await desk.put(b"a", b"b")
+        working = desk.work(well)
+        await eventually(desk.done, within=10.0)
+        await asyncio.sleep(1.2)  # longer than ack_wait
+        desk.stop.set()
+        await working
+        assert desk.tries == {b"a": 1, b"b": 1}
+        assert await desk.letters() == []
+
+
+async def test_what_fails_is_tried_again_and_then_done(mesh: Mesh) -> None:
+    async def handle(msg) -> None:
+        if desk.tries[msg.data] < 3:
+            raise ConnectionError("away")
+
+    async with Desk(mesh) as desk:
+        await desk.put(b"a")
+        working = desk.work(handle, attempts=5)
+        await eventually(desk.done, within=10.0)
+        desk.stop.set()
+        await working
+        assert desk.tries == {b"a": 3}
+        assert await desk.letters() == []
+
+
+async def test_what_always_fails_is_buried_with_a_reason_and_the_others_go_on(mesh: Mesh) -> None:
+    async def handle(msg) -> None:
+        if msg.data == b"bad":
+            raise ConnectionError("unknown\ncard")
+        if msg.data == b"poison":
+            raise PoisonMessageError("no order")
+
+    async with Desk(mesh) as desk:
+        await desk.put(b"bad", b"good", b"poison", b"fine")
+        working = desk.work(handle)
+        await eventually(desk.done, within=10.0)
+        desk.stop.set()
+        await working
+        assert desk.tries == {b"bad": 3, b"good": 1, b"poison": 1, b"fine": 1}
+        poison, bad = await desk.letters()
+        assert (poison.data, poison.headers["Dead-Reason"], poison.headers["Dead-Subject"]) == (
+            b"poison",
+            "no order",
+            "work.2",
+        )
+        assert (bad.data, bad.headers["Dead-Deliveries"], bad.headers["Trace"]) == (b"bad", "3", "kept")
+        assert bad.headers["Dead-Reason"] == "ConnectionError: unknown card (attempt 3 of 3)"
+        assert bad.headers["Dead-Sequence"] == "1"
+
+
+async def test_where_nobody_keeps_the_dead_nothing_is_taken_off(mesh: Mesh) -> None:
+    async def handle(msg) -> None:
+        raise PoisonMessageError("no order")
+
+    async with Desk(mesh) as desk:
+        await desk.put(b"a")
+        with pytest.raises(NoStreamResponseError):
+            await desk.work(handle, dead="nobody.listens")
+        info = await desk.js.consumer_info("WORK", "desk")
+        assert info.num_ack_pending == 1
+
+
+async def test_a_death_between_burying_and_taking_off_leaves_one_letter(mesh: Mesh) -> None:
+    async def handle(msg) -> None:
+        if desk.tries[msg.data] == 1:
+            # As if the worker had died after it buried the message: the letter is there, the message comes again.
+            headers = {"Nats-Msg-Id": f"WORK.desk.{msg.metadata.sequence.stream}"}
+            await desk.js.publish("dead.work", msg.data, headers=headers)
+            raise ConnectionError("died")
+        raise PoisonMessageError("no order")
+
+    async with Desk(mesh) as desk:
+        await desk.put(b"a")
+        working = desk.work(handle)
+        await eventually(desk.done, within=10.0)
+        desk.stop.set()
+        await working
+        assert len(await desk.letters()) == 1
+
+
+async def test_told_to_stop_it_finishes_what_it_has_in_hand(mesh: Mesh) -> None:
+    began = asyncio.Event()
+
+    async def handle(msg) -> None:
+        began.set()
+        await asyncio.sleep(0.3)
+
+    async with Desk(mesh) as desk:
+        await desk.put(b"a", b"b")
+        working = desk.work(handle)
+        await began.wait()
+        desk.stop.set()
+        await asyncio.wait_for(working, 5.0)
+        info = await desk.js.consumer_info("WORK", "desk")
+        assert (desk.tries, info.num_ack_pending, info.num_pending) == ({b"a": 1}, 0, 1)
+
+
+async def test_cancelled_while_it_waits_it_gives_back_what_is_on_its_way(mesh: Mesh) -> None:
+    async with Desk(mesh, ack_wait=60) as desk:
+        for number in range(20):
+            working = desk.work(well)
+            await asyncio.sleep(0.05)
+            publishing = asyncio.create_task(desk.put(str(number).encode()))
+            await asyncio.sleep(0.001 * (number % 5))
+            await ended(working)
+            await publishing
+        working = desk.work(well)
+        await eventually(desk.done, within=10.0)  # none of them waits for ack_wait
+        await ended(working)
+        assert desk.tries == {str(number).encode(): 1 for number in range(20)}
+
+
+async def test_it_outlives_a_consumer_that_has_no_leader_for_a_while(mesh: Mesh) -> None:
+    async with Desk(mesh) as desk:
+        working = desk.work(well)
+        await desk.js.delete_consumer("WORK", "desk")
+        await asyncio.sleep(0.5)
+        await desk.js.add_consumer("WORK", ConsumerConfig(durable_name="desk", ack_wait=1))
+        await reachable(desk.client, "WORK", "desk")
+        await desk.put(b"a")
+        try:
+            await eventually(desk.done, within=10.0)
+            assert desk.tries == {b"a": 1}
+        finally:
+            await ended(working)
+
+
+def test_pauses_grow_up_to_a_limit_and_differ() -> None:
+    pauses = Backoff(first=0.1, factor=2.0, most=1.0, jitter=0.5)
+    for attempt, longest in ((1, 0.1), (2, 0.2), (3, 0.4), (5, 1.0), (1_000, 1.0)):
+        drawn = {pauses.delay(attempt) for _ in range(50)}
+        assert longest / 2 <= min(drawn) < max(drawn) <= longest
+    assert Backoff(first=0.1, jitter=0).delay(1) == 0.1
+
+
+async def test_the_pause_is_kept_by_the_server(mesh: Mesh) -> None:
+    at: list[float] = []
+
+    async def handle(msg) -> None:
+        at.append(time.monotonic())
+        raise ConnectionError("away")
+
+    async with Desk(mesh) as desk:
+        await desk.put(b"a")
+        working = desk.work(handle, backoff=Backoff(first=0.3, factor=1.0, jitter=0))
+        await eventually(desk.done, within=10.0)
+        desk.stop.set()
+        await working
+        assert all(later - earlier > 0.29 for earlier, later in pairwise(at))
