@@ -17,4 +17,5 @@ NOTEBOOKS = {
     9: ("09_lock_the_doors", "lock_the_doors"),
     10: ("10_isolate_the_tenants", "isolate_the_tenants"),
     12: ("12_process_each_order_once", "process_each_order_once"),
+    15: ("15_avoid_the_traps", "avoid_the_traps"),
 }
