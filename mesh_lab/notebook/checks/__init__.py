@@ -16,6 +16,7 @@ NOTEBOOKS = {
     8: ("08_batch_and_compress", "batch_and_compress"),
     9: ("09_lock_the_doors", "lock_the_doors"),
     10: ("10_isolate_the_tenants", "isolate_the_tenants"),
+    11: ("11_watch_the_mesh", "watch_the_mesh"),
     12: ("12_process_each_order_once", "process_each_order_once"),
     15: ("15_avoid_the_traps", "avoid_the_traps"),
 }
