@@ -19,6 +19,7 @@ from mesh_lab.security.tokens import Key, decode, encode
 
 SUBJECT = "$SYS.REQ.USER.AUTH"
 AUDIENCE = "nats-authorization-request"
+SERVER_PREFIX = "N"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ async def serve_logins(client: Client, issuer: Key, decide: Decide) -> Subscript
 
     Args:
         client: Connected to the account that the configuration names under ``auth_callout``, as one of its
-            ``auth_users``.
+            ``auth_users``. Nobody else should be in that account: whoever is can ask what a server would ask.
         issuer: Key of an account; its public half stands in the configuration as ``issuer``.
         decide: Returns as whom somebody may come in, or ``None``. If it raises, the answer is no. Compare passwords
             in constant time (``hmac.compare_digest``), and answer within the servers' authentication timeout, 2 s.
@@ -82,8 +83,11 @@ async def serve_logins(client: Client, issuer: Key, decide: Decide) -> Subscript
 def _request(data: bytes) -> dict[str, Any]:
     """Return what a server asks; anybody in the account can publish, so it must be signed by the server it names."""
     request = decode(data.decode(errors="replace"))
-    asked = request.get("nats", {})
-    if request.get("aud") != AUDIENCE or request["iss"] != asked.get("server_id", {}).get("id"):
+    asked = request.get("nats")
+    server = asked.get("server_id") if isinstance(asked, dict) else None
+    signer = str(request["iss"])
+    known = isinstance(server, dict) and signer == server.get("id") and signer.startswith(SERVER_PREFIX)
+    if request.get("aud") != AUDIENCE or not known:
         raise BadTokenError("a token that is no server's question about a login")
     return request
 

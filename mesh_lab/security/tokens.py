@@ -83,7 +83,7 @@ def encode(
     if audience is not None:
         body["aud"] = audience
     body["nats"] = {**claims, "type": role, "version": 2}
-    # The server refuses two tokens of one subject only by their content, so the id is the content's hash.
+    # The token's id is the hash of its content, as nats-io/jwt makes it.
     digest = hashlib.new("sha512_256", json.dumps(body, separators=(",", ":")).encode()).digest()
     body["jti"] = base64.b32encode(digest).decode().rstrip("=")
     signed = f"{_packed(HEADER)}.{_packed(body)}"

@@ -8,6 +8,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from mesh_lab.errors import NoMeshError, ServiceCellError, UnknownServiceError
 from mesh_lab.notebook.service_cell import parse_cell, service_magic
 from mesh_lab.notebook.services import Services
+from mesh_lab.servers import start
 
 CELL = "async def main(nc):\n    await nc.flush()\n"
 
@@ -88,7 +89,8 @@ def test_a_refused_cell_is_shown_without_the_way_through_this_package(capsys: py
     assert len(services) == 0
 
 
-def test_without_a_mesh_a_service_says_how_to_start_one() -> None:
+def test_without_a_mesh_a_service_says_how_to_start_one(monkeypatch) -> None:
+    monkeypatch.setattr(start, "_started", [])  # whatever other tests left open
     with pytest.raises(NoMeshError, match=r"no mesh is open; start one first: mesh = await start_mesh"):
         service_magic(Services())("worker", CELL)
 
