@@ -1,31 +1,14 @@
-"""What the checks of notebook 09 share: keys, orders to work on, and the way in."""
+"""What the checks of notebook 09 share: orders to work on, and the way in."""
 
-import os
-from dataclasses import dataclass, field
 from typing import Any
 
 import nats
 import nats.errors
-import nkeys
 from nats.aio.client import Client
 from nats.js.api import ConsumerConfig
 
 from mesh_lab.patterns.reaching import answered, reachable
 from mesh_lab.servers.mesh import Mesh
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """A user's NKEY."""
-
-    seed: str = field(repr=False)
-    public: str
-
-    @classmethod
-    def new(cls) -> "Key":
-        """Return a new one."""
-        seed = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)
-        return cls(seed.decode(), nkeys.from_seed(bytearray(seed)).public_key.decode())
 
 
 async def orders_to_ship(own: Mesh) -> Client:

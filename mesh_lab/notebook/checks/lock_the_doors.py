@@ -10,11 +10,12 @@ import nats.errors
 from nats.aio.client import Client
 
 from mesh_lab.errors import BadConfigError
-from mesh_lab.notebook.checks.doors import Key, enter, lets_in, orders_to_ship
+from mesh_lab.notebook.checks.doors import enter, lets_in, orders_to_ship
 from mesh_lab.notebook.exercises import Verdict, correct, exercise, not_yet
 from mesh_lab.patterns.reaching import answered, read_by_server
 from mesh_lab.patterns.waiting import ended, eventually
 from mesh_lab.security.certificates import Authority
+from mesh_lab.security.tokens import Key
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import start_mesh
 
@@ -54,7 +55,7 @@ async def shipping_can_ship_and_nothing_else(mesh: Mesh, answer: Any) -> Verdict
     text = answer()
     if not isinstance(text, str):
         return not_yet(f"{type(text).__name__} was returned", "text in the servers' syntax")
-    key = Key.new()
+    key = Key.new("user")
     async with await start_mesh(backend="local") as own:
         keeper = await orders_to_ship(own)
         try:
@@ -118,7 +119,7 @@ async def _can_do_too_much(client: Client, complaints: list[str]) -> Verdict | N
 )
 async def changes_a_key(mesh: Mesh, answer: Any) -> Verdict:
     """Let a shop publish without a pause while its key is changed, and look who can enter after that."""
-    old, new = Key.new(), Key.new()
+    old, new = Key.new("user"), Key.new("user")
     async with await start_mesh(backend="local") as own:
         await orders_to_ship(own)
         await own.reload(users_config=_entry(old.public))
@@ -204,7 +205,7 @@ Connect = Callable[..., Awaitable[object]]
 )
 async def connects_safely(mesh: Mesh, answer: Any) -> Verdict:
     """Let it connect to a server of the check's own, complain, and offer it an impostor."""
-    key, authority = Key.new(), Authority("check 9.3")
+    key, authority = Key.new("user"), Authority("check 9.3")
     user = f'{{ nkey: {key.public}, permissions: {{ publish: "orders.>", subscribe: "_INBOX.>" }} }}'
     async with (
         await start_mesh(backend="local", tls=authority, users_config=user) as own,

@@ -14,18 +14,10 @@ from nats.errors import BadSubjectError
 from mesh_lab.notebook.exercises import Verdict, correct, exercise, not_yet
 from mesh_lab.orders.dataset import read_orders
 from mesh_lab.orders.order import Order, encode
+from mesh_lab.patterns.reaching import read_by_server
 from mesh_lab.servers.mesh import Mesh
 
 SERVER_ANSWERS_WITHIN_S = 1.0  # a complete frame is answered in milliseconds, an incomplete one never
-
-
-async def _settle(nc: Client) -> None:
-    """Return when the server has read everything that was written, and what it sent back for it is here.
-
-    nats-py 2.16 writes the PING of the first flush past what it still buffers; that of the second one follows it.
-    """
-    await nc.flush()
-    await nc.flush()
 
 
 # 1.1
@@ -82,7 +74,7 @@ async def _not_granted(nc: Client, name: str, pattern: Any) -> Verdict | None:
         return not_yet(f"nats-py refuses {pattern!r} for {name}", f"{rule}; None if no subject can say it")
     for subject in ON_THE_MESH:
         await nc.publish(subject)
-    await _settle(nc)
+    await read_by_server(nc)
     got = [(await sub.next_msg()).subject for _ in range(sub.pending_msgs)]
     await sub.unsubscribe()
     wanted = [subject for subject in ON_THE_MESH if WISHES[name](*subject.split("."))]
@@ -123,7 +115,7 @@ async def frames_a_message(mesh: Mesh, answer: Any) -> Verdict:
     """Send what the answer returns over a bare socket, and look at what a subscriber gets."""
     async with await mesh.connect(name="check 1.2") as nc:
         sub = await nc.subscribe("orders.check.>")
-        await _settle(nc)
+        await read_by_server(nc)
         for case, payload, headers in FRAMES:
             frame = answer(SUBJECT, payload, dict(headers))
             if not isinstance(frame, bytes | bytearray):
@@ -205,7 +197,7 @@ async def notices_what_is_missing(mesh: Mesh, answer: Any) -> Verdict:
             orders = [msgspec.structs.replace(order, region="check") for order in read_orders(first=count)]
             sub = await nc.subscribe("orders.>")
             await publish_numbered(nc, orders)
-            await _settle(nc)
+            await read_by_server(nc)
             messages = [await sub.next_msg() for _ in range(sub.pending_msgs)]
             await sub.unsubscribe()
             if wrong := _not_published(messages, orders):
