@@ -258,6 +258,18 @@ async def test_an_external_mesh_is_used_and_not_touched(monkeypatch) -> None:
         assert local.healthy
 
 
+async def test_an_external_mesh_is_not_ready_when_it_does_not_answer(monkeypatch) -> None:
+    async with await start_mesh() as local:
+        options = local.connect_options()
+        address = options["servers"][0].replace("://", f"://{options['user']}:{options['password']}@")
+        monkeypatch.setenv("MESH_LAB_URL", address)
+        async with await start_mesh() as mesh:
+            await mesh.ready(within=5.0)
+            await local.kill("n1")
+            with pytest.raises(NotReadyError, match="no server let us in|not ready after"):
+                await mesh.ready(within=1.0)
+
+
 async def test_an_external_mesh_that_is_not_there_is_named(monkeypatch) -> None:
     monkeypatch.setenv("MESH_LAB_URL", "nats://user:secret@127.0.0.1:9")
     with pytest.raises(NotReadyError, match=r"names 127.0.0.1:9: no server let us in") as caught:
