@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mesh_lab.chaos import KINDS
 from mesh_lab.errors import MeshLabError
 
 if TYPE_CHECKING:
@@ -50,6 +52,15 @@ def main(arguments: list[str] | None = None) -> int:
         "--ladder", action="append", choices=("publish", "consume", "end to end"), help="only this one; may be repeated"
     )
     bench.set_defaults(run=_bench)
+
+    chaos = commands.add_parser("chaos", help="break servers of its own while orders are written, and look for losses")
+    chaos.add_argument(
+        "--seed", type=_count, help="seed of the faults; printed, and another one each time if not given"
+    )
+    chaos.add_argument("--seconds", type=_count, help="how long (default: 60; from start to each power cut: 8)")
+    chaos.add_argument("--kind", action="append", choices=KINDS, help="only this kind of fault; may be repeated")
+    chaos.add_argument("--power-cut", action="store_true", help="cut the power instead, which needs Linux and root")
+    chaos.set_defaults(run=_chaos)
 
     up = commands.add_parser("up", help="start three servers in containers, or join those that run")
     up.add_argument("--docker", action="store_true", required=True, help="the only place where a mesh outlives you")
@@ -144,6 +155,15 @@ def _bench(options: argparse.Namespace) -> int:
     if options.schema:
         return print_schema()
     return run_bench(quick=options.quick, as_json=options.json, peer=options.peer, ladders=options.ladder or ())
+
+
+def _chaos(options: argparse.Namespace) -> int:
+    from mesh_lab.chaos.command import run_chaos, run_power_cuts
+
+    if options.power_cut:
+        return run_power_cuts(seconds=float(options.seconds or 8))
+    seed = options.seed or secrets.randbelow(1_000_000) + 1
+    return run_chaos(seed=seed, seconds=float(options.seconds or 60), kinds=options.kind or ())
 
 
 def _up(options: argparse.Namespace) -> int:

@@ -31,6 +31,9 @@ reader expects. A message says what happened with its numbers, what was expected
     ├── ServiceCrashedError (ChildProcessError)   a service crashed before it was ready
     ├── OrderFormatError (ValueError)             a row or a message is not an order
     ├── WrongTotalsError (ValueError)             orders were lost, doubled or changed
+    ├── StoreFormatError (ValueError)             a file of a store is not as nats-server writes it
+    ├── InvariantBrokenError (AssertionError)     a chaos run lost, doubled or reversed an order
+    ├── NoPowerCutError (PermissionError)         this machine does not let us take away a server's disk
     ├── PublishRefusedError (RuntimeError)        the server refused a message; it is not stored
     ├── UnknownOutcomeError (TimeoutError)        a message may or may not be stored
     ├── PoisonMessageError (ValueError)           a message can never be handled
@@ -144,6 +147,18 @@ class OrderFormatError(MeshLabError, ValueError):
 
 class WrongTotalsError(MeshLabError, ValueError):
     """Orders were lost, doubled or changed; the message shows the difference."""
+
+
+class StoreFormatError(MeshLabError, ValueError):
+    """A file of a server's store is not as nats-server writes it; the message says where."""
+
+
+class InvariantBrokenError(MeshLabError, AssertionError):
+    """A chaos run lost, doubled or reversed an order; the message says how many and which."""
+
+
+class NoPowerCutError(MeshLabError, PermissionError):
+    """This machine does not let us take away a server's disk; the message says what is missing."""
 
 
 class PublishRefusedError(MeshLabError, RuntimeError):

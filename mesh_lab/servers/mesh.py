@@ -69,6 +69,11 @@ class Mesh(Faults):
         return not self._closed and all(self._state(name) == "ready" for name in self._servers)
 
     @property
+    def linked(self) -> bool:
+        """Whether its servers are joined by links that can be slowed and cut."""
+        return self._links is not None
+
+    @property
     def directory(self) -> Path:
         """Private directory of the mesh; gone when the mesh is closed."""
         return self._workspace.directory

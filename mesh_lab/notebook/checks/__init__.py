@@ -18,6 +18,7 @@ NOTEBOOKS = {
     10: ("10_isolate_the_tenants", "isolate_the_tenants"),
     11: ("11_watch_the_mesh", "watch_the_mesh"),
     12: ("12_process_each_order_once", "process_each_order_once"),
+    13: ("13_survive_the_worst", "survive_the_worst"),
     14: ("14_run_the_order_mesh", "run_the_order_mesh"),
     15: ("15_avoid_the_traps", "avoid_the_traps"),
 }

@@ -1,0 +1,145 @@
+"""The audit of a run: what was promised against what is there."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from mesh_lab.chaos.history import Attempt, History
+from mesh_lab.chaos.stored import Stored
+from mesh_lab.errors import InvariantBrokenError
+
+SHOWN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """What became of the orders of a run. Every tuple of ids has to be empty for it to be valid."""
+
+    attempted: int
+    """Orders that were sent."""
+    acknowledged: int
+    """Orders of which the publisher was told that they are stored."""
+    stored: int
+    """Messages that a client reads in the end."""
+    recovered: int
+    """Orders whose end was unknown and that are stored: neither right nor wrong."""
+    lost: tuple[str, ...]
+    """Acknowledged, and not there."""
+    lost_where: Mapping[str, int] = field(default_factory=dict)
+    """How many of the lost came, for their writer, before all that is there, between, or after: ``beginning``,
+    ``middle``, ``end``."""
+    lost_on: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Acknowledged, and not on the disk of that server, by server."""
+    unexpected: tuple[str, ...] = ()
+    """There, and never sent."""
+    doubled: tuple[str, ...] = ()
+    """There more than once."""
+    reversed: tuple[str, ...] = ()
+    """Acknowledged, and stored before an order that their writer had sent earlier."""
+    misplaced: tuple[str, ...] = ()
+    """There, under another number than the acknowledgement said."""
+
+    @property
+    def valid(self) -> bool:
+        """Whether the promise was kept."""
+        return not self.broken
+
+    @property
+    def broken(self) -> dict[str, tuple[str, ...]]:
+        """The ids that break the promise, by how they break it."""
+        ways = {
+            "lost": self.lost,
+            **{f"lost on {server}": ids for server, ids in self.lost_on.items()},
+            "unexpected": self.unexpected,
+            "doubled": self.doubled,
+            "reversed": self.reversed,
+            "misplaced": self.misplaced,
+        }
+        return {way: ids for way, ids in ways.items() if ids}
+
+    def __str__(self) -> str:
+        """Say it in a line."""
+        counts = f"{self.attempted:,} sent, {self.acknowledged:,} acknowledged, {self.stored:,} stored"
+        broken = "; ".join(f"{len(ids):,} {way} ({_some(ids)})" for way, ids in self.broken.items())
+        where = ", ".join(f"{number:,} at the {place}" for place, number in self.lost_where.items() if number)
+        return f"{counts}: {broken or 'none lost, doubled or out of order'}" + (f"; lost: {where}" if where else "")
+
+    def check(self) -> None:
+        """Return if the promise was kept.
+
+        Raises:
+            InvariantBrokenError: It was not; the message says how, with the first ids.
+        """
+        if not self.valid:
+            raise InvariantBrokenError(f"the stream broke its promise: {self}")
+
+
+def audit(history: History, stored: Sequence[Stored], replicas: Mapping[str, Sequence[Stored]] | None = None) -> Audit:
+    """Compare a history with what is stored.
+
+    Call it when servers have healed and caught up, with all that they will ever return.
+
+    Args:
+        history: What the writers wrote down.
+        stored: What a client reads.
+        replicas: What lies on each server's disk, for a stream with a copy on each.
+
+    Raises:
+        ValueError: Two attempts have the same id: the history is not one run's.
+    """
+    sent = {attempt.id: attempt for attempt in history.attempts}
+    if len(sent) < len(history):
+        twice = [id_ for id_, n in Counter(attempt.id for attempt in history.attempts).items() if n > 1]
+        raise ValueError(f"{len(twice)} ids are in the history more than once ({_some(twice)}), expected each once")
+    acknowledged = history.acknowledged
+    seqs: dict[str, int] = {}
+    for message in stored:
+        seqs.setdefault(message.id, message.seq)
+    copies = Counter(message.id for message in stored)
+    lost = [id_ for id_ in acknowledged if id_ not in seqs]
+    on_disk = {server: {message.id for message in messages} for server, messages in (replicas or {}).items()}
+    return Audit(
+        attempted=len(sent),
+        acknowledged=len(acknowledged),
+        stored=len(stored),
+        recovered=sum(attempt.outcome == "unknown" and attempt.id in seqs for attempt in history.attempts),
+        lost=tuple(lost),
+        lost_where=_places([sent[id_] for id_ in lost], [sent[id_] for id_ in seqs if id_ in sent]),
+        lost_on={server: tuple(id_ for id_ in acknowledged if id_ not in ids) for server, ids in on_disk.items()},
+        unexpected=tuple(id_ for id_ in seqs if id_ not in sent),
+        doubled=tuple(id_ for id_, number in copies.items() if number > 1),
+        reversed=tuple(_reversed(acknowledged.values(), seqs)),
+        misplaced=tuple(id_ for id_, attempt in acknowledged.items() if id_ in seqs and seqs[id_] != attempt.seq),
+    )
+
+
+def _places(lost: Iterable[Attempt], there: Iterable[Attempt]) -> dict[str, int]:
+    """Say where in its writer's sequence each lost order stood.
+
+    A hole in the middle is a loss beyond doubt; one at the end may be a reader that stopped too early.
+    """
+    numbers: defaultdict[str, list[int]] = defaultdict(list)
+    for attempt in there:
+        numbers[attempt.writer].append(attempt.number)
+    spans = {writer: (min(found), max(found)) for writer, found in numbers.items()}
+    places = dict.fromkeys(("beginning", "middle", "end"), 0)
+    for attempt in lost:
+        first, last = spans.get(attempt.writer, (attempt.number + 1, attempt.number + 1))
+        places["beginning" if attempt.number < first else "end" if attempt.number > last else "middle"] += 1
+    return places
+
+
+def _reversed(acknowledged: Iterable[Attempt], seqs: Mapping[str, int]) -> Iterable[str]:
+    by_writer: defaultdict[str, list[Attempt]] = defaultdict(list)
+    for attempt in acknowledged:
+        if attempt.id in seqs:
+            by_writer[attempt.writer].append(attempt)
+    for attempts in by_writer.values():
+        attempts.sort(key=lambda attempt: attempt.number)
+        yield from (later.id for earlier, later in pairwise(attempts) if seqs[later.id] < seqs[earlier.id])
+
+
+def _some(ids: Iterable[str]) -> str:
+    shown = list(ids)
+    return ", ".join(shown[:SHOWN]) + (", …" if len(shown) > SHOWN else "")

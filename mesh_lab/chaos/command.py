@@ -1,0 +1,85 @@
+"""The command ``mesh-lab chaos``."""
+
+import asyncio
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from mesh_lab.chaos import Kind
+from mesh_lab.chaos.power_cut import power_cut
+from mesh_lab.chaos.run import ChaosRun, chaos_run
+from mesh_lab.servers.start import start_mesh
+
+INTERVALS: dict[str, str | None] = {"default (2 minutes)": None, "1s": "1s", "always": "always"}
+_ROWS: dict[str, Callable[[ChaosRun], str]] = {
+    "sent": lambda run: f"{run.audit.attempted:,}",
+    "acknowledged": lambda run: f"{run.audit.acknowledged:,}",
+    "stored": lambda run: f"{run.audit.stored:,}",
+    "lost": lambda run: f"{len(run.audit.lost):,}",
+    "doubled": lambda run: f"{len(run.audit.doubled):,}",
+    "out of order": lambda run: f"{len(run.audit.reversed):,}",
+    "unknown, and stored": lambda run: f"{run.audit.recovered:,}",
+}
+_GAP_ROWS: dict[str, Callable[[ChaosRun], str]] = {
+    "longest gap": lambda run: f"{run.longest_gap_s:.1f} s",
+    "served": lambda run: f"{run.history.availability:.0%} of {run.history.length_s:.0f} s",
+}
+
+
+def run_chaos(*, seed: int, seconds: float, kinds: Sequence[Kind] = ()) -> int:
+    """Break three servers of its own while orders are written, print what became of the orders, return the exit code.
+
+    Args:
+        seed: Seed of the faults.
+        seconds: How long faults begin.
+        kinds: Kinds of faults; none means all.
+
+    Raises:
+        InvariantBrokenError: An order was lost, doubled or reversed.
+        NotReadyError: The servers were not well again in time, or the run proves nothing.
+    """
+
+    async def run() -> ChaosRun:
+        async with await start_mesh(servers=3, backend="local", links=True) as mesh:
+            return await chaos_run(mesh, seed=seed, seconds=seconds, kinds=kinds or None, told=_say)
+
+    done = asyncio.run(run())
+    _print({f"seed {seed}, {len(done.hits)} faults": done}, {**_ROWS, **_GAP_ROWS})
+    done.check()
+    return 0
+
+
+def run_power_cuts(*, seconds: float) -> int:
+    """Cut the power of three servers once for each ``sync_interval``, print what was lost, and return the exit code.
+
+    Args:
+        seconds: From the first order to each cut.
+
+    Raises:
+        NoPowerCutError: This machine does not allow it; the message says what is missing.
+        InvariantBrokenError: An order was lost although every one was synced before it was acknowledged.
+    """
+    done: dict[str, ChaosRun] = {}
+    for label, interval in INTERVALS.items():
+        _say(f"sync_interval {label}")
+        done[label] = asyncio.run(power_cut(sync_interval=interval, seconds=seconds))
+    _print(done, _ROWS)
+    done["always"].check()
+    return 0
+
+
+def _say(line: str) -> None:
+    """Write progress where it does not mix with the result."""
+    sys.stderr.write(line + "\n")
+
+
+def _print(runs: Mapping[str, ChaosRun], rows: Mapping[str, Callable[[ChaosRun], str]]) -> None:
+    table = Table(box=None)
+    table.add_column("orders")
+    for label in runs:
+        table.add_column(label, justify="right")
+    for row, tell in rows.items():
+        table.add_row(row, *map(tell, runs.values()))
+    Console().print(table)

@@ -1,0 +1,155 @@
+"""A power cut: what only the operating system's memory held is gone, also for servers that never crashed before.
+
+Each server's store lies in a file system of its own, in an image file. What a process has written and not synced is in
+the memory of that file system, and not in the image. So the image at one moment is the disk after a power cut at that
+moment: the servers are frozen, the images copied, everything killed, and the copies mounted in the images' place. It
+models the system's memory, not what a disk itself may hold back. It needs Linux and the right to mount.
+"""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from mesh_lab.chaos.run import ChaosRun, look
+from mesh_lab.chaos.schedule import Hit, Step, start_all
+from mesh_lab.chaos.writers import Writers
+from mesh_lab.errors import NoPowerCutError
+from mesh_lab.orders.event_store import open_event_store
+from mesh_lab.orders.order import STREAM
+from mesh_lab.patterns.reaching import reachable
+from mesh_lab.servers.mesh import Mesh
+from mesh_lab.servers.start import start_mesh
+
+IMAGE_BYTES = 512 * 1024 * 1024  # sparse: on the disk lies what was written
+_TOOLS = ("mkfs.ext4", "mount", "umount", "losetup")
+
+
+def why_not() -> str | None:
+    """Return what this machine lacks for a power cut, or ``None``."""
+    if sys.platform != "linux":
+        return f"{sys.platform}, expected Linux"
+    if os.geteuid() != 0:
+        return "not root, who alone may mount"
+    if missing := [tool for tool in _TOOLS if shutil.which(tool) is None]:
+        return f"no {missing[0]} on the path"
+    with tempfile.TemporaryDirectory(prefix="mesh-lab-disk-") as place:
+        try:
+            with contextlib.closing(Disk(Path(place), Path(place) / "mnt")) as disk:
+                disk.mount()
+        except NoPowerCutError as err:
+            return str(err)
+    return None
+
+
+class Disk:
+    """A file system of its own in an image file."""
+
+    def __init__(self, place: Path, mount_point: Path) -> None:
+        """Make it; it is not mounted yet.
+
+        Args:
+            place: Directory for the image and its copy.
+            mount_point: Where its files are to be seen; made if it is missing.
+
+        Raises:
+            NoPowerCutError: It could not be made.
+        """
+        self._image, self._mount_point = place / f"{mount_point.name}.img", mount_point
+        self._mounted = False
+        mount_point.mkdir(mode=0o700, exist_ok=True)
+        with self._image.open("wb") as image:
+            image.truncate(IMAGE_BYTES)
+        # Its inode tables are written now and not, beside the servers, in the background.
+        _run("mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", str(self._image))
+
+    def mount(self) -> None:
+        """Show the image's files at the mount point.
+
+        Raises:
+            NoPowerCutError: It could not be mounted.
+        """
+        _run("mount", "-o", "loop", str(self._image), str(self._mount_point))
+        self._mounted = True
+        self._mount_point.chmod(0o700)
+
+    def freeze(self) -> None:
+        """Keep a copy of what is in the image now, and not in the system's memory."""
+        copy = self._image.with_suffix(".cut")
+        _run("cp", "--sparse=always", str(self._image), str(copy))
+
+    def cut(self) -> None:
+        """Put the copy that :meth:`freeze` made in the image's place: what came later never was."""
+        self.close()
+        self._image.with_suffix(".cut").replace(self._image)
+        self.mount()
+
+    def close(self) -> None:
+        """Take it away; closing twice does nothing."""
+        if self._mounted:
+            _run("umount", str(self._mount_point))
+            self._mounted = False
+
+
+async def power_cut(*, sync_interval: str | None = None, seconds: float = 8.0, writers: int = 8) -> ChaosRun:
+    """Write orders to three servers, cut the power of all, and return what is left when they are back.
+
+    Args:
+        sync_interval: How long a server may leave what it has acknowledged to the system's memory: ``"1s"``, or
+            ``"always"`` for not at all. ``None``: nats-server's own default, two minutes.
+        seconds: From the first order to the cut.
+        writers: How many write.
+
+    Raises:
+        NoPowerCutError: This machine does not allow it; the message says what is missing.
+        NotReadyError: The servers were not ready again in time.
+    """
+    if missing := await asyncio.to_thread(why_not):
+        raise NoPowerCutError(f"no power cut here: {missing}; in a container, it takes --privileged")
+    setting = "" if sync_interval is None else f"sync_interval: {sync_interval}"
+    async with await start_mesh(servers=3, backend="local", jetstream_config=setting) as mesh, _disks(mesh) as disks:
+        client = await mesh.connect(name="power-cut")
+        await open_event_store(client, replicas=3)
+        await reachable(client, STREAM)
+        async with Writers(mesh, number=writers) as working:
+            await asyncio.sleep(seconds)
+            began_s = working.now_s
+            await asyncio.gather(*(mesh.pause(name) for name in mesh.servers))
+            for disk in disks:
+                await asyncio.to_thread(disk.freeze)
+            history = await working.stop(wait=False)
+        await asyncio.gather(*(mesh.kill(name) for name in mesh.servers))
+        for disk in disks:
+            await asyncio.to_thread(disk.cut)
+        await start_all(mesh)
+        hit = Hit(Step(seconds, "kill all", "all", 0.0), "all", began_s, working.now_s)
+        return await look(mesh, history, [hit])
+
+
+@contextlib.asynccontextmanager
+async def _disks(mesh: Mesh) -> AsyncIterator[list[Disk]]:
+    """Give each server of a mesh that holds nothing yet a disk of its own, and take it away in the end."""
+    disks: list[Disk] = []
+    with tempfile.TemporaryDirectory(prefix="mesh-lab-disks-") as place:
+        await asyncio.gather(*(mesh.kill(name) for name in mesh.servers))
+        try:
+            for name in mesh.servers:
+                disks.append(Disk(Path(place), mesh.directory / name))
+                await asyncio.to_thread(disks[-1].mount)
+            await start_all(mesh)
+            yield disks
+        finally:
+            await asyncio.gather(*(asyncio.to_thread(server.kill) for server in mesh.servers.values()))
+            for disk in disks:
+                await asyncio.to_thread(disk.close)
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise NoPowerCutError(f"`{' '.join(command)}` failed: {(done.stderr or done.stdout).strip()}")

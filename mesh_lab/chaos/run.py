@@ -1,0 +1,169 @@
+"""A chaos run: writers write, faults come and go, and in the end every acknowledged order is looked for."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from mesh_lab.chaos import KINDS, LINKED, Kind
+from mesh_lab.chaos.audit import Audit, audit
+from mesh_lab.chaos.history import History
+from mesh_lab.chaos.schedule import Hit, draw_schedule, inflict, start_all
+from mesh_lab.chaos.stored import Stored, read_replica, read_stream
+from mesh_lab.chaos.writers import Writers
+from mesh_lab.errors import NotOursError, NotReadyError
+from mesh_lab.orders.event_store import open_event_store
+from mesh_lab.orders.order import STREAM
+from mesh_lab.patterns.reaching import reachable
+from mesh_lab.patterns.waiting import eventually
+from mesh_lab.servers.backend import MeshServer
+from mesh_lab.servers.mesh import Mesh
+
+CAUGHT_UP_WITHIN_S, SETTLED_AFTER_S = 30.0, 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class ChaosRun:
+    """What a run came to."""
+
+    seed: int
+    """Seed of its faults."""
+    history: History
+    """What the writers wrote down."""
+    hits: tuple[Hit, ...]
+    """The faults, when they were put in and out."""
+    caught_up: bool
+    """Whether all servers came to hold the same, and all that was acknowledged."""
+    audit: Audit
+    """What the promise was worth."""
+
+    @property
+    def longest_gap_s(self) -> float:
+        """The longest time in which no writer got an acknowledgement."""
+        return max((gap.length_s for gap in self.history.gaps()), default=0.0)
+
+    def check(self) -> None:
+        """Return if something was hit, all servers agree, and the promise was kept.
+
+        Raises:
+            NotReadyError: The servers did not come to agree, or no fault was put in: the run says nothing.
+            InvariantBrokenError: An order was lost, doubled or reversed.
+        """
+        self.audit.check()
+        if not self.hits or not self.caught_up:
+            raise NotReadyError(
+                f"{len(self.hits)} faults and caught_up={self.caught_up}; expected at least 1 fault, and servers that "
+                f"hold the same after {CAUGHT_UP_WITHIN_S} s: such a run proves nothing"
+            )
+
+
+async def chaos_run(
+    mesh: Mesh,
+    *,
+    seed: int,
+    seconds: float,
+    writers: int = 4,
+    kinds: Sequence[Kind] | None = None,
+    told: Callable[[str], None] | None = None,
+) -> ChaosRun:
+    """Return what became of the orders of some writers while faults came and went.
+
+    Args:
+        mesh: Three local servers or more, which the run may break. It makes the stream ``ORDERS`` if it is missing;
+            one that is there has to be empty.
+        seed: Seed of the faults.
+        seconds: How long faults begin; healing and reading come on top.
+        writers: How many write.
+        kinds: Kinds of faults; ``None`` means all that the mesh allows, which without links is all but two.
+        told: Called with a line about each fault.
+
+    Raises:
+        NotOursError: The mesh lacks the power that a fault needs.
+        NotReadyError: The servers were not well again in time.
+    """
+    if kinds is None:
+        kinds = [kind for kind in KINDS if mesh.linked or kind not in LINKED]
+    steps = draw_schedule(seed, seconds=seconds, kinds=kinds)
+    client = await mesh.connect(name="chaos-audit")
+    await open_event_store(client, replicas=3)
+    await reachable(client, STREAM)
+    async with Writers(mesh, number=writers) as working:
+        hits = await inflict(mesh, STREAM, steps, now=lambda: working.now_s, told=told)
+        await asyncio.sleep(max(seconds - working.now_s, 0.0))
+    await mesh.ready()
+    return await look(mesh, working.history, hits, seed=seed)
+
+
+async def look(mesh: Mesh, history: History, hits: Sequence[Hit], *, seed: int = 0) -> ChaosRun:
+    """Wait until the servers hold the same, read it through a client and from their disks, and return the findings.
+
+    The servers are stopped in good order for that, and started again.
+
+    Args:
+        mesh: Healed; every server runs.
+        history: What the writers wrote down.
+        hits: The faults.
+        seed: Seed of the faults.
+
+    Raises:
+        NotReadyError: The servers were not ready again in time.
+    """
+    complete = await caught_up(mesh, history)
+    client = await mesh.connect(name="chaos-audit")
+    stored = await read_stream(client, STREAM)
+    await client.close()
+    replicas = await read_replicas(mesh, STREAM)
+    return ChaosRun(seed, history, tuple(hits), complete, await asyncio.to_thread(audit, history, stored, replicas))
+
+
+async def read_replicas(mesh: Mesh, stream: str) -> dict[str, list[Stored]]:
+    """Stop all servers in good order, return what lies on each one's disk of a stream, and start them again.
+
+    Args:
+        mesh: Of local servers.
+        stream: Name of a stream that is neither compressed nor encrypted.
+
+    Raises:
+        StoreFormatError: A file is not as nats-server 2.15 writes it.
+        NotReadyError: The servers were not ready again in time.
+    """
+    await asyncio.gather(*(asyncio.to_thread(server.stop) for server in mesh.servers.values()))
+    found = {name: await asyncio.to_thread(read_replica, mesh.directory / name, stream) for name in mesh.servers}
+    await start_all(mesh)
+    return found
+
+
+async def caught_up(mesh: Mesh, history: History) -> bool:
+    """Wait until every server holds the same of the stream, and return whether that is all that was acknowledged.
+
+    If it is less and stays so, more will not come.
+
+    Args:
+        mesh: Of local servers, all of which run.
+        history: What the writers wrote down.
+    """
+    last_seq = max((attempt.seq for attempt in history.acknowledged.values()), default=0)
+    state, since = [(0, 0)], time.monotonic()
+
+    def settled() -> bool:
+        nonlocal state, since
+        states = sorted({_state(server) for server in mesh.servers.values()})
+        if states != state:
+            state, since = states, time.monotonic()
+        return len(state) == 1 and (state[0][1] >= last_seq or time.monotonic() - since > SETTLED_AFTER_S)
+
+    try:
+        await eventually(lambda: asyncio.to_thread(settled), within=CAUGHT_UP_WITHIN_S, every=0.1)
+    except NotReadyError:
+        return False
+    return state[0][1] >= last_seq
+
+
+def _state(server: MeshServer) -> tuple[int, int]:
+    """Return number of messages and last number of the stream on one server; zeros if it is not there."""
+    if server.monitor is None:
+        raise NotOursError(f"server {server.name!r} cannot be asked what it holds; use backend='local' here")
+    accounts = server.monitor.jsz("accounts=1&streams=1").get("account_details", [])
+    streams = [stream for account in accounts for stream in account.get("stream_detail", [])]
+    state = next((stream["state"] for stream in streams if stream["name"] == STREAM), None)
+    return (state["messages"], state["last_seq"]) if state else (0, 0)

@@ -1,0 +1,161 @@
+"""Schedules of faults: drawn from a seed, put into a mesh one after the other, and always taken out again."""
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from nats.aio.client import Client
+
+from mesh_lab.chaos import KINDS, Kind
+from mesh_lab.errors import NotReadyError
+from mesh_lab.patterns.reaching import answered
+from mesh_lab.servers.mesh import Mesh
+
+Target = Literal["leader", "follower", "all"]
+FIRST_AT_S = 1.0
+LASTS_S, PAUSE_S = (0.5, 3.0), (1.0, 4.0)
+READY_WITHIN_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One fault of a schedule."""
+
+    at_s: float
+    """Seconds after the beginning; later, if the fault before it was not over by then."""
+    kind: Kind
+    """What is done to it."""
+    target: Target
+    """``leader`` of the stream at that time, another server, or all."""
+    lasts_s: float
+    """Seconds until it is taken out again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A fault that was put in, and taken out again."""
+
+    step: Step
+    server: str
+    """Which server it hit; ``"all"`` for all."""
+    began_s: float
+    """When it was put in, in seconds on the clock of the run."""
+    ended_s: float
+    """When it was out again, and the servers called themselves healthy."""
+
+    def __str__(self) -> str:
+        """Say it in a few words."""
+        return f"{self.began_s:.1f} s: {self.step.kind} {self.server} ({self.step.target})"
+
+
+def draw_schedule(seed: int, *, seconds: float, kinds: Sequence[Kind] = KINDS) -> list[Step]:
+    """Return the faults of a run: the same seed and length, the same faults.
+
+    Args:
+        seed: Any whole number.
+        seconds: Length of the run; no fault begins in its last second.
+        kinds: Kinds to draw from, each as likely as the others.
+
+    Raises:
+        ValueError: There is no such kind, or none.
+    """
+    if not kinds or (unknown := set(kinds) - set(KINDS)):
+        raise ValueError(f"kinds {sorted(unknown) if kinds else []}, expected some of {', '.join(KINDS)}")
+    chance = random.Random(seed)  # to be repeated, not to be secret
+    steps, at_s = [], FIRST_AT_S
+    while at_s < seconds - 1.0:
+        kind = chance.choice(kinds)
+        target: Target = "all" if kind == "kill all" else chance.choice(("leader", "leader", "follower"))
+        lasts_s = chance.uniform(*LASTS_S)
+        steps.append(Step(round(at_s, 2), kind, target, round(lasts_s, 2)))
+        at_s += lasts_s + chance.uniform(*PAUSE_S)
+    return steps
+
+
+async def inflict(
+    mesh: Mesh,
+    stream: str,
+    steps: Sequence[Step],
+    *,
+    now: Callable[[], float],
+    told: Callable[[str], None] | None = None,
+) -> list[Hit]:
+    """Put faults into a mesh and take them out again, one at a time, and return what was hit.
+
+    Args:
+        mesh: Where; local servers. After an error, all servers run and all links carry again, as far as they can.
+        stream: Whose leader and followers are meant.
+        steps: What to do.
+        now: Clock of the run, in seconds.
+        told: Called with a line about each fault, when it was put in.
+
+    Raises:
+        NotOursError: The mesh has no links to cut, or no servers to kill.
+        NotReadyError: A server was not well again in time.
+    """
+    hits = []
+    client = await mesh.connect(name="chaos")
+    for step in steps:
+        await asyncio.sleep(max(step.at_s - now(), 0.0))
+        server = await _target(client, stream, step.target, sorted(mesh.servers))
+        began_s = now()
+        if told is not None:
+            told(str(Hit(step, server, began_s, began_s)))
+        await _endure(mesh, step, server)
+        hits.append(Hit(step, server, began_s, now()))
+    await client.close()
+    return hits
+
+
+async def _target(client: Client, stream: str, target: Target, servers: Sequence[str]) -> str:
+    if target == "all":
+        return "all"
+    # While servers elect, the old leader may still be named, and a moment later nobody.
+    info = await answered(lambda: client.jetstream(timeout=1.0).stream_info(stream))
+    leader = info.cluster.leader if info.cluster is not None else None
+    if leader is None or len(servers) < 2:
+        raise NotReadyError(f"stream {stream} has no leader or no followers; expected one on three servers")
+    return leader if target == "leader" else next(name for name in servers if name != leader)
+
+
+async def _endure(mesh: Mesh, step: Step, server: str) -> None:
+    match step.kind:
+        case "kill":
+            await mesh.kill(server)
+            await asyncio.sleep(step.lasts_s)
+            await mesh.restart(server, within=READY_WITHIN_S)
+        case "stop":
+            await mesh.restart(server, within=READY_WITHIN_S)
+        case "pause":
+            await mesh.pause(server)
+            try:
+                await asyncio.sleep(step.lasts_s)
+            finally:
+                await mesh.resume(server)
+        case "cut" | "reset":
+            try:
+                for other in mesh.servers:
+                    if other != server:
+                        await mesh.cut(server, other, mode="silent" if step.kind == "cut" else "reset")
+                await asyncio.sleep(step.lasts_s)
+            finally:
+                await mesh.heal()
+        case "kill all":
+            for name in mesh.servers:
+                await mesh.kill(name)
+            await asyncio.sleep(step.lasts_s)
+            await start_all(mesh)
+
+
+async def start_all(mesh: Mesh) -> None:
+    """Start all servers that do not run, together: one alone would wait for a majority for ever.
+
+    Raises:
+        NotReadyError: They were not ready in time.
+    """
+    for server in mesh.servers.values():
+        if server.state in ("killed", "stopped"):
+            await asyncio.to_thread(server.start)
+    await mesh.ready(within=READY_WITHIN_S)

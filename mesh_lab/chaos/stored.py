@@ -1,0 +1,95 @@
+"""What is stored: as a client reads it, and as it lies on each server's disk.
+
+A server that has lost something may not know it, so the second way asks no server: it reads the files.
+"""
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import nats.js.errors
+from nats.aio.client import Client
+
+from mesh_lab.errors import StoreFormatError
+from mesh_lab.patterns.consuming import position, read_in_order
+from mesh_lab.patterns.reaching import answered
+
+# One record of a block file, little-endian: length (its highest bit: has headers), sequence, time, length of the
+# subject; then the subject, the length of the headers if there are any, the headers, the payload, and a checksum.
+# nats-server 2.15, server/filestore.go (writeMsgRecordLocked)
+_RECORD = struct.Struct("<IQqH")
+_HEADER_LENGTH = struct.Struct("<I")
+_HAS_HEADERS = 1 << 31
+_ERASED = 0b11 << 62  # of the sequence: erased, or a tombstone
+_CHECKSUM_BYTES = 8
+_ID = b"\r\nNats-Msg-Id:"
+
+
+class Stored(NamedTuple):
+    """One stored message."""
+
+    seq: int
+    """Its number in the stream."""
+    id: str
+    """Its ``Nats-Msg-Id``, ``""`` without one."""
+
+
+async def read_stream(client: Client, stream: str) -> list[Stored]:
+    """Return all that a client can read of a stream; nothing, if there is no such stream any more.
+
+    Args:
+        client: A connected nats-py client.
+        stream: Name of the stream.
+
+    Raises:
+        TimeoutError: The stream has no leader.
+    """
+    try:
+        last_seq = (await answered(lambda: client.jetstream(timeout=3.0).stream_info(stream))).state.last_seq
+    except nats.js.errors.NotFoundError:
+        return []
+    found: list[Stored] = []
+    if last_seq:
+        async for batch in read_in_order(client, stream):
+            found += [Stored(position(msg).stream_seq, (msg.headers or {}).get("Nats-Msg-Id", "")) for msg in batch]
+            if found[-1].seq >= last_seq:
+                break
+    return found
+
+
+def read_replica(store: Path, stream: str) -> list[Stored]:
+    """Return what one server holds of a stream, from its files; nothing, if it holds no such stream.
+
+    Args:
+        store: Directory of a server that does not run, ``mesh.directory / "n1"``.
+        stream: Name of a stream that is neither compressed nor encrypted.
+
+    Raises:
+        StoreFormatError: A file is not as nats-server 2.15 writes it.
+    """
+    blocks = sorted(store.rglob(f"streams/{stream}/msgs/*.blk"), key=lambda path: int(path.stem))
+    return [stored for path in blocks for stored in _read_block(path)]
+
+
+def _read_block(path: Path) -> Iterator[Stored]:
+    block, at = path.read_bytes(), 0
+    while at + _RECORD.size <= len(block):
+        length, seq, _, subject_bytes = _RECORD.unpack_from(block, at)
+        has_headers, length = length & _HAS_HEADERS, length & ~_HAS_HEADERS
+        if length < _RECORD.size + _CHECKSUM_BYTES:
+            raise StoreFormatError(
+                f"{path.name}, byte {at}: a record of {length} bytes, expected at least "
+                f"{_RECORD.size + _CHECKSUM_BYTES}; compressed and encrypted streams cannot be read like this"
+            )
+        if at + length > len(block):
+            return  # the end was torn off while it was written
+        headers = b""
+        if has_headers:
+            start = at + _RECORD.size + subject_bytes
+            (size,) = _HEADER_LENGTH.unpack_from(block, start)
+            headers = block[start + _HEADER_LENGTH.size : start + _HEADER_LENGTH.size + size]
+        if not seq & _ERASED:
+            _, found, rest = headers.partition(_ID)
+            yield Stored(seq, rest.split(b"\r\n", 1)[0].strip().decode() if found else "")
+        at += length

@@ -1,0 +1,152 @@
+"""Writers: clients that place real orders, each after the other, and write down what became of each."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from itertools import count
+from types import TracebackType
+from typing import Self
+
+import msgspec
+from nats.aio.client import Client
+
+from mesh_lab.chaos.history import Attempt, History, Outcome
+from mesh_lab.errors import PublishRefusedError
+from mesh_lab.orders.dataset import read_orders
+from mesh_lab.orders.order import Order, encode
+from mesh_lab.patterns.publishing import Ack, Failure, WindowedPublisher
+from mesh_lab.servers.mesh import Mesh
+
+ACK_TIMEOUT_S = 1.0
+RETRY_FOR_S = 30.0
+
+
+class Writers:
+    """Some writers at work; an asynchronous context manager.
+
+    They publish with the package's own :class:`~mesh_lab.patterns.publishing.WindowedPublisher` and a window of one,
+    so that each writer's orders must be stored in its own order. The stream ``ORDERS`` has to stand.
+
+    Attributes:
+        history: What became of each order so far.
+    """
+
+    def __init__(self, mesh: Mesh, *, number: int = 4, to: str | None = None, prefix: str = "w") -> None:
+        """Prepare; nothing is sent yet.
+
+        Args:
+            mesh: Where to write.
+            number: How many writers, named ``"w1"``, ``"w2"`` and so on.
+            to: Server that all connect to; ``None`` spreads them. They move on when theirs dies.
+            prefix: Beginning of their names, and of their orders' ids.
+        """
+        self.history = History()
+        self._mesh = mesh
+        self._number = number
+        self._to = to
+        self._prefix = prefix
+        self._clients: list[Client] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stopping = False
+        self._began = 0.0
+
+    async def __aenter__(self) -> Self:
+        orders = await asyncio.to_thread(lambda: list(read_orders()))
+        names, servers = [f"{self._prefix}{n + 1}" for n in range(self._number)], list(self._mesh.servers)
+        for n, name in enumerate(names):
+            server = self._to or servers[n % len(servers)]
+            self._clients.append(await self._mesh.connect(name=name, to=server))
+        self._began = time.monotonic()
+        self._tasks = [
+            asyncio.create_task(self._write(client, name, _for_ever(orders[n :: self._number], name)))
+            for n, (client, name) in enumerate(zip(self._clients, names, strict=True))
+        ]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop(wait=kind is None)
+
+    @property
+    def now_s(self) -> float:
+        """Seconds since the writers began."""
+        return time.monotonic() - self._began
+
+    async def stop(self, *, wait: bool = True) -> History:
+        """End the writers and return their history; stopping twice does nothing.
+
+        Args:
+            wait: Until the orders on their way have met their end; ``False`` writes them down as ``unknown``.
+
+        Raises:
+            Exception: What ended a writer early.
+        """
+        if self._stopping:
+            return self.history
+        self._stopping = True
+        if not wait:
+            for task in self._tasks:
+                task.cancel()
+        ends = await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.history.length_s = self.now_s
+        if wait:  # of a server that hangs, closing takes long; the mesh does it in the end
+            for client in self._clients:
+                await client.close()
+        for end in ends:
+            if isinstance(end, Exception):
+                raise end
+        return self.history
+
+    async def _write(self, client: Client, writer: str, orders: Iterator[Order]) -> None:
+        async with WindowedPublisher(client, window=1, ack_timeout=ACK_TIMEOUT_S, retry_for=RETRY_FOR_S) as publisher:
+            for number, order in enumerate(orders):
+                if self._stopping:
+                    return
+                began_s, resent = self.now_s, publisher.resent
+                end: Ack | Failure | None = None
+                try:
+                    end = await _place(publisher, order)
+                finally:  # also when it is cancelled: then nobody knows
+                    self.history.add(
+                        Attempt(
+                            writer=writer,
+                            number=number,
+                            id=order.id,
+                            began_s=began_s,
+                            ended_s=self.now_s,
+                            outcome=_outcome(end),
+                            seq=end.seq if isinstance(end, Ack) else 0,
+                            duplicate=isinstance(end, Ack) and end.duplicate,
+                            resent=publisher.resent - resent,
+                        )
+                    )
+
+
+async def _place(publisher: WindowedPublisher, order: Order) -> Ack | Failure:
+    """Publish an order and return what became of it."""
+    ends: asyncio.Queue[Ack | Failure] = asyncio.Queue()
+    await publisher.publish(
+        order.subject("placed"),
+        encode(order),
+        msg_id=order.id,
+        on_stored=ends.put_nowait,
+        on_failed=ends.put_nowait,
+    )
+    return await ends.get()
+
+
+def _outcome(end: Ack | Failure | None) -> Outcome:
+    match end:
+        case Ack():
+            return "stored"
+        case PublishRefusedError():
+            return "refused"
+    return "unknown"
+
+
+def _for_ever(orders: list[Order], writer: str) -> Iterator[Order]:
+    """Yield real orders, over and over, each under an id that no other order of the run has."""
+    for round_ in count():
+        for order in orders:
+            yield msgspec.structs.replace(order, id=f"{writer}-{round_}-{order.id}")

@@ -1,0 +1,139 @@
+"""The checks of notebook 13: an audit that finds what is wrong, and servers replaced while orders flow."""
+
+import asyncio
+from typing import Any
+
+from mesh_lab.chaos.audit import audit
+from mesh_lab.chaos.history import Attempt, Outcome
+from mesh_lab.chaos.stored import Stored, read_stream
+from mesh_lab.chaos.writers import Writers
+from mesh_lab.notebook.exercises import Verdict, correct, exercise, not_yet
+from mesh_lab.orders.event_store import open_event_store
+from mesh_lab.orders.order import STREAM
+from mesh_lab.patterns.reaching import reachable
+from mesh_lab.patterns.waiting import eventually
+from mesh_lab.servers.mesh import Mesh
+from mesh_lab.servers.start import start_mesh
+
+# What became of each order, as its writer knows it, and how often it is stored.
+BAD_DAY: dict[str, tuple[Outcome, int]] = {
+    "000001": ("stored", 1),
+    "000002": ("stored", 0),
+    "000003": ("unknown", 0),
+    "000004": ("unknown", 1),
+    "000005": ("refused", 0),
+    "000006": ("stored", 2),
+    "000007": ("unknown", 2),
+    "000008": ("stored", 0),
+    "000009": ("stored", 1),
+}
+STRANGERS = {"999998": 1, "999999": 2}
+WRONG = {
+    "lost": {"000002", "000008"},
+    "unexpected": {"999998", "999999"},
+    "doubled": {"000006", "000007", "999999"},
+}
+LONGEST_GAP_S = 3.0
+TRIES = 2
+SILENCE = not_yet(
+    f"for more than {LONGEST_GAP_S:.0f} s nothing was acknowledged", "servers that hand over before they go"
+)
+
+
+def _story(id_: str) -> str:
+    """Say what is known of an order."""
+    if id_ not in BAD_DAY:
+        return f"never sent, stored {STRANGERS.get(id_, 0)} times"
+    outcome, copies = BAD_DAY[id_]
+    return f"{outcome}, says its writer; in the stream {copies} times"
+
+
+@exercise(
+    "13.1",
+    title="find what is wrong",
+    answer="function",
+    expects="the ids that are lost, unexpected and doubled",
+    hint="Only stored is a promise. Of an order whose outcome is unknown, there may be a copy or none; two are one too "
+    "many. collections.Counter counts.",
+)
+async def finds_what_is_wrong(mesh: Mesh, answer: Any) -> Verdict:
+    """Show it a quiet day and a bad one."""
+    attempts = [
+        Attempt("w1", number, id_, number * 1.0, number + 0.5, outcome)
+        for number, (id_, (outcome, _)) in enumerate(BAD_DAY.items())
+    ]
+    copies = [
+        id_ for id_, number in {**{k: n for k, (_, n) in BAD_DAY.items()}, **STRANGERS}.items() for _ in range(number)
+    ]
+    stored = [Stored(seq, id_) for seq, id_ in enumerate(copies, start=1)]
+    quiet = [attempt for attempt in attempts if attempt.id in {"000001", "000009"}]
+    days: tuple[tuple[str, list[Attempt], list[Stored], dict[str, set[str]]], ...] = (
+        ("on a quiet day", quiet, [s for s in stored if s.id in {"000001", "000009"}], {what: set() for what in WRONG}),
+        ("on a bad day", attempts, stored, WRONG),
+    )
+    for day, sent, there, wrong in days:
+        found = answer(list(sent), list(there))
+        if not isinstance(found, dict) or set(found) != set(WRONG):
+            seen = sorted(map(str, found)) if isinstance(found, dict) else type(found).__name__
+            return not_yet(f"{day}, {seen} was returned", "a dictionary with lost, unexpected and doubled")
+        for what, expected in wrong.items():
+            if not isinstance(found[what], set):
+                return not_yet(f"{what} is a {type(found[what]).__name__}", "a set of ids")
+            if missing := sorted(expected - found[what]):
+                return not_yet(f"{day}, {missing[0]} is not among {what}: {_story(missing[0])}", "it there")
+            if more := sorted(map(str, found[what] - expected)):
+                return not_yet(f"{day}, {more[0]} is among {what}: {_story(more[0])}", "it elsewhere, or nowhere")
+    return correct("what nobody was promised cannot be lost")
+
+
+@exercise(
+    "13.2",
+    title="replace every server",
+    answer="async function",
+    expects="all three servers restarted, nothing lost, and no gap of more than 3 s",
+    hint="One after the other, and the next one only when all are well again: await mesh.ready() says when.",
+    within=120.0,
+)
+async def replaces_every_server(mesh: Mesh, answer: Any) -> Verdict:
+    """Let two writers write to a mesh while it is rolled. A gap is not held against it before it came twice.
+
+    On a busy machine, a leader that hands over may find nobody who listens, and then it takes an election.
+    """
+    for _ in range(TRIES - 1):
+        verdict = await _roll(answer)
+        if verdict != SILENCE:
+            return verdict
+    return await _roll(answer)
+
+
+def _starts(mesh: Mesh) -> dict[str, str]:
+    """Return when each server's process was started, as it says itself."""
+    return {name: server.monitor.varz()["start"] for name, server in mesh.servers.items() if server.monitor}
+
+
+async def _roll(answer: Any) -> Verdict:
+    async with await start_mesh(servers=3, backend="local") as own:
+        client = await own.connect(name="check 13.2")
+        await open_event_store(client, replicas=3)
+        await reachable(client, STREAM)
+        before = await asyncio.to_thread(_starts, own)
+        async with Writers(own, number=2) as writing:
+            await eventually(lambda: len(writing.history) >= 100, within=30.0)
+            await answer(own)
+            gone = [name for name, server in own.servers.items() if server.state != "running"]
+            if not gone:
+                done = len(writing.history)
+                await eventually(lambda: len(writing.history) >= done + 100, within=40.0)
+            await writing.stop(wait=not gone)
+        if gone:
+            return not_yet(f"{gone[0]} is {own.servers[gone[0]].state} in the end", "that it runs again")
+        after = await asyncio.to_thread(_starts, own)
+        if same := [name for name in own.servers if after[name] == before[name]]:
+            return not_yet(f"{same[0]} is the same process as before", "that each was restarted")
+        await own.ready()
+        found = audit(writing.history, await read_stream(client, STREAM))
+        if not found.valid:
+            return not_yet(f"orders are {' and '.join(found.broken)}", "each acknowledged order stored once")
+        if any(gap.length_s > LONGEST_GAP_S for gap in writing.history.gaps()):
+            return SILENCE
+    return correct("three servers are new, and no writer noticed")

@@ -1,0 +1,162 @@
+"""Chaos runs on real servers: the promise is kept where it holds, and its breach is seen where it does not."""
+
+import asyncio
+
+import pytest
+from nats.js.api import StorageType, StreamConfig
+
+from mesh_lab import start_mesh
+from mesh_lab.chaos.audit import audit
+from mesh_lab.chaos.command import run_chaos, run_power_cuts
+from mesh_lab.chaos.power_cut import power_cut, why_not
+from mesh_lab.chaos.run import caught_up, chaos_run, look, read_replicas
+from mesh_lab.chaos.schedule import Step, inflict, start_all
+from mesh_lab.chaos.stored import read_stream
+from mesh_lab.chaos.writers import Writers
+from mesh_lab.errors import NoPowerCutError, NotOursError
+from mesh_lab.orders.event_store import open_event_store
+from mesh_lab.orders.order import ALL_SUBJECTS, STREAM
+from mesh_lab.patterns.reaching import reachable
+from mesh_lab.patterns.waiting import eventually
+
+NO_POWER_CUT = why_not()
+needs_power_cut = pytest.mark.skipif(NO_POWER_CUT is not None, reason=f"no power cut here: {NO_POWER_CUT}")
+
+
+async def test_what_is_acknowledged_outlives_every_kind_of_fault():
+    steps = [
+        Step(0.5, "cut", "leader", 0.5),
+        Step(1.0, "reset", "follower", 0.3),
+        Step(1.5, "pause", "leader", 1.2),
+        Step(2.0, "stop", "follower", 0.0),
+        Step(2.5, "kill", "leader", 0.2),
+        Step(3.0, "kill all", "all", 0.1),
+    ]
+    async with await start_mesh(servers=3, links=True) as mesh:
+        client = await mesh.connect()
+        await open_event_store(client, replicas=3)
+        await reachable(client, STREAM)
+        told: list[str] = []
+        async with Writers(mesh) as writing:
+            hits = await inflict(mesh, STREAM, steps, now=lambda: writing.now_s, told=told.append)
+            done = len(writing.history)
+            await eventually(lambda: len(writing.history) > done + 100, within=60.0)
+        await mesh.ready()
+        run = await look(mesh, writing.history, hits)
+        run.check()
+        assert [hit.step for hit in run.hits] == steps
+        assert len(told) == len(steps)
+        assert run.longest_gap_s > 1.0, "six faults, and nobody was hindered: they were none"
+        assert mesh.healthy
+
+
+async def test_a_run_from_a_seed_breaks_servers_without_links_as_well():
+    async with await start_mesh(servers=3) as mesh:
+        run = await chaos_run(mesh, seed=5, seconds=4.0, writers=2)
+    run.check()
+    assert {hit.step.kind for hit in run.hits} <= {"kill", "stop", "pause", "kill all"}
+
+
+async def test_three_copies_in_memory_are_lost_together_and_that_is_seen():
+    async with await start_mesh(servers=3) as mesh:
+        client = await mesh.connect()
+        await client.jetstream().add_stream(
+            StreamConfig(name=STREAM, subjects=[ALL_SUBJECTS], num_replicas=3, storage=StorageType.MEMORY)
+        )
+        await reachable(client, STREAM)
+        async with Writers(mesh, number=2) as writing:
+            await eventually(lambda: len(writing.history) > 200, within=20.0)
+        for name in mesh.servers:
+            await mesh.kill(name)
+        await start_all(mesh)
+        reader = await mesh.connect()
+        await reachable(reader, STREAM, within=30.0)
+        found = audit(writing.history, await read_stream(reader, STREAM))
+        assert len(found.lost) == found.acknowledged > 200
+        assert not await caught_up(mesh, writing.history)
+
+
+async def test_the_disks_hold_what_a_client_reads():
+    async with await start_mesh(servers=3) as mesh:
+        client = await mesh.connect()
+        await open_event_store(client, replicas=3)
+        await reachable(client, STREAM)
+        async with Writers(mesh, number=2) as writing:
+            await eventually(lambda: len(writing.history) > 200, within=20.0)
+        assert await caught_up(mesh, writing.history)
+        stored = await read_stream(client, STREAM)
+        assert [message.id for message in stored] == [
+            a.id for a in sorted(writing.history.attempts, key=lambda a: a.seq)
+        ]
+        assert await read_replicas(mesh, STREAM) == dict.fromkeys(mesh.servers, stored)
+        assert mesh.healthy
+
+
+async def test_a_run_that_is_broken_off_leaves_no_server_frozen_and_no_link_cut():
+    async with await start_mesh(servers=3, links=True) as mesh:
+        client = await mesh.connect()
+        await open_event_store(client, replicas=3)
+        for step in (Step(0.0, "pause", "leader", 60.0), Step(0.0, "cut", "follower", 60.0)):
+            hurting = asyncio.create_task(inflict(mesh, STREAM, [step], now=lambda: 0.0))
+            if step.kind == "pause":
+                await eventually(lambda: "paused" in {s.state for s in mesh.servers.values()}, within=10.0)
+            else:
+                await asyncio.wait_for(_cut(mesh), 10.0)
+            hurting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await hurting
+            assert {server.state for server in mesh.servers.values()} == {"running"}
+            assert not any(lane.cut for lane in await mesh.lanes())
+
+
+async def _cut(mesh):
+    while not any(lane.cut for lane in await mesh.lanes()):
+        await asyncio.sleep(0.02)
+
+
+async def test_links_that_are_not_there_cannot_be_cut():
+    async with await start_mesh(servers=3) as mesh:
+        with pytest.raises(NotOursError, match=r"start_mesh\(links=True\)"):
+            await chaos_run(mesh, seed=1, seconds=3.0, kinds=["cut"])
+
+
+async def test_writers_that_are_stopped_at_once_call_what_is_on_its_way_unknown():
+    async with await start_mesh(servers=1) as mesh:
+        client = await mesh.connect()
+        await open_event_store(client)
+        await reachable(client, STREAM)
+        async with Writers(mesh, number=2) as writing:
+            await eventually(lambda: len(writing.history) > 50, within=20.0)
+            await mesh.pause("n1")
+            await writing.stop(wait=False)
+        await mesh.resume("n1")
+    ends = [attempt.outcome for attempt in writing.history.attempts]
+    assert ends[-2:] == ["unknown", "unknown"]
+    assert set(ends[:-2]) == {"stored"}
+
+
+def test_the_command_prints_what_became_of_the_orders(capsys: pytest.CaptureFixture[str]):
+    assert run_chaos(seed=3, seconds=3.0) == 0
+    told = capsys.readouterr()
+    assert "lost" in told.out
+    assert "1.0 s: stop" in told.err
+
+
+@needs_power_cut
+async def test_an_order_that_was_synced_outlives_a_power_cut():
+    run = await power_cut(sync_interval="always", seconds=2.0, writers=4)
+    run.check()
+    assert run.audit.acknowledged > 100
+
+
+@needs_power_cut
+async def test_an_order_that_was_not_synced_is_lost_in_a_power_cut_and_that_is_seen():
+    run = await power_cut(seconds=2.0, writers=4)
+    assert len(run.audit.lost) > 0.9 * run.audit.acknowledged > 100
+    assert not run.caught_up
+
+
+def test_a_machine_that_allows_no_power_cut_says_why(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("mesh_lab.chaos.power_cut.why_not", lambda: "not root, who alone may mount")
+    with pytest.raises(NoPowerCutError, match="no power cut here: not root.*--privileged"):
+        run_power_cuts(seconds=1.0)

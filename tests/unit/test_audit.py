@@ -1,0 +1,180 @@
+"""The audit of a chaos run finds every fault that is planted, and none that is not there."""
+
+import struct
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from mesh_lab.chaos import KINDS
+from mesh_lab.chaos.audit import audit
+from mesh_lab.chaos.history import Attempt, History
+from mesh_lab.chaos.run import ChaosRun
+from mesh_lab.chaos.schedule import Hit, Step, draw_schedule
+from mesh_lab.chaos.stored import Stored, read_replica
+from mesh_lab.errors import InvariantBrokenError, NotReadyError, StoreFormatError
+
+WRITERS, EACH = ("w1", "w2"), 10
+
+
+def history() -> History:
+    """Two writers, in turns; the last order of the second has no answer, the one before was refused."""
+    attempts = []
+    for number in range(EACH):
+        for writer in WRITERS:
+            seq = len(attempts) + 1
+            attempts.append(Attempt(writer, number, f"{writer}-{number}", seq * 0.1, seq * 0.1 + 0.05, "stored", seq))
+    attempts[-3] = msgspec.structs.replace(attempts[-3], outcome="refused", seq=0)
+    attempts[-1] = msgspec.structs.replace(attempts[-1], outcome="unknown", seq=0)
+    return History(attempts)
+
+
+def kept() -> list[Stored]:
+    """What is stored when the promise was kept."""
+    return [Stored(attempt.seq, attempt.id) for attempt in history().attempts if attempt.outcome == "stored"]
+
+
+def test_a_kept_promise_is_valid():
+    found = audit(history(), kept(), {"n1": kept(), "n2": kept()})
+    found.check()
+    assert (found.attempted, found.acknowledged, found.stored, found.recovered) == (20, 18, 18, 0)
+    assert str(found) == "20 sent, 18 acknowledged, 18 stored: none lost, doubled or out of order"
+
+
+def test_an_order_of_unknown_outcome_may_be_stored_or_not():
+    found = audit(history(), [*kept(), Stored(20, "w2-9")])
+    assert found.valid
+    assert found.recovered == 1
+
+
+@pytest.mark.parametrize(
+    ("plant", "broken"),
+    [
+        (lambda stored: stored[:4] + stored[5:], {"lost": ("w1-2",)}),
+        (lambda stored: [*stored, Stored(30, "w1-3")], {"doubled": ("w1-3",)}),
+        (lambda stored: [*stored, Stored(30, "stranger")], {"unexpected": ("stranger",)}),
+        (lambda stored: [*stored, Stored(30, "")], {"unexpected": ("",)}),
+        (
+            lambda stored: [*stored[:2], Stored(3, "w1-2"), stored[3], Stored(5, "w1-1"), *stored[5:]],
+            {"reversed": ("w1-2",), "misplaced": ("w1-1", "w1-2")},
+        ),
+        (lambda stored: [*stored[:-1], Stored(40, stored[-1].id)], {"misplaced": (kept()[-1].id,)}),
+    ],
+    ids=["one lost", "one twice", "a stranger", "one without an id", "two swapped", "another number"],
+)
+def test_a_planted_fault_is_found(plant: Callable[[list[Stored]], list[Stored]], broken: dict[str, tuple[str, ...]]):
+    found = audit(history(), plant(kept()))
+    assert found.broken == broken
+    with pytest.raises(InvariantBrokenError, match=f"1 {next(iter(broken))}|2 {next(iter(broken))}"):
+        found.check()
+
+
+def test_an_order_that_one_disk_lacks_is_found_although_a_client_reads_it():
+    found = audit(history(), kept(), {"n1": kept(), "n2": kept()[1:]})
+    assert found.broken == {"lost on n2": ("w1-0",)}
+
+
+def test_the_message_says_where_the_lost_orders_stood():
+    there = [message for message in kept() if message.id not in {"w1-0", "w1-4", "w2-7", "w1-9"}]
+    assert audit(history(), there).lost_where == {"beginning": 1, "middle": 1, "end": 2}
+    with pytest.raises(
+        InvariantBrokenError, match="4 lost .*; lost: 1 at the beginning, 1 at the middle, 2 at the end"
+    ):
+        audit(history(), there).check()
+
+
+def test_a_history_of_two_runs_in_one_is_refused():
+    with pytest.raises(ValueError, match="20 ids are in the history more than once .*expected each once"):
+        audit(History([*history().attempts, *history().attempts]), kept())
+
+
+def test_a_run_without_faults_or_agreement_proves_nothing():
+    run = ChaosRun(
+        1, history(), (Hit(Step(1.0, "kill", "leader", 1.0), "n1", 1.0, 2.0),), True, audit(history(), kept())
+    )
+    run.check()
+    for worthless in (replace(run, hits=()), replace(run, caught_up=False)):
+        with pytest.raises(NotReadyError, match="such a run proves nothing"):
+            worthless.check()
+
+
+def test_gaps_are_counted_before_the_first_answer_and_after_the_last():
+    told = History([Attempt("w1", n, str(n), at - 0.1, at, "stored", n + 1) for n, at in enumerate([1.0, 1.1, 2.0])])
+    told.length_s = 5.0
+    assert [(gap.began_s, gap.ended_s) for gap in told.gaps()] == [(0.0, 1.0), (1.1, 2.0), (2.0, 5.0)]
+    assert told.availability == pytest.approx(1 - (1.0 + 0.9 + 3.0) / 5.0)
+
+
+def test_a_refusal_is_no_answer_that_ends_a_gap():
+    told = History([Attempt("w1", n, str(n), at, at, "refused") for n, at in enumerate([1.0, 1.1, 2.0])])
+    assert [(gap.began_s, gap.ended_s) for gap in told.gaps()] == [(0.0, 2.0)]
+
+
+def test_a_history_survives_its_file(tmp_path: Path):
+    history().save(tmp_path / "run.jsonl")
+    assert History.load(tmp_path / "run.jsonl").attempts == history().attempts
+    (tmp_path / "run.jsonl").write_text('{"writer": "w1"}\n')
+    with pytest.raises(msgspec.DecodeError, match="missing required field `number`"):
+        History.load(tmp_path / "run.jsonl")
+
+
+def test_a_schedule_is_its_seed():
+    assert draw_schedule(7, seconds=60) == draw_schedule(7, seconds=60)
+    assert draw_schedule(7, seconds=60) != draw_schedule(8, seconds=60)
+    assert {step.kind for step in draw_schedule(7, seconds=600)} == set(KINDS)
+    assert all(step.at_s < 59 for step in draw_schedule(7, seconds=60))
+    assert {step.kind for step in draw_schedule(7, seconds=60, kinds=["pause"])} == {"pause"}
+
+
+@pytest.mark.parametrize("kinds", [[], ["kill", "earthquake"]], ids=["none", "an unknown one"])
+def test_kinds_that_do_not_exist_are_refused(kinds):
+    with pytest.raises(ValueError, match="expected some of kill, stop, pause"):
+        draw_schedule(1, seconds=10, kinds=kinds)
+
+
+def record(seq: int, subject: bytes, *, headers: bytes = b"", payload: bytes = b"{}") -> bytes:
+    """Write one record as nats-server does."""
+    body = subject + (struct.pack("<I", len(headers)) + headers if headers else b"") + payload
+    length = 22 + len(body) + 8
+    return struct.pack("<IQqH", length | (1 << 31 if headers else 0), seq, 0, len(subject)) + body + b"checksum"
+
+
+def block(tmp_path: Path, *records: bytes) -> Path:
+    """Put records into a block file of stream ORDERS."""
+    msgs = tmp_path / "jetstream" / "LAB" / "streams" / "ORDERS" / "msgs"
+    msgs.mkdir(parents=True)
+    (msgs / "1.blk").write_bytes(b"".join(records))
+    return tmp_path
+
+
+HEADERS = b"NATS/1.0\r\nNats-Msg-Id: w1-0\r\nOther: 1\r\n\r\n"
+
+
+def test_a_block_file_is_read_up_to_its_torn_end(tmp_path: Path):
+    store = block(
+        tmp_path,
+        record(1, b"orders.eu.1.placed", headers=HEADERS),
+        record(2, b"orders.eu.2.placed"),
+        record(3 | 1 << 63, b"orders.eu.3.placed", headers=HEADERS),
+        record(4, b"orders.eu.4.placed", headers=HEADERS)[:-5],
+    )
+    assert read_replica(store, "ORDERS") == [Stored(1, "w1-0"), Stored(2, "")]
+
+
+def test_blocks_are_read_in_the_order_of_their_numbers(tmp_path: Path):
+    store = block(tmp_path, record(1, b"a"))
+    msgs = next(store.rglob("msgs"))
+    for number in (2, 10):
+        (msgs / f"{number}.blk").write_bytes(record(number, b"a"))
+    assert [message.seq for message in read_replica(store, "ORDERS")] == [1, 2, 10]
+
+
+def test_a_server_that_lost_the_stream_holds_nothing(tmp_path: Path):
+    assert read_replica(tmp_path, "ORDERS") == []
+
+
+def test_a_file_that_is_no_block_is_refused(tmp_path: Path):
+    with pytest.raises(StoreFormatError, match=r"1\.blk, byte 0: a record of 0 bytes, expected at least 30"):
+        read_replica(block(tmp_path, bytes(64)), "ORDERS")
