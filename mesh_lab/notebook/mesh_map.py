@@ -1,0 +1,115 @@
+"""A live map of a mesh: it asks the servers every second and draws what they say, with a button for each fault."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from mesh_lab.errors import MeshLabError
+from mesh_lab.notebook.map_drawing import draw
+from mesh_lab.observe.looking import Look, look_at
+from mesh_lab.servers.mesh import Mesh
+
+
+class MeshMap:
+    """A widget that shows a mesh as it is now; the last expression of a cell shows it.
+
+    It draws itself anew while the kernel is free or awaits something. A cell that blocks the kernel stops it.
+
+    Attributes:
+        looks: What each server said last, by name; a server that did not answer is not in it.
+    """
+
+    def __init__(self, mesh: Mesh, *, every: float = 1.0) -> None:
+        """Begin to look. Needs a running event loop, which a notebook's cells have.
+
+        Args:
+            mesh: What to look at; the map ends when it is closed.
+            every: Seconds between two looks. Each look asks every server six questions.
+
+        Raises:
+            ValueError: ``every`` is below 0.1 s: the servers would be kept busy by being watched.
+        """
+        import ipywidgets
+
+        if every < 0.1:
+            raise ValueError(f"every={every} s, expected 0.1 or more: being watched must cost the servers little")
+        self.looks: dict[str, Look] = {}
+        self._mesh = mesh
+        self._every = every
+        self._doing: set[asyncio.Task[None]] = set()
+        self._drawing = ipywidgets.HTML()
+        self._said = ipywidgets.Label()
+        self._chosen = ipywidgets.Dropdown(options=list(mesh.servers), layout={"width": "150px"})
+        faults: dict[str, Callable[[str], Awaitable[Any]]] = {}
+        if mesh.backend != "external":
+            faults = {"kill": mesh.kill, "pause": mesh.pause, "resume": mesh.resume, "restart": mesh.restart}
+        buttons = [self._button(label, fault) for label, fault in faults.items()]
+        controls = ipywidgets.HBox([self._chosen, *buttons, self._said] if buttons else [self._said])
+        self._box = ipywidgets.VBox([self._drawing, controls])
+        self._drawing.value = draw(mesh.layout, dict.fromkeys(mesh.servers, "not asked yet"), {})
+        self._following = asyncio.get_running_loop().create_task(self._follow())
+
+    @property
+    def svg(self) -> str:
+        """The drawing as it is now."""
+        return str(self._drawing.value)
+
+    async def look(self) -> None:
+        """Ask all servers now, and draw what they say."""
+        monitors = {
+            name: server.monitor
+            for name, server in self._mesh.servers.items()
+            if server.monitor is not None and server.state == "running"
+        }
+        before, self.looks = self.looks, await asyncio.to_thread(look_at, monitors)
+        self._drawing.value = draw(self._mesh.layout, self._states(), self.looks, before)
+
+    async def close(self) -> None:
+        """End the looking; the last drawing stays. Closing twice does nothing."""
+        self._following.cancel()
+        await asyncio.gather(self._following, *self._doing, return_exceptions=True)
+
+    async def _follow(self) -> None:
+        while not self._mesh.closed:
+            await self.look()
+            await asyncio.sleep(self._every)
+        self._said.value = "the mesh was closed"
+
+    def _states(self) -> dict[str, str]:
+        """Say of each server what it is: its process's state, or whether it answered."""
+        return {
+            name: server.state if server.state != "running" else "ready" if name in self.looks else "no answer"
+            for name, server in self._mesh.servers.items()
+        }
+
+    def _button(self, label: str, fault: Callable[[str], Awaitable[Any]]) -> Any:
+        import ipywidgets
+
+        button = ipywidgets.Button(description=label, layout={"width": "80px"})
+        button.on_click(lambda _: self._start(self._inflict(label, fault, str(self._chosen.value))))
+        return button
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        # Kept, since the loop alone would let it be collected half-way.
+        task = asyncio.get_running_loop().create_task(work)
+        self._doing.add(task)
+        task.add_done_callback(self._doing.discard)
+
+    async def _inflict(self, label: str, fault: Callable[[str], Awaitable[Any]], server: str) -> None:
+        self._said.value = f"{label} {server} …"
+        try:
+            await fault(server)
+        except MeshLabError as err:
+            self._said.value = str(err)
+            return
+        self._said.value = f"{label} {server}: done"
+        await self.look()
+
+    def __repr__(self) -> str:
+        """Name the servers and their states."""
+        return f"MeshMap({', '.join(f'{name} {state}' for name, state in self._states().items())})"
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+        """Show the widget in JupyterLab, and the drawing where there is no kernel."""
+        bundle: dict[str, Any] = dict(self._box._repr_mimebundle_(**kwargs))
+        return {**bundle, "text/plain": repr(self), "image/svg+xml": self.svg}

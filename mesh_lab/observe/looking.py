@@ -1,0 +1,118 @@
+"""One look at all servers of a mesh: who is well, who is joined to whom, who is connected, how much has passed."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any
+
+from mesh_lab.observe.monitoring import Monitor
+
+_QUESTIONS = ("/varz", "/connz?limit=1000", "/routez", "/gatewayz", "/leafz", "/jsz?accounts=1&streams=1")
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What one server said of itself at one moment."""
+
+    at_s: float
+    """When, on this process's monotonic clock."""
+    server_id: str
+    """The server's own id, which differs after a restart."""
+    in_msgs: int
+    """Messages received since it was started, from clients and servers."""
+    out_msgs: int
+    """Messages sent since it was started."""
+    slow_consumers: int
+    """Clients that it cut off since it was started, because they read too slowly."""
+    clients: tuple[str, ...]
+    """Names of the connections; ``"?"`` for one without a name."""
+    leads: tuple[str, ...]
+    """Streams that it leads."""
+    peers: Mapping[str, int]
+    """For each server that it is joined to, the messages that passed between them on the connections that stand."""
+
+
+def look_at(monitors: Mapping[str, Monitor]) -> dict[str, Look]:
+    """Return what each server says of itself; a server that does not answer in time is not in it.
+
+    Blocks for as long as the slowest of them takes to answer, or not to.
+
+    Args:
+        monitors: The servers' monitors, by the servers' names.
+    """
+    if not monitors:
+        return {}
+    with ThreadPoolExecutor(len(monitors)) as pool:
+        told = dict(zip(monitors, pool.map(_ask, monitors.values()), strict=True))
+    answers = {name: answer for name, answer in told.items() if answer is not None}
+    names = {answer["/varz"]["server_id"]: name for name, answer in answers.items()}
+    return {name: _look(name, answer, names) for name, answer in answers.items()}
+
+
+def rate_per_s(before: Look | None, now: Look, *, peer: str | None = None) -> float | None:
+    """Return messages a second between two looks at the same server.
+
+    Args:
+        before: The earlier look.
+        now: The later one.
+        peer: Count those that passed between it and this server; ``None`` counts all that it received.
+
+    Returns:
+        ``None`` where that cannot be said: there was no look before, or the server or the connection is a new one.
+    """
+    if before is None or before.server_id != now.server_id or now.at_s <= before.at_s:
+        return None
+    counts = (before.in_msgs, now.in_msgs) if peer is None else (before.peers.get(peer, 0), now.peers.get(peer, 0))
+    return (counts[1] - counts[0]) / (now.at_s - before.at_s) if counts[1] >= counts[0] else None
+
+
+def _ask(monitor: Monitor) -> dict[str, Any] | None:
+    """Return the answers by question, or nothing from a server that is dead, frozen or starting."""
+    try:
+        return {question.split("?", 1)[0]: monitor.read(question)[1] for question in _QUESTIONS}
+    except (OSError, ValueError):
+        return None
+
+
+def _look(name: str, answer: Mapping[str, Any], names: Mapping[str, str]) -> Look:
+    varz = answer["/varz"]
+    return Look(
+        at_s=monotonic(),
+        server_id=varz["server_id"],
+        in_msgs=varz["in_msgs"],
+        out_msgs=varz["out_msgs"],
+        slow_consumers=varz["slow_consumers"],
+        clients=tuple(
+            client.get("name") or "?"
+            for client in answer["/connz"].get("connections") or ()
+            if client.get("kind") == "Client"  # leaf nodes are in the list too
+        ),
+        leads=tuple(sorted(_led_by(name, answer["/jsz"]))),
+        peers=_peers(answer, names),
+    )
+
+
+def _led_by(name: str, jsz: Mapping[str, Any]) -> Iterable[str]:
+    for account in jsz.get("account_details") or ():
+        for stream in account.get("stream_detail") or ():
+            # A stream of a server that is no cluster's has nobody else to lead it.
+            if (stream.get("cluster") or {}).get("leader", name) == name:
+                yield stream["name"]
+
+
+def _peers(answer: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, int]:
+    """Add up what passed over routes, gateways and leaf node connections, by the server at the other end."""
+    passed: Counter[str] = Counter()
+    for route in answer["/routez"].get("routes") or ():
+        passed[route.get("remote_name", "?")] += route["in_msgs"] + route["out_msgs"]
+    gateways = answer["/gatewayz"]
+    outbound = list((gateways.get("outbound_gateways") or {}).values())
+    inbound = [one for all_of_one in (gateways.get("inbound_gateways") or {}).values() for one in all_of_one]
+    for gateway in (*outbound, *inbound):
+        connection = gateway["connection"]
+        passed[names.get(connection["name"], "?")] += connection["in_msgs"] + connection["out_msgs"]
+    for leaf in answer["/leafz"].get("leafs") or ():
+        passed[leaf["name"]] += leaf["in_msgs"] + leaf["out_msgs"]
+    return dict(passed)

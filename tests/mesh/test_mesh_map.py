@@ -1,0 +1,113 @@
+"""The live map: it sees what stands, who is there and what died; its buttons do what they say."""
+
+import asyncio
+
+import pytest
+
+from mesh_lab import start_mesh
+from mesh_lab.notebook.mesh_map import MeshMap
+from mesh_lab.observe.looking import look_at, rate_per_s
+from mesh_lab.patterns.reaching import read_by_server
+from mesh_lab.patterns.waiting import eventually
+
+
+def monitors(mesh):
+    return {name: server.monitor for name, server in mesh.servers.items()}
+
+
+async def test_a_look_sees_routes_gateways_and_leaf_nodes(regions):
+    looks = await asyncio.to_thread(look_at, monitors(regions))
+    assert set(looks) == set(regions.layout.servers)
+    for name in ("eu-1", "eu-2", "eu-3"):
+        others = {"eu-1", "eu-2", "eu-3"} - {name}
+        assert others < set(looks[name].peers)
+        assert set(looks[name].peers) & {"us-1", "us-2", "us-3"}
+    assert "?" not in {peer for look in looks.values() for peer in look.peers}
+    [hub] = looks["store-berlin"].peers
+    assert "store-berlin" in looks[hub].peers
+
+
+async def test_a_look_sees_clients_leaders_and_what_passed(mesh):
+    till = await mesh.connect(name="till", to="n1")
+    reader = await mesh.connect(name="reader", to="n2")
+    heard = []
+
+    async def note(msg):
+        heard.append(msg)
+
+    await reader.subscribe("seen.>", cb=note)
+    await read_by_server(reader)
+    js = till.jetstream(timeout=10.0)
+    await js.add_stream(name="SEEN", subjects=["led.>"], num_replicas=3)
+    before = await asyncio.to_thread(look_at, monitors(mesh))
+    for _ in range(500):
+        await till.publish("seen.it", b"")
+    await eventually(lambda: len(heard) == 500, within=10.0)
+    now = await asyncio.to_thread(look_at, monitors(mesh))
+    leader = (await js.stream_info("SEEN")).cluster.leader
+    assert "till" in now["n1"].clients
+    assert "reader" in now["n2"].clients
+    assert [name for name, look in now.items() if "SEEN" in look.leads] == [leader]
+    assert now["n1"].in_msgs - before["n1"].in_msgs >= 500
+    assert now["n1"].peers["n2"] - before["n1"].peers["n2"] >= 500
+    assert rate_per_s(before["n1"], now["n1"], peer="n2") > rate_per_s(before["n1"], now["n1"], peer="n3")
+    await js.delete_stream("SEEN")
+    await till.close()
+    await reader.close()
+
+
+async def test_who_is_dead_or_frozen_does_not_hold_up_the_look():
+    async with await start_mesh(servers=3) as mesh:
+        await mesh.kill("n1")
+        await mesh.pause("n2")
+        looks = await asyncio.to_thread(look_at, monitors(mesh))
+        assert set(looks) == {"n3"}
+        assert look_at({}) == {}
+
+
+async def test_the_map_follows_and_its_buttons_break_and_mend():
+    async with await start_mesh(servers=3) as mesh:
+        shown = MeshMap(mesh, every=0.1)
+        assert "not asked yet" in shown.svg
+        await eventually(lambda: len(shown.looks) == 3, within=10.0)
+        assert repr(shown) == "MeshMap(n1 ready, n2 ready, n3 ready)"
+        chosen, kill, pause, resume, restart, said = shown._box.children[1].children
+        chosen.value = "n2"
+        for button, word, state in ((kill, "kill", "killed"), (restart, "restart", "running")):
+            button.click()
+            await eventually(lambda word=word: said.value == f"{word} n2: done", within=20.0)
+            assert mesh.servers["n2"].state == state
+        for button, word, state in ((pause, "pause", "paused"), (resume, "resume", "running")):
+            button.click()
+            await eventually(lambda word=word: said.value == f"{word} n2: done", within=20.0)
+            assert mesh.servers["n2"].state == state
+        await mesh.kill("n2")
+        resume.click()
+        await eventually(lambda: "expected running" in said.value, within=10.0)
+        await eventually(lambda: "n2 killed" in repr(shown) and "killed" in shown.svg, within=10.0)
+        await shown.close()
+        await shown.close()
+
+
+async def test_the_map_ends_with_its_mesh():
+    mesh = await start_mesh(servers=1)
+    shown = MeshMap(mesh, every=0.1)
+    await eventually(lambda: shown.looks, within=10.0)
+    await mesh.close()
+    await eventually(lambda: shown._said.value == "the mesh was closed", within=10.0)
+    assert shown._following.done()
+    assert shown._following.exception() is None
+
+
+async def test_a_notebook_without_its_kernel_shows_the_drawing(mesh):
+    shown = MeshMap(mesh)
+    bundle = shown._repr_mimebundle_()
+    await shown.close()
+    assert bundle["text/plain"].startswith("MeshMap(n1 ")
+    assert bundle["image/svg+xml"].startswith("<svg ")
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+
+
+async def test_a_map_that_would_keep_the_servers_busy_is_refused(mesh):
+    with pytest.raises(ValueError, match="every=0.01 s, expected 0.1 or more"):
+        MeshMap(mesh, every=0.01)

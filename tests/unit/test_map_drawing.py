@@ -1,0 +1,105 @@
+"""The drawing of a live map: well-formed, inside its frame, and telling what stands from what does not."""
+
+from itertools import combinations
+from xml.etree import ElementTree
+
+import pytest
+
+from mesh_lab.notebook.map_drawing import BOX, draw
+from mesh_lab.observe.looking import Look, rate_per_s
+from mesh_lab.servers.layout import Layout, plan
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def look(*peers: str, at_s: float = 1.0, in_msgs: int = 0, passed: int = 0, server_id: str = "N1", **more) -> Look:
+    return Look(
+        at_s=at_s, server_id=server_id, in_msgs=in_msgs, out_msgs=0, slow_consumers=more.pop("slow", 0),
+        clients=more.pop("clients", ()), leads=more.pop("leads", ()), peers=dict.fromkeys(peers, passed),
+    )  # fmt: skip
+
+
+def drawn(layout: Layout, looks=None, before=None, states=None) -> ElementTree.Element:
+    return ElementTree.fromstring(draw(layout, states or dict.fromkeys(layout.servers, "ready"), looks or {}, before))
+
+
+def texts(svg: ElementTree.Element) -> list[str]:
+    return [text.text or "" for text in svg.iter(f"{SVG}text")]
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        plan(1, None, ()),
+        plan(3, None, ()),
+        plan(7, None, ()),
+        plan(1, {"eu": 3, "us": 3}, ["store-berlin", "store-paris"]),
+        plan(1, {"eu": 5, "us": 1, "asia": 3}, ["store"]),
+    ],
+    ids=["one", "three", "seven", "two regions and two stores", "three regions and a store"],
+)
+def test_every_box_is_inside_the_frame_and_on_no_other(layout):
+    svg = drawn(layout)
+    width, height = map(float, svg.attrib["viewBox"].split()[2:])
+    boxes = [
+        (float(rect.attrib["x"]), float(rect.attrib["y"])) for rect in svg.iter(f"{SVG}rect") if "x" in rect.attrib
+    ]
+    assert len(boxes) == len(layout.servers)
+    assert all(0 <= x <= width - BOX[0] and 0 <= y <= height - BOX[1] for x, y in boxes)
+    for (x1, y1), (x2, y2) in combinations(boxes, 2):
+        assert abs(x1 - x2) >= BOX[0] or abs(y1 - y2) >= BOX[1]
+
+
+def test_a_route_that_stands_is_drawn_through_and_one_that_does_not_is_dashed():
+    looks = {"n1": look("n2"), "n2": look("n1"), "n3": look()}
+    lines = list(drawn(plan(3, None, ()), looks).iter(f"{SVG}line"))
+    assert ["stroke-dasharray" in line.attrib for line in lines].count(True) == 2
+    assert len(lines) == 3
+
+
+def test_what_passes_is_written_on_the_line_and_makes_it_thicker():
+    layout = plan(3, None, ())
+    before = {name: look(*{"n1", "n2", "n3"} - {name}) for name in layout.servers}
+    busy = before | {"n1": look("n2", "n3", at_s=3.0, in_msgs=500, passed=400)}
+    quiet, loud = drawn(layout, before, before), drawn(layout, busy, before)
+    assert {"200/s", "250/s in"} <= set(texts(loud))
+    assert not any("/s" in text for text in texts(quiet))
+    widths = [max(float(line.attrib["stroke-width"]) for line in svg.iter(f"{SVG}line")) for svg in (quiet, loud)]
+    assert widths[0] < widths[1]
+
+
+def test_clients_leadership_and_slow_readers_stand_below_their_server():
+    looks = {"n1": look(clients=("till", "desk", "a<b"), leads=("ORDERS",), slow=2)}
+    assert {"till, desk and 1 more", "leads ORDERS", "cut off as slow: 2"} <= set(
+        texts(drawn(plan(1, None, ()), looks))
+    )
+
+
+def test_names_cannot_break_the_drawing():
+    assert "<script>" in texts(drawn(plan(1, None, ()), {"n1": look(clients=("<script>",))}))
+
+
+def test_a_dead_server_says_so():
+    svg = drawn(plan(3, None, ()), states={"n1": "killed", "n2": "ready", "n3": "no answer"})
+    assert {"killed", "no answer"} <= set(texts(svg))
+    assert svg.find(f"{SVG}title").text == "n1 killed; n2 ready; n3 no answer"
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        (None, look("n2", in_msgs=5)),
+        (look("n2", server_id="N0"), look("n2", at_s=2.0, in_msgs=5)),
+        (look("n2"), look("n2", in_msgs=5)),
+        (look("n2", in_msgs=9, passed=9), look("n2", at_s=2.0, in_msgs=5, passed=5)),
+    ],
+    ids=["no look before", "the server is a new one", "no time between", "counters that fell"],
+)
+def test_a_rate_that_cannot_be_known_is_none(before, now):
+    assert rate_per_s(before, now) is None
+    assert rate_per_s(before, now, peer="n2") is None
+
+
+def test_a_rate_is_the_difference_over_the_time():
+    assert rate_per_s(look("n2", in_msgs=5, passed=1), look("n2", at_s=3.0, in_msgs=15, passed=2), peer="n2") == 0.5
+    assert rate_per_s(look("n2", in_msgs=5), look("n2", at_s=3.0, in_msgs=15)) == 5.0
