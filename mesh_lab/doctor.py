@@ -34,7 +34,11 @@ LAB_PACKAGES = (
     "jupyterlab", "ipywidgets", "pandas", "matplotlib", "hdrhistogram", "nkeys", "opentelemetry-sdk",
     "platformdirs", "prometheus-client", "psutil", "rich", "trustme",
 )  # fmt: skip
-MODULES = {"hdrhistogram": "hdrh.histogram", "opentelemetry-sdk": "opentelemetry.sdk", "prometheus-client": "prometheus_client"}
+MODULES = {
+    "hdrhistogram": "hdrh.histogram",
+    "opentelemetry-sdk": "opentelemetry.sdk",
+    "prometheus-client": "prometheus_client",
+}
 """What is imported, where it has another name than what is installed."""
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "firefox", "microsoft-edge", "msedge")
 _TEXT_BROWSERS = ("www-browser", "links", "elinks", "lynx", "w3m")

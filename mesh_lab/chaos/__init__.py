@@ -9,7 +9,7 @@ The method is that of Jepsen's report on NATS 2.12.1 (https://jepsen.io/analyses
 from typing import Literal, get_args
 
 Kind = Literal["kill", "stop", "pause", "cut", "reset", "kill all"]
-"""``kill``: SIGKILL. ``stop``: SIGTERM, and start again. ``pause``: SIGSTOP. ``cut``: nothing gets through between one
+"""``kill``: SIGKILL. ``stop``: SIGTERM. ``pause``: SIGSTOP. ``cut``: nothing gets through between one
 server and the others. ``reset``: its connections to the others break and are refused. ``kill all``: SIGKILL to all."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
 LINKED: frozenset[Kind] = frozenset({"cut", "reset"})

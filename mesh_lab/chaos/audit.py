@@ -31,8 +31,12 @@ class Audit:
     ``middle``, ``end``."""
     lost_on: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Acknowledged, and not on the disk of that server, by server."""
+    differing_on: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """On the disk of that server under another number, or more or less often, than a client reads, by server."""
     unexpected: tuple[str, ...] = ()
     """There, and never sent."""
+    contradicted: tuple[str, ...] = ()
+    """There, although the server had refused it."""
     doubled: tuple[str, ...] = ()
     """There more than once."""
     reversed: tuple[str, ...] = ()
@@ -51,7 +55,9 @@ class Audit:
         ways = {
             "lost": self.lost,
             **{f"lost on {server}": ids for server, ids in self.lost_on.items()},
+            **{f"different on {server}": ids for server, ids in self.differing_on.items()},
             "unexpected": self.unexpected,
+            "contradicted": self.contradicted,
             "doubled": self.doubled,
             "reversed": self.reversed,
             "misplaced": self.misplaced,
@@ -98,7 +104,8 @@ def audit(history: History, stored: Sequence[Stored], replicas: Mapping[str, Seq
         seqs.setdefault(message.id, message.seq)
     copies = Counter(message.id for message in stored)
     lost = [id_ for id_ in acknowledged if id_ not in seqs]
-    on_disk = {server: {message.id for message in messages} for server, messages in (replicas or {}).items()}
+    on_disk = {server: set(messages) for server, messages in (replicas or {}).items()}
+    lost_on = {server: _missing(acknowledged, messages) for server, messages in on_disk.items()}
     return Audit(
         attempted=len(sent),
         acknowledged=len(acknowledged),
@@ -106,12 +113,24 @@ def audit(history: History, stored: Sequence[Stored], replicas: Mapping[str, Seq
         recovered=sum(attempt.outcome == "unknown" and attempt.id in seqs for attempt in history.attempts),
         lost=tuple(lost),
         lost_where=_places([sent[id_] for id_ in lost], [sent[id_] for id_ in seqs if id_ in sent]),
-        lost_on={server: tuple(id_ for id_ in acknowledged if id_ not in ids) for server, ids in on_disk.items()},
+        lost_on=lost_on,
+        differing_on={
+            server: tuple(dict.fromkeys(id_ for _, id_ in sorted(messages ^ set(stored)) if id_ not in lost_on[server]))
+            for server, messages in on_disk.items()
+        },
+        contradicted=tuple(
+            attempt.id for attempt in history.attempts if attempt.outcome == "refused" and attempt.id in seqs
+        ),
         unexpected=tuple(id_ for id_ in seqs if id_ not in sent),
         doubled=tuple(id_ for id_, number in copies.items() if number > 1),
         reversed=tuple(_reversed(acknowledged.values(), seqs)),
         misplaced=tuple(id_ for id_, attempt in acknowledged.items() if id_ in seqs and seqs[id_] != attempt.seq),
     )
+
+
+def _missing(acknowledged: Iterable[str], messages: Iterable[Stored]) -> tuple[str, ...]:
+    ids = {message.id for message in messages}
+    return tuple(id_ for id_ in acknowledged if id_ not in ids)
 
 
 def _places(lost: Iterable[Attempt], there: Iterable[Attempt]) -> dict[str, int]:

@@ -40,6 +40,7 @@ def run_chaos(*, seed: int, seconds: float, kinds: Sequence[Kind] = ()) -> int:
         InvariantBrokenError: An order was lost, doubled or reversed.
         NotReadyError: The servers were not well again in time, or the run proves nothing.
     """
+    _say(f"seed {seed}")
 
     async def run() -> ChaosRun:
         async with await start_mesh(servers=3, backend="local", links=True) as mesh:

@@ -13,6 +13,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -23,10 +25,13 @@ from mesh_lab.errors import NoPowerCutError
 from mesh_lab.orders.event_store import open_event_store
 from mesh_lab.orders.order import STREAM
 from mesh_lab.patterns.reaching import reachable
+from mesh_lab.patterns.waiting import to_its_end
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import start_mesh
 
 IMAGE_BYTES = 512 * 1024 * 1024  # sparse: on the disk lies what was written
+COPIES_TRIED = 10
+UNMOUNT_AFTER_S = (0.0, 0.2, 0.5, 1.0)
 _TOOLS = ("mkfs.ext4", "mount", "umount", "losetup")
 
 
@@ -61,7 +66,8 @@ class Disk:
             NoPowerCutError: It could not be made.
         """
         self._image, self._mount_point = place / f"{mount_point.name}.img", mount_point
-        self._mounted = False
+        self._lock = threading.Lock()
+        self._mounted = self._closed = False
         mount_point.mkdir(mode=0o700, exist_ok=True)
         with self._image.open("wb") as image:
             image.truncate(IMAGE_BYTES)
@@ -72,27 +78,53 @@ class Disk:
         """Show the image's files at the mount point.
 
         Raises:
-            NoPowerCutError: It could not be mounted.
+            NoPowerCutError: It could not be mounted, or was closed.
         """
-        _run("mount", "-o", "loop", str(self._image), str(self._mount_point))
-        self._mounted = True
-        self._mount_point.chmod(0o700)
+        with self._lock:
+            if self._closed:
+                raise NoPowerCutError("this disk was closed; make another one")
+            _run("mount", "-o", "loop", str(self._image), str(self._mount_point))
+            self._mounted = True
+            self._mount_point.chmod(0o700)
 
     def freeze(self) -> None:
-        """Keep a copy of what is in the image now, and not in the system's memory."""
+        """Keep a copy of what is in the image now, and not in the system's memory.
+
+        The servers stand still, and the system may write to the image all the same: then the copy is made again.
+
+        Raises:
+            NoPowerCutError: The image did not stand still.
+        """
         copy = self._image.with_suffix(".cut")
-        _run("cp", "--sparse=always", str(self._image), str(copy))
+        for _ in range(COPIES_TRIED):
+            before = self._image.stat().st_mtime_ns
+            _run("cp", "--sparse=always", "--reflink=auto", str(self._image), str(copy))
+            if self._image.stat().st_mtime_ns == before:
+                return
+        raise NoPowerCutError(f"{self._image.name} was written to during each of {COPIES_TRIED} copies of it")
 
     def cut(self) -> None:
         """Put the copy that :meth:`freeze` made in the image's place: what came later never was."""
-        self.close()
+        with self._lock:
+            self._unmount()
         self._image.with_suffix(".cut").replace(self._image)
         self.mount()
 
     def close(self) -> None:
         """Take it away; closing twice does nothing."""
+        with self._lock:
+            self._closed = True
+            self._unmount()
+
+    def _unmount(self) -> None:
+        for patience_s in UNMOUNT_AFTER_S if self._mounted else ():
+            time.sleep(patience_s)
+            with contextlib.suppress(NoPowerCutError):  # busy: a process that was killed is still being taken down
+                _run("umount", str(self._mount_point))
+                self._mounted = False
+                return
         if self._mounted:
-            _run("umount", str(self._mount_point))
+            _run("umount", "--lazy", str(self._mount_point))
             self._mounted = False
 
 
@@ -121,11 +153,11 @@ async def power_cut(*, sync_interval: str | None = None, seconds: float = 8.0, w
             began_s = working.now_s
             await asyncio.gather(*(mesh.pause(name) for name in mesh.servers))
             for disk in disks:
-                await asyncio.to_thread(disk.freeze)
+                await to_its_end(asyncio.to_thread(disk.freeze))
             history = await working.stop(wait=False)
         await asyncio.gather(*(mesh.kill(name) for name in mesh.servers))
         for disk in disks:
-            await asyncio.to_thread(disk.cut)
+            await to_its_end(asyncio.to_thread(disk.cut))
         await start_all(mesh)
         hit = Hit(Step(seconds, "kill all", "all", 0.0), "all", began_s, working.now_s)
         return await look(mesh, history, [hit])
@@ -135,18 +167,19 @@ async def power_cut(*, sync_interval: str | None = None, seconds: float = 8.0, w
 async def _disks(mesh: Mesh) -> AsyncIterator[list[Disk]]:
     """Give each server of a mesh that holds nothing yet a disk of its own, and take it away in the end."""
     disks: list[Disk] = []
+    closing = contextlib.ExitStack()
     with tempfile.TemporaryDirectory(prefix="mesh-lab-disks-") as place:
         await asyncio.gather(*(mesh.kill(name) for name in mesh.servers))
         try:
             for name in mesh.servers:
-                disks.append(Disk(Path(place), mesh.directory / name))
-                await asyncio.to_thread(disks[-1].mount)
+                disks.append(closing.enter_context(contextlib.closing(Disk(Path(place), mesh.directory / name))))
+                await to_its_end(asyncio.to_thread(disks[-1].mount))
             await start_all(mesh)
             yield disks
         finally:
-            await asyncio.gather(*(asyncio.to_thread(server.kill) for server in mesh.servers.values()))
-            for disk in disks:
-                await asyncio.to_thread(disk.close)
+            for server in mesh.servers.values():
+                await to_its_end(asyncio.to_thread(server.kill))
+            await to_its_end(asyncio.to_thread(closing.close))
 
 
 def _run(*command: str) -> None:

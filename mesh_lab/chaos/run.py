@@ -15,10 +15,11 @@ from mesh_lab.errors import NotOursError, NotReadyError
 from mesh_lab.orders.event_store import open_event_store
 from mesh_lab.orders.order import STREAM
 from mesh_lab.patterns.reaching import reachable
-from mesh_lab.patterns.waiting import eventually
+from mesh_lab.patterns.waiting import eventually, to_its_end
 from mesh_lab.servers.backend import MeshServer
 from mesh_lab.servers.mesh import Mesh
 
+REPLICAS = 3
 CAUGHT_UP_WITHIN_S, SETTLED_AFTER_S = 30.0, 5.0
 
 
@@ -50,10 +51,11 @@ class ChaosRun:
             InvariantBrokenError: An order was lost, doubled or reversed.
         """
         self.audit.check()
-        if not self.hits or not self.caught_up:
+        if not self.hits or not self.caught_up or not self.audit.acknowledged:
             raise NotReadyError(
-                f"{len(self.hits)} faults and caught_up={self.caught_up}; expected at least 1 fault, and servers that "
-                f"hold the same after {CAUGHT_UP_WITHIN_S} s: such a run proves nothing"
+                f"{len(self.hits)} faults, {self.audit.acknowledged:,} orders acknowledged, "
+                f"caught up: {self.caught_up}; expected at least 1 of each, and servers that hold the same in the end: "
+                "such a run proves nothing"
             )
 
 
@@ -69,8 +71,8 @@ async def chaos_run(
     """Return what became of the orders of some writers while faults came and went.
 
     Args:
-        mesh: Three local servers or more, which the run may break. It makes the stream ``ORDERS`` if it is missing;
-            one that is there has to be empty.
+        mesh: Three local servers, which the run may break. It makes the stream ``ORDERS`` if it is missing; one that
+            is there has to be empty.
         seed: Seed of the faults.
         seconds: How long faults begin; healing and reading come on top.
         writers: How many write.
@@ -78,14 +80,16 @@ async def chaos_run(
         told: Called with a line about each fault.
 
     Raises:
-        NotOursError: The mesh lacks the power that a fault needs.
+        NotOursError: The servers are not three local ones, or the mesh lacks the power that a fault needs.
         NotReadyError: The servers were not well again in time.
+        TimeoutError: The stream could not be read in the end.
     """
+    _check_mesh(mesh)
     if kinds is None:
         kinds = [kind for kind in KINDS if mesh.linked or kind not in LINKED]
     steps = draw_schedule(seed, seconds=seconds, kinds=kinds)
     client = await mesh.connect(name="chaos-audit")
-    await open_event_store(client, replicas=3)
+    await open_event_store(client, replicas=REPLICAS)
     await reachable(client, STREAM)
     async with Writers(mesh, number=writers) as working:
         hits = await inflict(mesh, STREAM, steps, now=lambda: working.now_s, told=told)
@@ -106,8 +110,11 @@ async def look(mesh: Mesh, history: History, hits: Sequence[Hit], *, seed: int =
         seed: Seed of the faults.
 
     Raises:
+        NotOursError: The servers are not three local ones.
         NotReadyError: The servers were not ready again in time.
+        TimeoutError: The stream could not be read.
     """
+    _check_mesh(mesh)
     complete = await caught_up(mesh, history)
     client = await mesh.connect(name="chaos-audit")
     stored = await read_stream(client, STREAM)
@@ -120,17 +127,32 @@ async def read_replicas(mesh: Mesh, stream: str) -> dict[str, list[Stored]]:
     """Stop all servers in good order, return what lies on each one's disk of a stream, and start them again.
 
     Args:
-        mesh: Of local servers.
-        stream: Name of a stream that is neither compressed nor encrypted.
+        mesh: Three local servers.
+        stream: Name of a stream with a copy on each, neither compressed nor encrypted.
 
     Raises:
+        NotOursError: The servers are not three local ones.
         StoreFormatError: A file is not as nats-server 2.15 writes it.
         NotReadyError: The servers were not ready again in time.
     """
+    _check_mesh(mesh)
+    try:
+        await to_its_end(_stop_all(mesh))
+        return {name: await asyncio.to_thread(read_replica, mesh.directory / name, stream) for name in mesh.servers}
+    finally:
+        await to_its_end(start_all(mesh))
+
+
+async def _stop_all(mesh: Mesh) -> None:
     await asyncio.gather(*(asyncio.to_thread(server.stop) for server in mesh.servers.values()))
-    found = {name: await asyncio.to_thread(read_replica, mesh.directory / name, stream) for name in mesh.servers}
-    await start_all(mesh)
-    return found
+
+
+def _check_mesh(mesh: Mesh) -> None:
+    if mesh.backend != "local" or len(mesh.servers) != REPLICAS:
+        raise NotOursError(
+            f"{len(mesh.servers)} servers of backend {mesh.backend!r}, expected 3 local ones, each with a copy of "
+            "every order on its disk; use start_mesh(servers=3, backend='local')"
+        )
 
 
 async def caught_up(mesh: Mesh, history: History) -> bool:
@@ -147,7 +169,10 @@ async def caught_up(mesh: Mesh, history: History) -> bool:
 
     def settled() -> bool:
         nonlocal state, since
-        states = sorted({_state(server) for server in mesh.servers.values()})
+        try:
+            states = sorted({_state(server) for server in mesh.servers.values()})
+        except (OSError, ValueError):  # one is too busy to answer, or not back yet
+            return False
         if states != state:
             state, since = states, time.monotonic()
         return len(state) == 1 and (state[0][1] >= last_seq or time.monotonic() - since > SETTLED_AFTER_S)

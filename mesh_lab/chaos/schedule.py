@@ -11,6 +11,7 @@ from nats.aio.client import Client
 from mesh_lab.chaos import KINDS, Kind
 from mesh_lab.errors import NotReadyError
 from mesh_lab.patterns.reaching import answered
+from mesh_lab.patterns.waiting import to_its_end
 from mesh_lab.servers.mesh import Mesh
 
 Target = Literal["leader", "follower", "all"]
@@ -28,7 +29,7 @@ class Step:
     kind: Kind
     """What is done to it."""
     target: Target
-    """``leader`` of the stream at that time, another server, or all."""
+    """``leader`` of the stream at that time, ``follower``: the first other server by name, or all."""
     lasts_s: float
     """Seconds until it is taken out again."""
 
@@ -43,7 +44,7 @@ class Hit:
     began_s: float
     """When it was put in, in seconds on the clock of the run."""
     ended_s: float
-    """When it was out again, and the servers called themselves healthy."""
+    """When it was out again; a server that was down is healthy by then."""
 
     def __str__(self) -> str:
         """Say it in a few words."""
@@ -85,7 +86,7 @@ async def inflict(
     """Put faults into a mesh and take them out again, one at a time, and return what was hit.
 
     Args:
-        mesh: Where; local servers. After an error, all servers run and all links carry again, as far as they can.
+        mesh: Where; local servers. Also after an error or a cancellation, servers run and links carry again.
         stream: Whose leader and followers are meant.
         steps: What to do.
         now: Clock of the run, in seconds.
@@ -93,7 +94,8 @@ async def inflict(
 
     Raises:
         NotOursError: The mesh has no links to cut, or no servers to kill.
-        NotReadyError: A server was not well again in time.
+        NotReadyError: A server was not well again in time, or the stream named no leader.
+        TimeoutError: Nobody said who leads the stream.
     """
     hits = []
     client = await mesh.connect(name="chaos")
@@ -121,31 +123,41 @@ async def _target(client: Client, stream: str, target: Target, servers: Sequence
 
 
 async def _endure(mesh: Mesh, step: Step, server: str) -> None:
-    match step.kind:
+    """Put a fault in, wait, and take it out again, also when cancelled meanwhile."""
+    try:
+        await to_its_end(_put_in(mesh, step.kind, server))
+        await asyncio.sleep(step.lasts_s)
+    finally:
+        await to_its_end(_take_out(mesh, step.kind, server))
+
+
+async def _put_in(mesh: Mesh, kind: Kind, server: str) -> None:
+    match kind:
         case "kill":
             await mesh.kill(server)
-            await asyncio.sleep(step.lasts_s)
-            await mesh.restart(server, within=READY_WITHIN_S)
         case "stop":
-            await mesh.restart(server, within=READY_WITHIN_S)
+            await asyncio.to_thread(mesh.servers[server].stop)
         case "pause":
             await mesh.pause(server)
-            try:
-                await asyncio.sleep(step.lasts_s)
-            finally:
+        case "cut" | "reset":
+            for other in mesh.servers:
+                if other != server:
+                    await mesh.cut(server, other, mode="silent" if kind == "cut" else "reset")
+        case "kill all":
+            await asyncio.gather(*(mesh.kill(name) for name in mesh.servers))
+
+
+async def _take_out(mesh: Mesh, kind: Kind, server: str) -> None:
+    match kind:
+        case "kill" | "stop":
+            await mesh.restart(server, within=READY_WITHIN_S)
+        case "pause":
+            if mesh.servers[server].state == "paused":
                 await mesh.resume(server)
         case "cut" | "reset":
-            try:
-                for other in mesh.servers:
-                    if other != server:
-                        await mesh.cut(server, other, mode="silent" if step.kind == "cut" else "reset")
-                await asyncio.sleep(step.lasts_s)
-            finally:
+            if mesh.linked:
                 await mesh.heal()
         case "kill all":
-            for name in mesh.servers:
-                await mesh.kill(name)
-            await asyncio.sleep(step.lasts_s)
             await start_all(mesh)
 
 
@@ -154,8 +166,9 @@ async def start_all(mesh: Mesh) -> None:
 
     Raises:
         NotReadyError: They were not ready in time.
+        ServerExitedError: One ended at its start.
     """
     for server in mesh.servers.values():
-        if server.state in ("killed", "stopped"):
+        if server.state not in ("running", "paused"):
             await asyncio.to_thread(server.start)
     await mesh.ready(within=READY_WITHIN_S)

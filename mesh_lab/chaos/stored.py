@@ -3,6 +3,7 @@
 A server that has lost something may not know it, so the second way asks no server: it reads the files.
 """
 
+import asyncio
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,9 @@ _HAS_HEADERS = 1 << 31
 _ERASED = 0b11 << 62  # of the sequence: erased, or a tombstone
 _CHECKSUM_BYTES = 8
 _ID = b"\r\nNats-Msg-Id:"
+_COMPRESSED = b"cmp"
+LONGEST_RECORD_BYTES = 64 * 1024 * 1024  # what max_payload may be set to, and a stream's default cannot reach
+READ_WITHIN_S = 60.0
 
 
 class Stored(NamedTuple):
@@ -43,18 +47,19 @@ async def read_stream(client: Client, stream: str) -> list[Stored]:
         stream: Name of the stream.
 
     Raises:
-        TimeoutError: The stream has no leader.
+        TimeoutError: The stream has no leader, or lost it while it was read.
     """
     try:
-        last_seq = (await answered(lambda: client.jetstream(timeout=3.0).stream_info(stream))).state.last_seq
+        state = (await answered(lambda: client.jetstream(timeout=3.0).stream_info(stream))).state
     except nats.js.errors.NotFoundError:
         return []
     found: list[Stored] = []
-    if last_seq:
-        async for batch in read_in_order(client, stream):
-            found += [Stored(position(msg).stream_seq, (msg.headers or {}).get("Nats-Msg-Id", "")) for msg in batch]
-            if found[-1].seq >= last_seq:
-                break
+    if state.messages:
+        async with asyncio.timeout(READ_WITHIN_S):
+            async for batch in read_in_order(client, stream):
+                found += [Stored(position(msg).stream_seq, (msg.headers or {}).get("Nats-Msg-Id", "")) for msg in batch]
+                if found[-1].seq >= state.last_seq or not position(batch[-1]).pending:
+                    break
     return found
 
 
@@ -69,11 +74,13 @@ def read_replica(store: Path, stream: str) -> list[Stored]:
         StoreFormatError: A file is not as nats-server 2.15 writes it.
     """
     blocks = sorted(store.rglob(f"streams/{stream}/msgs/*.blk"), key=lambda path: int(path.stem))
-    return [stored for path in blocks for stored in _read_block(path)]
+    return [stored for path in blocks for stored in _read_block(path, last=path == blocks[-1])]
 
 
-def _read_block(path: Path) -> Iterator[Stored]:
+def _read_block(path: Path, *, last: bool) -> Iterator[Stored]:
     block, at = path.read_bytes(), 0
+    if block.startswith(_COMPRESSED):
+        raise StoreFormatError(f"{path.name} is compressed, expected records; make the stream without compression")
     while at + _RECORD.size <= len(block):
         length, seq, _, subject_bytes = _RECORD.unpack_from(block, at)
         has_headers, length = length & _HAS_HEADERS, length & ~_HAS_HEADERS
@@ -83,7 +90,9 @@ def _read_block(path: Path) -> Iterator[Stored]:
                 f"{_RECORD.size + _CHECKSUM_BYTES}; compressed and encrypted streams cannot be read like this"
             )
         if at + length > len(block):
-            return  # the end was torn off while it was written
+            if last and length <= LONGEST_RECORD_BYTES:
+                return  # the end was torn off while it was written
+            raise StoreFormatError(f"{path.name}, byte {at}: a record of {length:,} bytes goes beyond the file's end")
         headers = b""
         if has_headers:
             start = at + _RECORD.size + subject_bytes

@@ -50,15 +50,16 @@ def draw(
 
 def _places(layout: Layout) -> tuple[dict[str, Point], tuple[float, float]]:
     """Return where each server's box has its middle, and the size of the whole."""
-    radius = max(RADIUS[len(names)] for names in layout.regions.values())
+    reaches = {region: RADIUS.get(len(names), 24.0 * len(names)) for region, names in layout.regions.items()}
+    radius = max(reaches.values())
     column = max(WIDTH / len(layout.regions), 2 * STRETCH * radius + BOX[0] + 2 * MARGIN)
     width = column * len(layout.regions)
     middle = TITLE + BOX[1] / 2 + radius
     places: dict[str, Point] = {}
-    for at, names in enumerate(layout.regions.values()):
+    for at, (region, names) in enumerate(layout.regions.items()):
         for number, name in enumerate(names):
             angle = 2 * pi * number / len(names) - pi / 2
-            reach = RADIUS[len(names)]
+            reach = reaches[region]
             x = column * (at + 0.5) + STRETCH * reach * cos(angle)
             places[name] = (x, middle + reach * sin(angle) + STAGGER * (at % 2))
     bottom = max(y for _, y in places.values()) + BOX[1] / 2 + CLIENTS

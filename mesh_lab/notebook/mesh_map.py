@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
-from mesh_lab.errors import MeshLabError
 from mesh_lab.notebook.map_drawing import draw
 from mesh_lab.observe.looking import Look, look_at
 from mesh_lab.servers.mesh import Mesh
@@ -37,6 +36,7 @@ class MeshMap:
         self._mesh = mesh
         self._every = every
         self._doing: set[asyncio.Task[None]] = set()
+        self._one_at_a_time = asyncio.Lock()
         self._drawing = ipywidgets.HTML()
         self._said = ipywidgets.Label()
         self._chosen = ipywidgets.Dropdown(options=list(mesh.servers), layout={"width": "150px"})
@@ -46,7 +46,8 @@ class MeshMap:
         buttons = [self._button(label, fault) for label, fault in faults.items()]
         controls = ipywidgets.HBox([self._chosen, *buttons, self._said] if buttons else [self._said])
         self._box = ipywidgets.VBox([self._drawing, controls])
-        self._drawing.value = draw(mesh.layout, dict.fromkeys(mesh.servers, "not asked yet"), {})
+        self._asked = False
+        self._drawing.value = draw(mesh.layout, self._states(), {})
         self._following = asyncio.get_running_loop().create_task(self._follow())
 
     @property
@@ -62,6 +63,7 @@ class MeshMap:
             if server.monitor is not None and server.state == "running"
         }
         before, self.looks = self.looks, await asyncio.to_thread(look_at, monitors)
+        self._asked = True
         self._drawing.value = draw(self._mesh.layout, self._states(), self.looks, before)
 
     async def close(self) -> None:
@@ -70,17 +72,28 @@ class MeshMap:
         await asyncio.gather(self._following, *self._doing, return_exceptions=True)
 
     async def _follow(self) -> None:
-        while not self._mesh.closed:
-            await self.look()
-            await asyncio.sleep(self._every)
+        try:
+            while not self._mesh.closed:
+                await self.look()
+                await asyncio.sleep(self._every)
+        except Exception as err:
+            self._said.value = f"the map stopped: {err!r}"
+            raise
         self._said.value = "the mesh was closed"
 
     def _states(self) -> dict[str, str]:
         """Say of each server what it is: its process's state, or whether it answered."""
-        return {
-            name: server.state if server.state != "running" else "ready" if name in self.looks else "no answer"
-            for name, server in self._mesh.servers.items()
-        }
+        return {name: self._state(name) for name in self._mesh.servers}
+
+    def _state(self, name: str) -> str:
+        server = self._mesh.servers[name]
+        if server.state != "running":
+            return server.state
+        if server.monitor is None:
+            return "cannot be asked"
+        if not self._asked:
+            return "not asked yet"
+        return "ready" if name in self.looks else "no answer"
 
     def _button(self, label: str, fault: Callable[[str], Awaitable[Any]]) -> Any:
         import ipywidgets
@@ -96,14 +109,15 @@ class MeshMap:
         task.add_done_callback(self._doing.discard)
 
     async def _inflict(self, label: str, fault: Callable[[str], Awaitable[Any]], server: str) -> None:
-        self._said.value = f"{label} {server} …"
-        try:
-            await fault(server)
-        except MeshLabError as err:
-            self._said.value = str(err)
-            return
-        self._said.value = f"{label} {server}: done"
-        await self.look()
+        async with self._one_at_a_time:
+            self._said.value = f"{label} {server} …"
+            try:
+                await fault(server)
+            except Exception as err:  # noqa: BLE001 - whatever it is, who pressed the button must see it
+                self._said.value = str(err) or repr(err)
+                return
+            self._said.value = f"{label} {server}: done"
+            await self.look()
 
     def __repr__(self) -> str:
         """Name the servers and their states."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from mesh_lab.observe.monitoring import Monitor
 
+_AT = "at"
 _QUESTIONS = ("/varz", "/connz?limit=1000", "/routez", "/gatewayz", "/leafz", "/jsz?accounts=1&streams=1")
 
 
@@ -71,15 +72,16 @@ def rate_per_s(before: Look | None, now: Look, *, peer: str | None = None) -> fl
 def _ask(monitor: Monitor) -> dict[str, Any] | None:
     """Return the answers by question, or nothing from a server that is dead, frozen or starting."""
     try:
-        return {question.split("?", 1)[0]: monitor.read(question)[1] for question in _QUESTIONS}
+        answer: dict[str, Any] = {question.split("?", 1)[0]: monitor.read(question)[1] for question in _QUESTIONS}
     except (OSError, ValueError):
         return None
+    return {**answer, _AT: monotonic()}
 
 
 def _look(name: str, answer: Mapping[str, Any], names: Mapping[str, str]) -> Look:
     varz = answer["/varz"]
     return Look(
-        at_s=monotonic(),
+        at_s=answer[_AT],
         server_id=varz["server_id"],
         in_msgs=varz["in_msgs"],
         out_msgs=varz["out_msgs"],
@@ -97,8 +99,9 @@ def _look(name: str, answer: Mapping[str, Any], names: Mapping[str, str]) -> Loo
 def _led_by(name: str, jsz: Mapping[str, Any]) -> Iterable[str]:
     for account in jsz.get("account_details") or ():
         for stream in account.get("stream_detail") or ():
-            # A stream of a server that is no cluster's has nobody else to lead it.
-            if (stream.get("cluster") or {}).get("leader", name) == name:
+            # Without a cluster there is nobody else to lead it; in one that elects, nobody does.
+            cluster = stream.get("cluster")
+            if not cluster or cluster.get("leader") == name:
                 yield stream["name"]
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar, overload
 
 from mesh_lab.errors import NotReadyError
@@ -73,6 +73,23 @@ async def ended(*tasks: "asyncio.Task[Any]", again_after: float = 1.0) -> None:
     for task in tasks:
         if not task.cancelled():
             task.exception()  # looked at, so that asyncio does not warn of it
+
+
+async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """Return what a piece of work returns; who is cancelled meanwhile waits until it has ended.
+
+    A thread cannot be cancelled: ``asyncio.to_thread`` gives up waiting, and the thread goes on beside whatever is
+    done next. What must be undone afterwards goes through here.
+
+    Args:
+        work: A coroutine that ends by itself.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
 
 
 async def _wait_or_cancel(look: "asyncio.Future[Any]", within: float) -> None:

@@ -7,7 +7,9 @@ from mesh_lab.servers.backend import Backend
 from mesh_lab.servers.layout import Layout
 
 GOOD, WAITING, BAD = "#2e7d32", "#b26a00", "#b71c1c"
-COLOURS = {"ready": GOOD, "running": GOOD, "paused": WAITING, "not ready": WAITING}
+COLOURS = {"ready": GOOD, "running": GOOD} | dict.fromkeys(
+    ("paused", "not ready", "not asked yet", "cannot be asked"), WAITING
+)
 WHERE = {"local": "processes on this machine", "docker": "containers", "external": "external servers"}
 
 

@@ -71,14 +71,14 @@ class Faults:
         """
         await asyncio.to_thread(self._server(server).resume)
 
-    async def restart(self, server: str, *, within: float = 15.0) -> None:
+    async def restart(self, server: str, *, within: float = 40.0) -> None:
         """Stop a server in good order if it runs, start it again, and return when it is ready.
 
         It keeps its name, ports and store, so it catches up with what it missed.
 
         Args:
             server: Name as the mesh shows it.
-            within: Seconds to wait until it is ready.
+            within: Seconds to wait until it is ready. An election takes 4 to 9, and may need a second try.
 
         Raises:
             UnknownServerError: No server has that name.

@@ -1,6 +1,7 @@
 """Chaos runs on real servers: the promise is kept where it holds, and its breach is seen where it does not."""
 
 import asyncio
+import re
 
 import pytest
 from nats.js.api import StorageType, StreamConfig
@@ -19,8 +20,14 @@ from mesh_lab.orders.order import ALL_SUBJECTS, STREAM
 from mesh_lab.patterns.reaching import reachable
 from mesh_lab.patterns.waiting import eventually
 
-NO_POWER_CUT = why_not()
-needs_power_cut = pytest.mark.skipif(NO_POWER_CUT is not None, reason=f"no power cut here: {NO_POWER_CUT}")
+
+@pytest.fixture(scope="module")
+def _power_can_be_cut() -> None:
+    if missing := why_not():
+        pytest.skip(f"no power cut here: {missing}")
+
+
+needs_power_cut = pytest.mark.usefixtures("_power_can_be_cut")
 
 
 async def test_what_is_acknowledged_outlives_every_kind_of_fault():
@@ -47,7 +54,7 @@ async def test_what_is_acknowledged_outlives_every_kind_of_fault():
         assert [hit.step for hit in run.hits] == steps
         assert len(told) == len(steps)
         assert run.longest_gap_s > 1.0, "six faults, and nobody was hindered: they were none"
-        assert mesh.healthy
+        await eventually(lambda: mesh.healthy, within=20.0)
 
 
 async def test_a_run_from_a_seed_breaks_servers_without_links_as_well():
@@ -89,29 +96,44 @@ async def test_the_disks_hold_what_a_client_reads():
             a.id for a in sorted(writing.history.attempts, key=lambda a: a.seq)
         ]
         assert await read_replicas(mesh, STREAM) == dict.fromkeys(mesh.servers, stored)
-        assert mesh.healthy
+        await eventually(lambda: mesh.healthy, within=20.0)
 
 
-async def test_a_run_that_is_broken_off_leaves_no_server_frozen_and_no_link_cut():
+HURT = {
+    "pause": lambda states, cut: "paused" in states,
+    "kill": lambda states, cut: "killed" in states,
+    "stop": lambda states, cut: "stopped" in states,
+    "kill all": lambda states, cut: states == {"killed"},
+    "cut": lambda states, cut: cut,
+}
+
+
+async def test_a_run_that_is_broken_off_leaves_all_servers_running_and_no_link_cut():
     async with await start_mesh(servers=3, links=True) as mesh:
         client = await mesh.connect()
         await open_event_store(client, replicas=3)
-        for step in (Step(0.0, "pause", "leader", 60.0), Step(0.0, "cut", "follower", 60.0)):
+        for kind, hurt in HURT.items():
+            step = Step(0.0, kind, "all" if kind == "kill all" else "follower", 60.0)
+
+            async def is_hurt(hurt=hurt):
+                states = {server.state for server in mesh.servers.values()}
+                return hurt(states, any(lane.cut for lane in await mesh.lanes()))
+
             hurting = asyncio.create_task(inflict(mesh, STREAM, [step], now=lambda: 0.0))
-            if step.kind == "pause":
-                await eventually(lambda: "paused" in {s.state for s in mesh.servers.values()}, within=10.0)
-            else:
-                await asyncio.wait_for(_cut(mesh), 10.0)
+            # Every moment counts: the fault may be half-way when it is broken off.
+            await eventually(is_hurt, within=30.0, every=0.0)
             hurting.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await hurting
-            assert {server.state for server in mesh.servers.values()} == {"running"}
-            assert not any(lane.cut for lane in await mesh.lanes())
+            assert {server.state for server in mesh.servers.values()} == {"running"}, kind
+            assert not any(lane.cut for lane in await mesh.lanes()), kind
 
 
-async def _cut(mesh):
-    while not any(lane.cut for lane in await mesh.lanes()):
-        await asyncio.sleep(0.02)
+async def test_other_meshes_than_three_local_servers_are_refused():
+    async with await start_mesh(servers=1) as mesh:
+        for run in (chaos_run(mesh, seed=1, seconds=3.0), read_replicas(mesh, STREAM)):
+            with pytest.raises(NotOursError, match="1 servers of backend 'local', expected 3 local ones"):
+                await run
 
 
 async def test_links_that_are_not_there_cannot_be_cut():
@@ -139,20 +161,21 @@ def test_the_command_prints_what_became_of_the_orders(capsys: pytest.CaptureFixt
     assert run_chaos(seed=3, seconds=3.0) == 0
     told = capsys.readouterr()
     assert "lost" in told.out
-    assert "1.0 s: stop" in told.err
+    assert "seed 3" in told.err
+    assert re.search(r"\d\.\d s: stop n\d \(follower\)", told.err)
 
 
 @needs_power_cut
 async def test_an_order_that_was_synced_outlives_a_power_cut():
     run = await power_cut(sync_interval="always", seconds=2.0, writers=4)
     run.check()
-    assert run.audit.acknowledged > 100
+    assert run.audit.acknowledged > 0
 
 
 @needs_power_cut
 async def test_an_order_that_was_not_synced_is_lost_in_a_power_cut_and_that_is_seen():
     run = await power_cut(seconds=2.0, writers=4)
-    assert len(run.audit.lost) > 0.9 * run.audit.acknowledged > 100
+    assert len(run.audit.lost) > 0.9 * run.audit.acknowledged > 0
     assert not run.caught_up
 
 

@@ -1,7 +1,7 @@
 """The exercises of notebook 13: stubs are not attempted, plausible wrong answers are refused with the right reason."""
 
 import asyncio
-from collections import Counter
+from itertools import pairwise
 
 import pytest
 from exercise_cells import ExerciseCells, refused
@@ -20,18 +20,26 @@ async def test_the_solutions_in_the_notebook_are_correct(mesh):
         await CELLS.solved(at)
 
 
-def finding(*, promised=("stored",), sent=("stored", "unknown", "refused"), doubled_of=None, kind=set, names=None):
+def finding(
+    *,
+    promised=("stored",),
+    sent=("stored", "unknown", "refused"),
+    doubled_of=None,
+    twice=lambda ids, id_: ids.count(id_) > 1,
+    kind=set,
+    names=None,
+):
     async def at_all(attempts, stored):
         raise AssertionError("only its shape matters")
 
     def findings(attempts, stored):
         known = {attempt.id for attempt in attempts if attempt.outcome in sent}
-        copies = Counter(message.id for message in stored)
+        copies = [message.id for message in stored]
         of = {attempt.id for attempt in attempts if doubled_of is None or attempt.outcome in doubled_of}
         found = {
             "lost": kind({attempt.id for attempt in attempts if attempt.outcome in promised} - set(copies)),
             "unexpected": kind(set(copies) - known),
-            "doubled": kind({id_ for id_, n in copies.items() if n > 1 and (doubled_of is None or id_ in of)}),
+            "doubled": kind({id_ for id_ in copies if twice(copies, id_) and (doubled_of is None or id_ in of)}),
         }
         return {name: found[name] for name in names or found}
 
@@ -47,6 +55,8 @@ def finding(*, promised=("stored",), sent=("stored", "unknown", "refused"), doub
         (finding(sent=("stored",)), "000004 is among unexpected: unknown, says its writer; in the stream 1 times"),
         (finding(doubled_of=("stored",)), "000007 is not among doubled"),
         (finding(doubled_of=("stored", "unknown", "refused")), "999999 is not among doubled"),
+        (finding(twice=lambda ids, id_: ids.count(id_) == 2), "000007 is not among doubled"),
+        (finding(twice=lambda ids, id_: (id_, id_) in pairwise(ids)), "000006 is not among doubled"),
         (finding(kind=sorted), "lost is a list"),
         (finding(names=("lost", "doubled")), "['doubled', 'lost'] was returned"),
         (finding(kind=None), "expected a plain function"),
@@ -54,7 +64,7 @@ def finding(*, promised=("stored",), sent=("stored", "unknown", "refused"), doub
     ],
     ids=[
         "unknown is lost", "all are lost", "none is lost", "unknown is unexpected", "doubled of stored",
-        "doubled of sent", "lists", "two keys", "async", "a number",
+        "doubled of sent", "exactly two", "neighbours only", "lists", "two keys", "async", "a number",
     ],
 )  # fmt: skip
 async def test_other_findings_are_refused(mesh, answer, said):

@@ -15,9 +15,25 @@ def monitors(mesh):
     return {name: server.monitor for name, server in mesh.servers.items()}
 
 
+async def all_answer(mesh):
+    """Look until every server answers within its second, which a busy machine may not give it at once."""
+
+    async def look():
+        looks = await asyncio.to_thread(look_at, monitors(mesh))
+        return looks if set(looks) == set(mesh.servers) else None
+
+    return await eventually(look, within=20.0)
+
+
+async def probed(client, heard):
+    """Publish until the subscriber's server has told the client's."""
+    await client.publish("seen.probe", b"")
+    await client.flush()
+    return heard
+
+
 async def test_a_look_sees_routes_gateways_and_leaf_nodes(regions):
-    looks = await asyncio.to_thread(look_at, monitors(regions))
-    assert set(looks) == set(regions.layout.servers)
+    looks = await all_answer(regions)
     for name in ("eu-1", "eu-2", "eu-3"):
         others = {"eu-1", "eu-2", "eu-3"} - {name}
         assert others < set(looks[name].peers)
@@ -37,13 +53,15 @@ async def test_a_look_sees_clients_leaders_and_what_passed(mesh):
 
     await reader.subscribe("seen.>", cb=note)
     await read_by_server(reader)
+    await eventually(lambda: probed(till, heard), within=10.0, every=0.1)
+    heard.clear()
     js = till.jetstream(timeout=10.0)
     await js.add_stream(name="SEEN", subjects=["led.>"], num_replicas=3)
-    before = await asyncio.to_thread(look_at, monitors(mesh))
+    before = await all_answer(mesh)
     for _ in range(500):
         await till.publish("seen.it", b"")
-    await eventually(lambda: len(heard) == 500, within=10.0)
-    now = await asyncio.to_thread(look_at, monitors(mesh))
+    await eventually(lambda: len(heard) >= 500, within=10.0)
+    now = await all_answer(mesh)
     leader = (await js.stream_info("SEEN")).cluster.leader
     assert "till" in now["n1"].clients
     assert "reader" in now["n2"].clients
@@ -75,7 +93,7 @@ async def test_the_map_follows_and_its_buttons_break_and_mend():
         chosen.value = "n2"
         for button, word, state in ((kill, "kill", "killed"), (restart, "restart", "running")):
             button.click()
-            await eventually(lambda word=word: said.value == f"{word} n2: done", within=20.0)
+            await eventually(lambda word=word: said.value == f"{word} n2: done", within=60.0)
             assert mesh.servers["n2"].state == state
         for button, word, state in ((pause, "pause", "paused"), (resume, "resume", "running")):
             button.click()
@@ -87,6 +105,43 @@ async def test_the_map_follows_and_its_buttons_break_and_mend():
         await eventually(lambda: "n2 killed" in repr(shown) and "killed" in shown.svg, within=10.0)
         await shown.close()
         await shown.close()
+
+
+async def test_buttons_that_are_pressed_together_act_one_after_the_other():
+    async with await start_mesh(servers=3) as mesh:
+        shown = MeshMap(mesh, every=0.1)
+        _, _, pause, resume, restart, said = shown._box.children[1].children
+        for button in (restart, restart, pause, resume):
+            button.click()
+        await eventually(lambda: said.value == "resume n1: done", within=120.0)
+        assert {server.state for server in mesh.servers.values()} == {"running"}
+        await mesh.ready()
+        await shown.close()
+
+
+async def test_a_map_that_fails_says_so(mesh, monkeypatch):
+    def broken(monitors):
+        raise RuntimeError("no sight")
+
+    monkeypatch.setattr("mesh_lab.notebook.mesh_map.look_at", broken)
+    shown = MeshMap(mesh)
+    await eventually(lambda: "no sight" in shown._said.value, within=10.0)
+    await shown.close()
+
+
+async def test_servers_that_nobody_can_ask_are_said_to_be_so(mesh, monkeypatch):
+    monkeypatch.setenv("MESH_LAB_URL", ",".join(_with_password(mesh)))
+    async with await start_mesh(backend="external") as others:
+        shown = MeshMap(others)
+        await shown.look()
+        assert "cannot be asked" in shown.svg
+        assert len(shown._box.children[1].children) == 1, "there is nothing to kill"
+        await shown.close()
+
+
+def _with_password(mesh):
+    who = mesh.connect_options()
+    return [url.replace("nats://", f"nats://{who['user']}:{who['password']}@") for url in who["servers"]]
 
 
 async def test_the_map_ends_with_its_mesh():

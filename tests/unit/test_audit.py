@@ -76,6 +76,24 @@ def test_an_order_that_one_disk_lacks_is_found_although_a_client_reads_it():
     assert found.broken == {"lost on n2": ("w1-0",)}
 
 
+@pytest.mark.parametrize(
+    ("on_disk", "different"),
+    [
+        ([*kept(), Stored(30, "stranger")], ("stranger",)),
+        ([*kept()[:-1], Stored(30, kept()[-1].id)], (kept()[-1].id,)),
+        ([*kept(), Stored(30, "w1-0")], ("w1-0",)),
+    ],
+    ids=["a stranger", "another number", "one twice"],
+)
+def test_a_disk_that_differs_from_what_a_client_reads_is_found(on_disk, different):
+    assert audit(history(), kept(), {"n1": kept(), "n2": on_disk}).broken == {"different on n2": different}
+
+
+def test_an_order_that_was_refused_and_is_there_is_found():
+    [refused] = [attempt.id for attempt in history().attempts if attempt.outcome == "refused"]
+    assert audit(history(), [*kept(), Stored(30, refused)]).broken == {"contradicted": (refused,)}
+
+
 def test_the_message_says_where_the_lost_orders_stood():
     there = [message for message in kept() if message.id not in {"w1-0", "w1-4", "w2-7", "w1-9"}]
     assert audit(history(), there).lost_where == {"beginning": 1, "middle": 1, "end": 2}
@@ -95,7 +113,8 @@ def test_a_run_without_faults_or_agreement_proves_nothing():
         1, history(), (Hit(Step(1.0, "kill", "leader", 1.0), "n1", 1.0, 2.0),), True, audit(history(), kept())
     )
     run.check()
-    for worthless in (replace(run, hits=()), replace(run, caught_up=False)):
+    nothing = audit(History([Attempt("w1", 0, "w1-0", 0.0, 1.0, "unknown")]), [])
+    for worthless in (replace(run, hits=()), replace(run, caught_up=False), replace(run, audit=nothing)):
         with pytest.raises(NotReadyError, match="such a run proves nothing"):
             worthless.check()
 
@@ -161,6 +180,26 @@ def test_a_block_file_is_read_up_to_its_torn_end(tmp_path: Path):
         record(4, b"orders.eu.4.placed", headers=HEADERS)[:-5],
     )
     assert read_replica(store, "ORDERS") == [Stored(1, "w1-0"), Stored(2, "")]
+
+
+@pytest.mark.parametrize(
+    ("blocks", "said"),
+    [
+        ([b"cmp\x01" + bytes(100)], r"1\.blk is compressed"),
+        ([record(1, b"a")[:-5], record(2, b"a")], r"1\.blk, byte 0: a record of 33 bytes goes beyond"),
+        (
+            [struct.pack("<IQqH", 1 << 28, 1, 0, 1) + bytes(50)],
+            r"1\.blk, byte 0: a record of 268,435,456 bytes goes beyond",
+        ),
+    ],
+    ids=["compressed", "torn in the middle", "a length that cannot be"],
+)
+def test_a_file_that_lacks_what_it_should_hold_is_refused(tmp_path: Path, blocks: list[bytes], said: str):
+    store = block(tmp_path)
+    for number, data in enumerate(blocks, start=1):
+        (next(store.rglob("msgs")) / f"{number}.blk").write_bytes(data)
+    with pytest.raises(StoreFormatError, match=said):
+        read_replica(store, "ORDERS")
 
 
 def test_blocks_are_read_in_the_order_of_their_numbers(tmp_path: Path):

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import pytest
 
 from mesh_lab.notebook.map_drawing import BOX, draw
-from mesh_lab.observe.looking import Look, rate_per_s
+from mesh_lab.observe.looking import Look, look_at, rate_per_s
 from mesh_lab.servers.layout import Layout, plan
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -33,10 +33,20 @@ def texts(svg: ElementTree.Element) -> list[str]:
         plan(1, None, ()),
         plan(3, None, ()),
         plan(7, None, ()),
+        Layout({"mesh": ("one", "other")}, {}, cluster="mesh"),
+        Layout({"mesh": tuple("abcdefghijkl")}, {}, cluster="mesh"),
         plan(1, {"eu": 3, "us": 3}, ["store-berlin", "store-paris"]),
         plan(1, {"eu": 5, "us": 1, "asia": 3}, ["store"]),
     ],
-    ids=["one", "three", "seven", "two regions and two stores", "three regions and a store"],
+    ids=[
+        "one",
+        "three",
+        "seven",
+        "two of others",
+        "twelve of others",
+        "two regions and two stores",
+        "three regions and a store",
+    ],
 )
 def test_every_box_is_inside_the_frame_and_on_no_other(layout):
     svg = drawn(layout)
@@ -103,3 +113,24 @@ def test_a_rate_that_cannot_be_known_is_none(before, now):
 def test_a_rate_is_the_difference_over_the_time():
     assert rate_per_s(look("n2", in_msgs=5, passed=1), look("n2", at_s=3.0, in_msgs=15, passed=2), peer="n2") == 0.5
     assert rate_per_s(look("n2", in_msgs=5), look("n2", at_s=3.0, in_msgs=15)) == 5.0
+
+
+class Told:
+    """A server's monitor that says what a test wants."""
+
+    def __init__(self, cluster: dict | None) -> None:
+        self._stream = {"name": "ORDERS", "state": {}} | ({} if cluster is None else {"cluster": cluster})
+
+    def read(self, path: str) -> tuple[int, dict]:
+        jsz = {"account_details": [{"name": "LAB", "stream_detail": [self._stream]}]}
+        varz = {"server_id": "N1", "in_msgs": 0, "out_msgs": 0, "slow_consumers": 0}
+        return 200, {"/varz": varz, "/jsz": jsz}.get(path.split("?")[0], {})
+
+
+@pytest.mark.parametrize(
+    ("cluster", "leads"),
+    [(None, ("ORDERS",)), ({"leader": "n1"}, ("ORDERS",)), ({"leader": "n2"}, ()), ({"name": "mesh"}, ())],
+    ids=["no cluster", "itself", "another", "an election"],
+)
+def test_a_stream_is_led_by_whom_its_cluster_names(cluster, leads):
+    assert look_at({"n1": Told(cluster)})["n1"].leads == leads

@@ -23,7 +23,7 @@ BAD_DAY: dict[str, tuple[Outcome, int]] = {
     "000004": ("unknown", 1),
     "000005": ("refused", 0),
     "000006": ("stored", 2),
-    "000007": ("unknown", 2),
+    "000007": ("unknown", 3),
     "000008": ("stored", 0),
     "000009": ("stored", 1),
 }
@@ -62,9 +62,9 @@ async def finds_what_is_wrong(mesh: Mesh, answer: Any) -> Verdict:
         Attempt("w1", number, id_, number * 1.0, number + 0.5, outcome)
         for number, (id_, (outcome, _)) in enumerate(BAD_DAY.items())
     ]
-    copies = [
-        id_ for id_, number in {**{k: n for k, (_, n) in BAD_DAY.items()}, **STRANGERS}.items() for _ in range(number)
-    ]
+    numbers = {**{id_: copies for id_, (_, copies) in BAD_DAY.items()}, **STRANGERS}
+    # The first copies of all, then the second ones: what came again came later.
+    copies = [id_ for again in range(max(numbers.values())) for id_, number in numbers.items() if number > again]
     stored = [Stored(seq, id_) for seq, id_ in enumerate(copies, start=1)]
     quiet = [attempt for attempt in attempts if attempt.id in {"000001", "000009"}]
     days: tuple[tuple[str, list[Attempt], list[Stored], dict[str, set[str]]], ...] = (
@@ -127,13 +127,13 @@ async def _roll(answer: Any) -> Verdict:
             await writing.stop(wait=not gone)
         if gone:
             return not_yet(f"{gone[0]} is {own.servers[gone[0]].state} in the end", "that it runs again")
+        await own.ready()
         after = await asyncio.to_thread(_starts, own)
         if same := [name for name in own.servers if after[name] == before[name]]:
             return not_yet(f"{same[0]} is the same process as before", "that each was restarted")
-        await own.ready()
         found = audit(writing.history, await read_stream(client, STREAM))
         if not found.valid:
             return not_yet(f"orders are {' and '.join(found.broken)}", "each acknowledged order stored once")
         if any(gap.length_s > LONGEST_GAP_S for gap in writing.history.gaps()):
             return SILENCE
-    return correct("three servers are new, and no writer noticed")
+    return correct("three servers are new, and no order waited for an election")
