@@ -110,8 +110,9 @@ def aging(*, start=lambda info: info.ack_floor.stream_seq + 1, empty=True, follo
         (aging(start=lambda info: 1), "the first is acknowledged, and the age is not that of the second"),
         (aging(start=lambda info: max(1, info.ack_floor.stream_seq)), "the first is acknowledged"),
         (aging(scale=1000.0), "three messages wait"),
+        (aging(), "a message waits behind one of another subject"),
     ],
-    ids=["never empty", "what was delivered", "the first ever", "one too early", "milliseconds"],
+    ids=["never empty", "what was delivered", "the first ever", "one too early", "milliseconds", "of any subject"],
 )
 async def test_ages_that_are_wrong_are_refused(mesh, answer, said):
     assert said in await refused("11.3", answer)

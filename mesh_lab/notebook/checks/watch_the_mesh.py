@@ -118,8 +118,8 @@ async def _guess(own: Mesh, user: str) -> None:
     title="how old is the oldest?",
     answer="async function",
     expects="the age in seconds of the oldest message that is not acknowledged",
-    hint="consumer_info has ack_floor.stream_seq: all up to there is acknowledged. get_msg(stream, seq, next=True) is "
-    "the message at that sequence or the next one; its time is a datetime.",
+    hint="consumer_info has ack_floor.stream_seq: all up to there is acknowledged. get_msg(stream, seq, "
+    "subject=…, next=True) is the message at that sequence, or the next one with that subject; its time is a datetime.",
     within=40.0,
 )
 async def knows_the_oldest(mesh: Mesh, answer: Any) -> Verdict:
@@ -164,5 +164,12 @@ async def _ages(js: JetStreamContext, answer: Any) -> Verdict | None:
     if await age(None) > 0.001:
         return not_yet(
             "all is acknowledged, and an age was returned", "0.0: what else the stream holds is not this consumer's"
+        )
+    await asyncio.sleep(0.05)
+    await js.publish("work", b"")
+    if await age(5) > 0.001:
+        return not_yet(
+            "a message waits behind one of another subject, and the age is not its own",
+            "the oldest that matches the consumer's filter_subject",
         )
     return None
