@@ -1,5 +1,6 @@
 """What the two ways of making the environment install is the same, and every line says why it is there."""
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -8,6 +9,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from mesh_lab.cli import main
 
 ROOT = Path(__file__).parents[2]
 # pip builds the package in isolation under conda, so what builds it is needed in the pinned environment only.
@@ -59,3 +62,21 @@ def test_a_lock_satisfies_pyproject(name: str) -> None:
     wanted += project["optional-dependencies"]["dev"] if "dev" in name else []
     for requirement in map(Requirement, wanted):
         assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
+
+
+def test_the_development_container_makes_the_same_environment_with_the_python_of_the_services() -> None:
+    container = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text())
+    services = re.search(
+        r"(?m)^ARG PYTHON_IMAGE=(python:[\d.]+)-", (ROOT / "docker" / "services.Dockerfile").read_text()
+    )
+    assert services is not None
+    assert container["image"] == f"{services[1]}-bookworm"
+    make, install = container["postCreateCommand"].split(" && ")
+    targets = (ROOT / "Makefile").read_text().replace("$(VENV)", ".lab")
+    assert re.search(rf"(?m)^{re.escape(make.removeprefix('make '))}:", targets)
+    for command in (install, container["postAttachCommand"]):
+        program, *arguments = command.split()
+        assert program == ".lab/bin/mesh-lab"
+        with pytest.raises(SystemExit) as end:
+            main([*arguments, "--help"])
+        assert end.value.code == 0
