@@ -49,8 +49,8 @@ class CircuitBreaker:
         """Return what the work returns, or refuse to begin it.
 
         Args:
-            work: Asks the service, with a timeout of its own. What it raises counts as a failure; a refusal that the
-                service decided on should be a value.
+            work: Asks the service, with a timeout of its own: a call that a timeout around this one cancels counts as
+                neither. What it raises counts as a failure; a refusal that the service decided on should be a value.
 
         Raises:
             CircuitOpenError: It was not tried; the message says when it is worth trying again.
@@ -68,12 +68,18 @@ class CircuitBreaker:
         except asyncio.CancelledError:
             raise  # says nothing about the service
         except Exception:
-            self._in_a_row += 1
-            self._opened = self._clock()
+            if self._counts(trial):
+                self._in_a_row += 1
+                self._opened = self._clock()
             raise
         else:
-            self._in_a_row = 0
+            if self._counts(trial):
+                self._in_a_row = 0
             return result
         finally:
             if trial:
                 self._trying = False
+
+    def _counts(self, trial: bool) -> bool:
+        """Say whether a call's end changes anything: once it is open, only the trial's does, and no earlier call's."""
+        return trial or self._in_a_row < self.failures

@@ -12,15 +12,19 @@ from dataclasses import dataclass
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.errors import MsgAlreadyAckdError
+from nats.errors import MsgAlreadyAckdError, NoRespondersError
 from nats.js import JetStreamContext
 from nats.js.errors import APIError
 
-from mesh_lab.errors import PoisonMessageError
+from mesh_lab.errors import CircuitOpenError, PoisonMessageError
+from mesh_lab.patterns.reaching import answered
 
 FETCH_WITHIN_S = 0.5
 NO_LEADER_PAUSE_S = 0.1
+HOLD_S = 0.25  # between two words to the server that a message is still in hand; well below any sensible ack_wait
+BURY_WITHIN_S = 20.0  # longer than an election
 REASON, SUBJECT, SEQUENCE, DELIVERIES = "Dead-Reason", "Dead-Subject", "Dead-Sequence", "Dead-Deliveries"
+MSG_ID = "Dead-Msg-Id"
 
 Handle = Callable[[Msg], Awaitable[object]]
 
@@ -55,42 +59,45 @@ async def work_off(
     handle: Handle,
     *,
     dead: str,
-    attempts: int = 5,
+    attempts: int = 12,
     backoff: Backoff | None = None,
     stop: asyncio.Event | None = None,
 ) -> None:
     """Handle a consumer's messages one after the other until told to stop, then finish the one in hand and return.
 
-    Cancelled while it waits, it gives back the message that may be on its way; cancelled in the middle of one, it
-    leaves that to ``ack_wait``.
+    A handler that raises :class:`CircuitOpenError` has asked nobody: the message stays in hand until the breaker lets a
+    call through, since the next one would fare no better. Cancelled while it waits, the worker gives back the message
+    that may be on its way; cancelled in the middle of one, it leaves that to ``ack_wait``.
 
     Args:
         client: A connected nats-py client.
         stream: Name of the stream.
-        consumer: Name of a pull consumer with explicit acknowledgement, and with ``max_deliver`` above ``attempts``,
-            or the server gives messages up before this does.
+        consumer: Name of a pull consumer with explicit acknowledgement, and without ``max_deliver``, or the server may
+            give a message up before this buries it.
         handle: Does the work. What it raises means: try again later. :class:`PoisonMessageError` means: never again.
         dead: Subject for dead letters; a stream must listen to it. They keep payload and headers.
-        attempts: How often a message is tried before it counts as dead.
+        attempts: How often a message is delivered before it counts as dead, also one whose handler ends the process.
+            With the pauses of ``backoff``, 12 attempts bear about a minute and a half without the service.
         backoff: How long it waits in between.
         stop: Set it to end.
 
     Raises:
         nats.js.errors.NoStreamResponseError: Nobody keeps the dead letters; the message in hand was not taken off.
+        TimeoutError: Who keeps them did not answer in time, likewise.
     """
     js, backoff, stop = client.jetstream(), backoff or Backoff(), stop or asyncio.Event()
     messages = await js.pull_subscribe_bind(consumer, stream=stream)
     try:
         while not stop.is_set():
-            for msg in await _fetch_or_give_back(messages):
-                await _attempt(msg, handle, js, dead=dead, attempts=attempts, backoff=backoff)
+            for msg in await _fetch_or_give_back(client, messages):
+                await _attempt(msg, handle, client, dead=dead, attempts=attempts, backoff=backoff, stop=stop)
     finally:
         await messages.unsubscribe()
 
 
-async def _fetch_or_give_back(messages: JetStreamContext.PullSubscription) -> list[Msg]:
+async def _fetch_or_give_back(client: Client, messages: JetStreamContext.PullSubscription) -> list[Msg]:
     """Fetch; when cancelled meanwhile, give back what was on its way, or it would wait for ``ack_wait``."""
-    fetching = asyncio.ensure_future(_fetch(messages))
+    fetching = asyncio.ensure_future(_fetch(client, messages))
     try:
         return await asyncio.shield(fetching)
     except asyncio.CancelledError:
@@ -99,7 +106,11 @@ async def _fetch_or_give_back(messages: JetStreamContext.PullSubscription) -> li
         raise
 
 
-async def _fetch(messages: JetStreamContext.PullSubscription) -> list[Msg]:
+async def _fetch(client: Client, messages: JetStreamContext.PullSubscription) -> list[Msg]:
+    if not client.is_connected:
+        # nats-py would keep each request and send all of them when it is back: more messages than one is in hand.
+        await asyncio.sleep(NO_LEADER_PAUSE_S)
+        return []
     try:
         return await messages.fetch(1, timeout=FETCH_WITHIN_S)
     except TimeoutError:
@@ -110,42 +121,86 @@ async def _fetch(messages: JetStreamContext.PullSubscription) -> list[Msg]:
 
 
 async def _attempt(
-    msg: Msg, handle: Handle, js: JetStreamContext, *, dead: str, attempts: int, backoff: Backoff
+    msg: Msg,
+    handle: Handle,
+    client: Client,
+    *,
+    dead: str,
+    attempts: int,
+    backoff: Backoff,
+    stop: asyncio.Event,
 ) -> None:
     tried = msg.metadata.num_delivered
+    if tried > attempts:  # whoever had it before died over it, or was killed, each time
+        await _bury(msg, client, dead, f"no attempt of {attempts} came to an end")
+        return
     try:
-        await handle(msg)
+        while not await _handled(msg, handle, stop):
+            if stop.is_set():
+                await msg.nak()
+                return
     except PoisonMessageError as err:
-        await _bury(msg, js, dead, str(err))
+        await _bury(msg, client, dead, str(err))
     except Exception as err:  # noqa: BLE001 (whatever it is, the message is tried again or kept with the reason)
+        if msg.is_acked:
+            return  # the handler acknowledged it, and failed after that
         if tried >= attempts:
-            await _bury(msg, js, dead, f"{type(err).__name__}: {err} (attempt {tried} of {attempts})")
+            await _bury(msg, client, dead, f"{type(err).__name__}: {err} (attempt {tried} of {attempts})")
         else:
             await msg.nak(delay=backoff.delay(tried))
     else:
         await _ack(msg)
 
 
+async def _handled(msg: Msg, handle: Handle, stop: asyncio.Event) -> bool:
+    """Handle a message; or, where a breaker is open, hold it until that is worth another try."""
+    try:
+        await handle(msg)
+    except CircuitOpenError as err:
+        until = asyncio.get_running_loop().time() + max(err.retry_after, NO_LEADER_PAUSE_S)
+        while not stop.is_set() and (left := until - asyncio.get_running_loop().time()) > 0:
+            await msg.in_progress()
+            await asyncio.sleep(min(left, HOLD_S))
+        return False
+    return True
+
+
 async def _ack(msg: Msg) -> None:
     """Acknowledge, and wait until the server has it: only then it does not come again."""
     try:
         await msg.ack_sync(timeout=2.0)
-    except TimeoutError:
-        return  # it may come again, which an idempotent handler bears
+    except (TimeoutError, NoRespondersError):
+        return  # no leader at the moment: it may come again, which an idempotent handler bears
     except MsgAlreadyAckdError:
         return  # the handler did
 
 
-async def _bury(msg: Msg, js: JetStreamContext, dead: str, reason: str) -> None:
+async def _bury(msg: Msg, client: Client, dead: str, reason: str) -> None:
+    """Keep a dead letter, and only then take the message off; what is buried twice is one letter."""
     about = msg.metadata
+    # The server acts on headers of its own (Nats-Expected-…, Nats-TTL, …), which were meant for another stream.
+    theirs = {name: value for name, value in (msg.headers or {}).items() if not name.lower().startswith("nats-")}
     headers = {
-        **(msg.headers or {}),
+        **theirs,
         REASON: " ".join(reason.split()),
         SUBJECT: msg.subject,
         SEQUENCE: str(about.sequence.stream),
         DELIVERIES: str(about.num_delivered),
-        # Buried twice, after an acknowledgement that was lost, it is one letter.
-        "Nats-Msg-Id": f"{about.stream}.{about.consumer}.{about.sequence.stream}",
+        MSG_ID: (msg.headers or {}).get("Nats-Msg-Id", ""),
+        "Nats-Msg-Id": letter_id(msg),
     }
-    await js.publish(dead, msg.data, headers=headers)
-    await msg.term()
+    js = client.jetstream(timeout=2.0)
+    await answered(lambda: js.publish(dead, msg.data, headers=headers), within=BURY_WITHIN_S)
+    try:
+        await client.request(msg.reply, b"+TERM", timeout=2.0)
+    except (TimeoutError, NoRespondersError):
+        return  # it comes again, and is buried again, as the same letter
+
+
+def letter_id(msg: Msg) -> str:
+    """Return the ``Nats-Msg-Id`` of a message's dead letter: the same each time, and no other message's.
+
+    The time is part of it, since a stream that is deleted and made again numbers from 1 again.
+    """
+    about = msg.metadata
+    return f"{about.stream}.{about.consumer}.{about.sequence.stream}.{about.timestamp.timestamp():.6f}"

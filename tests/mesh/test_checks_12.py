@@ -1,15 +1,19 @@
 """The exercises of notebook 12: stubs are not attempted, plausible wrong answers are refused with the right reason."""
 
+import asyncio
 import contextlib
 import random
 
 import pytest
 from exercise_cells import ExerciseCells, refused
-from nats.js.errors import APIError, BadRequestError
+from nats.js.errors import APIError, BadRequestError, NotFoundError
 
 from mesh_lab.orders.order import encode
 
-CELLS = ExerciseCells("12_process_each_order_once", imports=("nats.js.errors", "mesh_lab.orders"))
+FIRST = {"Nats-Expected-Last-Subject-Sequence": "0"}
+CELLS = ExerciseCells(
+    "12_process_each_order_once", imports=("nats.js.errors", "mesh_lab.orders"), asyncio=asyncio, FIRST=FIRST
+)
 NUMBERS = ["12.1", "12.2", "12.3"]
 
 
@@ -23,9 +27,19 @@ async def test_the_solution_in_the_notebook_is_correct(mesh, at):
     await CELLS.solved(at)
 
 
-def paying(*, key="order", headers="first", swallow=None, charge_first=True, publishes=True, charges=True, brave=False):
+def paying(
+    *,
+    key="order",
+    headers="first",
+    swallow=None,
+    charge_first=True,
+    publishes=True,
+    charges=True,
+    brave=False,
+    looks=False,
+):
     async def pay(js, order, charge):
-        made = {"order": f"{order.id}.paid", "random": str(random.random()), "none": None}[key]
+        made = {"order": f"{order.id}.paid", "constant": "paid", "random": str(random.random()), "none": None}[key]
         condition = {
             "first": {"Nats-Expected-Last-Subject-Sequence": "0"},
             "id": {"Nats-Msg-Id": f"{order.id}.paid"},
@@ -36,7 +50,7 @@ def paying(*, key="order", headers="first", swallow=None, charge_first=True, pub
             try:
                 await js.publish(order.subject("paid"), encode(order), headers=condition)
             except BadRequestError as err:
-                if swallow != "bad requests" and err.err_code != 10071:
+                if swallow not in ("bad requests", "all") and err.err_code != 10071:
                     raise
                 if swallow == "nothing":
                     raise
@@ -49,6 +63,10 @@ def paying(*, key="order", headers="first", swallow=None, charge_first=True, pub
         if charges:
             with contextlib.suppress(*([ConnectionError] if brave else [])):
                 await charge(made)
+        if looks:
+            with contextlib.suppress(NotFoundError):
+                await js.get_last_msg("PAID", order.subject("paid"))
+                return
         if charge_first and publishes:
             await publish()
 
@@ -61,11 +79,14 @@ def paying(*, key="order", headers="first", swallow=None, charge_first=True, pub
         (paying(charge_first=False), "the bank was away, and paid was published"),
         (paying(brave=True), "the bank was away, and pay returned as if all were well"),
         (paying(charges=False), "as if all were well"),
-        (paying(publishes=False), "no paid event was stored"),
-        (paying(headers="id"), "maximum messages exceeded"),
-        (paying(headers="none"), "maximum messages exceeded"),
+        (paying(publishes=False), "it stored 0 paid events"),
+        (paying(headers="id"), "called again, it stored a second paid event"),
+        (paying(headers="none"), "called three times at once, it stored 3 paid events"),
+        (paying(headers="none", looks=True), "called three times at once, it stored 3 paid events"),
+        (paying(swallow="bad requests"), "the stream was sealed and refused the event"),
+        (paying(key="constant"), "two orders were charged under one key"),
         (paying(swallow="nothing"), "wrong last sequence"),
-        (paying(swallow="all"), "the stream was full and refused the event"),
+        (paying(swallow="all"), "the stream was sealed and refused the event"),
         (paying(key="random"), "different keys for one order"),
         (paying(key="none"), "different keys for one order"),
     ],
@@ -76,6 +97,9 @@ def paying(*, key="order", headers="first", swallow=None, charge_first=True, pub
         "no event",
         "an id",
         "no condition",
+        "looks before",
+        "swallows refusals",
+        "one key for all",
         "raises",
         "swallows all",
         "random key",
@@ -188,10 +212,20 @@ def running(*, reverse=True, undo=True, retries=5, raises="same", own=False, sto
         (running(own=True), "undo ship"),
         (running(retries=1), "undoing failed 4 times"),
         (running(retries=1, stops=False), "undoing failed 4 times"),
+        (running(), "undoing failed 5 times"),
         (running(raises="nothing"), "NoneType was raised; expected the error of the step"),
         (running(raises="another"), "RuntimeError was raised; expected the error of the step"),
     ],
-    ids=["no undo", "not reversed", "undoes what failed", "one try", "gives up", "silent", "another error"],
+    ids=[
+        "no undo",
+        "not reversed",
+        "undoes what failed",
+        "one try",
+        "gives up",
+        "forgets the others",
+        "silent",
+        "another error",
+    ],
 )
 async def test_a_saga_that_does_not_undo_in_order_is_refused(mesh, answer, said):
     assert said in await refused("12.3", answer)

@@ -9,9 +9,9 @@ import pytest
 from nats.js.api import ConsumerConfig
 from nats.js.errors import NoStreamResponseError
 
-from mesh_lab.errors import PoisonMessageError
+from mesh_lab.errors import CircuitOpenError, PoisonMessageError
 from mesh_lab.patterns.reaching import reachable
-from mesh_lab.patterns.retrying import Backoff, work_off
+from mesh_lab.patterns.retrying import Backoff, letter_id, work_off
 from mesh_lab.patterns.waiting import ended, eventually
 from mesh_lab.servers.mesh import Mesh
 
@@ -127,7 +127,9 @@ async def test_what_always_fails_is_buried_with_a_reason_and_the_others_go_on(me
         assert bad.headers["Dead-Sequence"] == "1"
 
 
-async def test_where_nobody_keeps_the_dead_nothing_is_taken_off(mesh: Mesh) -> None:
+async def test_where_nobody_keeps_the_dead_nothing_is_taken_off(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mesh_lab.patterns.retrying.BURY_WITHIN_S", 0.5)
+
     async def handle(msg) -> None:
         raise PoisonMessageError("no order")
 
@@ -143,7 +145,7 @@ async def test_a_death_between_burying_and_taking_off_leaves_one_letter(mesh: Me
     async def handle(msg) -> None:
         if desk.tries[msg.data] == 1:
             # As if the worker had died after it buried the message: the letter is there, the message comes again.
-            headers = {"Nats-Msg-Id": f"WORK.desk.{msg.metadata.sequence.stream}"}
+            headers = {"Nats-Msg-Id": letter_id(msg)}
             await desk.js.publish("dead.work", msg.data, headers=headers)
             raise ConnectionError("died")
         raise PoisonMessageError("no order")
@@ -155,6 +157,100 @@ async def test_a_death_between_burying_and_taking_off_leaves_one_letter(mesh: Me
         desk.stop.set()
         await working
         assert len(await desk.letters()) == 1
+
+
+async def test_conditions_of_the_first_stream_do_not_keep_a_letter_out(mesh: Mesh) -> None:
+    async def handle(msg) -> None:
+        raise PoisonMessageError("no order")
+
+    conditions = {
+        "Nats-Msg-Id": "own",
+        "Nats-Expected-Last-Subject-Sequence": "0",
+        "Nats-Expected-Stream": "WORK",
+        "Trace": "kept",
+    }
+    async with Desk(mesh) as desk:
+        for number in range(2):
+            await desk.js.publish(f"work.{number}", b"a", headers={**conditions, "Nats-Msg-Id": f"own-{number}"})
+        working = desk.work(handle)
+        await eventually(desk.done, within=10.0)
+        desk.stop.set()
+        await working
+        letters = await desk.letters()
+        assert [(letter.headers["Dead-Msg-Id"], letter.headers["Trace"]) for letter in letters] == [
+            ("own-0", "kept"),
+            ("own-1", "kept"),
+        ]
+
+
+async def test_a_message_over_which_workers_die_is_buried_unhandled(mesh: Mesh) -> None:
+    async def die(msg) -> None:
+        await asyncio.Event().wait()  # the worker is cancelled here, as if it had died
+
+    async with Desk(mesh, ack_wait=0.2) as desk:
+        await desk.put(b"a")
+        for number in range(1, 4):
+            working = desk.work(die)
+            await eventually(lambda number=number: desk.tries[b"a"] == number, within=10.0)
+            await ended(working)
+        working = desk.work(die)
+        await eventually(desk.done, within=10.0)
+        desk.stop.set()
+        await working
+        assert desk.tries == {b"a": 3}
+        [letter] = await desk.letters()
+        assert letter.headers["Dead-Reason"] == "no attempt of 3 came to an end"
+
+
+async def test_an_open_breaker_holds_the_message_and_buries_none(mesh: Mesh) -> None:
+    refused = 0
+
+    async def handle(msg) -> None:
+        nonlocal refused
+        if refused < 5:
+            refused += 1
+            raise CircuitOpenError("open", retry_after=0.5)
+
+    async with Desk(mesh, ack_wait=1) as desk:
+        await desk.put(b"a")
+        working = desk.work(handle, attempts=1)
+        await eventually(desk.done, within=20.0)
+        desk.stop.set()
+        await working
+        assert desk.tries == {b"a": 6}
+        assert await desk.letters() == []
+        info = await desk.js.consumer_info("WORK", "desk")
+        assert info.delivered.consumer_seq == 1, "held for 2.5 s with an ack_wait of 1, it was delivered once"
+
+
+async def test_told_to_stop_while_a_breaker_is_open_it_gives_the_message_back(mesh: Mesh) -> None:
+    async def handle(msg) -> None:
+        raise CircuitOpenError("open", retry_after=60)
+
+    async with Desk(mesh, ack_wait=60) as desk:
+        await desk.put(b"a")
+        working = desk.work(handle)
+        await eventually(lambda: desk.tries, within=10.0)
+        desk.stop.set()
+        await asyncio.wait_for(working, 5.0)
+        other = await desk.js.pull_subscribe_bind("desk", stream="WORK")
+        [msg] = await other.fetch(1, timeout=5)
+        assert msg.metadata.num_delivered == 2
+
+
+async def test_a_handler_that_acknowledges_and_then_fails_ends_no_worker(mesh: Mesh) -> None:
+    async def handle(msg) -> None:
+        if msg.data == b"a":
+            await msg.ack()
+            raise ConnectionError("after the acknowledgement")
+
+    async with Desk(mesh) as desk:
+        await desk.put(b"a", b"b")
+        working = desk.work(handle)
+        await eventually(desk.done, within=10.0)
+        desk.stop.set()
+        await working
+        assert desk.tries == {b"a": 1, b"b": 1}
 
 
 async def test_told_to_stop_it_finishes_what_it_has_in_hand(mesh: Mesh) -> None:

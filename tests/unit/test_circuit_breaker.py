@@ -116,3 +116,26 @@ async def test_a_cancelled_call_says_nothing_about_the_service() -> None:
 def test_settings_out_of_range_are_refused(settings) -> None:
     with pytest.raises(ValueError, match="expected 1 or more, and above 0"):
         CircuitBreaker(**settings)
+
+
+async def test_a_call_that_began_before_it_opened_changes_nothing() -> None:
+    clock, go_on = Clock(), {"well": asyncio.Event(), "badly": asyncio.Event()}
+    breaker = CircuitBreaker(failures=1, rest=5.0, clock=clock)
+
+    async def late(how: str) -> None:
+        await go_on[how].wait()
+        if how == "badly":
+            raise TimeoutError("no answer")
+
+    early = {how: asyncio.create_task(breaker.call(lambda how=how: late(how))) for how in go_on}
+    await asyncio.sleep(0)
+    await fail(breaker, 1)
+    go_on["well"].set()
+    await early["well"]
+    assert breaker.state == "open"
+    clock.now = 4.0
+    go_on["badly"].set()
+    with pytest.raises(TimeoutError, match="no answer"):
+        await early["badly"]
+    clock.now = 5.0
+    assert breaker.state == "half open", "a late failure does not make the rest longer"
