@@ -74,11 +74,13 @@ def worth(*, events=("paid",), cancelled=True, key=lambda region: region, once=T
         (worth(events=("placed",)), "us has 4,610 cents"),
         (worth(cancelled=False), "eu has 61200 cents"),
         (worth(events=("shipped",)), "eu has 1000 cents"),
-        (worth(events=("paid", "shipped"), once=False), "eu has 2200 cents"),
+        (worth(events=("paid", "shipped"), once=False), "eu has 3200 cents"),
+        (worth(once=False), "eu has 2200 cents"),
+        (worth(), "asia has None cents"),
         (worth(key=lambda region: "all"), "eu has None cents"),
         (worth(kind=sorted), "list was returned"),
     ],
-    ids=["placed", "cancelled too", "shipped", "twice", "one sum", "a list"],
+    ids=["placed", "cancelled too", "shipped", "twice", "an event twice", "a region without", "one sum", "a list"],
 )
 async def test_another_worth_is_refused(mesh, answer, said):
     assert said.replace("4,610", "4610") in await refused("14.2", answer)

@@ -37,6 +37,8 @@ def placing(pattern, *, matches=re.fullmatch, error=ValueError, subject="orders.
         (placing(r".*", matches=lambda pattern, number: True), "an empty number was let through"),
         (placing(r"[^.*> ]+"), "a tab was let through"),
         (placing(r"[^.*>\s]+"), "33 characters was let through"),
+        (placing(r"[^.*> \t\r\n]{1,32}"), "a form feed was let through"),
+        (placing(r"[\w-]{1,32}"), "a digit that is not ASCII was let through"),
         (placing(r"^[A-Za-z0-9_-]{1,32}$", matches=re.match), "a line break at the end was let through"),
         (placing(r"[A-Za-z0-9_-]{1,32}", matches=re.match), "a dot was let through"),
         (placing(r"[0-9]{1,32}"), "'a-b' was refused"),

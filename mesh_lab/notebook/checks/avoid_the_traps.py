@@ -7,8 +7,10 @@ from typing import Any
 from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig, ConsumerInfo
 
+from mesh_lab.errors import NotReadyError
 from mesh_lab.notebook.exercises import Verdict, correct, exercise, not_yet
 from mesh_lab.patterns.reaching import answered, reachable
+from mesh_lab.patterns.waiting import eventually
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import start_mesh
 
@@ -27,6 +29,11 @@ BAD = {
     "1\n": "a line break at the end",
     "\r\nPUB x 0": "a line of the protocol",
     "x" * 33: "33 characters",
+    "1\f": "a form feed",
+    "1\u00a0": "a space that does not break",
+    "\x00": "a zero byte",
+    "\u0661": "a digit that is not ASCII",
+    "a/b": "a slash",
 }
 
 
@@ -88,6 +95,8 @@ async def steals_no_consumer(mesh: Mesh, answer: Any) -> Verdict:
         for settings in ({"filter_subject": "orders.us.>"}, {"ack_wait": 5.0}):
             if wrong := await _is_stolen(js, answer, made, settings):
                 return wrong
+        for _ in range(2):  # the server fills in what it does not name
+            await answer(js, "ORDERS", ConsumerConfig(durable_name="plain"))
     return correct("a name belongs to whoever made it; others are told")
 
 
@@ -160,8 +169,13 @@ async def _long_work(js: JetStreamContext, answer: Any) -> Verdict | None:
     await holding
     if not worked.is_set():
         return not_yet("it returned before the work was done", "that it waits")
-    info = await answered(lambda: js.consumer_info("WORK", "desk"))
-    if info.num_ack_pending:
+
+    async def acknowledged() -> bool:
+        return not (await answered(lambda: js.consumer_info("WORK", "desk"))).num_ack_pending
+
+    try:
+        await eventually(acknowledged, within=ACK_WAIT_S / 2)
+    except NotReadyError:
         return not_yet("after the work, the message was not acknowledged", "an acknowledgement")
     await asyncio.sleep(0)
     if any(not task.done() for task in asyncio.all_tasks() - before - {holding}):

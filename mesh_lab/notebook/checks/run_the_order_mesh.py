@@ -13,7 +13,7 @@ from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import start_mesh
 
 LIVES: dict[str, tuple[str, int, tuple[Event, ...]]] = {
-    "000001": ("eu", 1_000, ("placed", "paid", "shipped")),
+    "000001": ("eu", 1_000, ("placed", "paid", "paid", "shipped")),
     "000002": ("eu", 200, ("placed", "paid")),
     "000003": ("us", 30, ("placed",)),
     "000004": ("us", 4_000, ("placed", "declined")),
@@ -21,9 +21,10 @@ LIVES: dict[str, tuple[str, int, tuple[Event, ...]]] = {
     "000006": ("eu", 60_000, ("placed", "paid", "cancelled")),
     "000007": ("us", 7_000_000, ("placed", "cancelled")),
     "000008": ("us", 80, ("placed", "paid", "reserved", "shipped")),
+    "000009": ("asia", 90, ("placed", "declined")),
 }
 UNFINISHED = {"000002", "000003", "000005"}
-WORTH = {"eu": 1_200, "us": 580}
+WORTH = {"eu": 1_200, "us": 580, "asia": 0}
 
 
 async def _store(js: JetStreamContext) -> None:
@@ -62,7 +63,7 @@ async def knows_the_unfinished(mesh: Mesh, answer: Any) -> Verdict:
         if more := sorted(map(str, found - UNFINISHED)):
             life = ", ".join(LIVES[more[0]][2]) if more[0] in LIVES else "no order of the store"
             return not_yet(f"{more[0]} is in it: {life}", "no order that was ended")
-    return correct("the subjects alone tell it; no payload was read")
+    return correct("the subjects alone can tell it")
 
 
 @exercise(
@@ -89,5 +90,5 @@ async def knows_the_worth(mesh: Mesh, answer: Any) -> Verdict:
                 if found.get(region) != cents:
                     return not_yet(f"{again}{region} has {found.get(region)!r} cents", f"{cents:,}")
             if more := sorted(map(str, set(found) - set(WORTH))):
-                return not_yet(f"{again}a region {more[0]!r} was returned", "eu and us")
+                return not_yet(f"{again}a region {more[0]!r} was returned", "eu, us and asia")
     return correct("any question about the past can be asked today, since no event was thrown away")
