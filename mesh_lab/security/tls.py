@@ -82,6 +82,11 @@ def server_block(files: TlsFiles, *, verify: str | None = None) -> str:
             names the user. ``None``: who connects need not show one.
     """
     paths = {"cert_file": files.certificate, "key_file": files.key, "ca_file": files.authority}
+    # The server's own default takes TLS 1.2 as well.
     lines = [f'{name}: "{str(path).replace(chr(92), chr(92) * 2)}"' for name, path in paths.items()]
     # 2 s, the default, is short for a busy laptop: a handshake that is late is refused.
-    return "tls { " + ", ".join([*lines, "timeout: 5", *([f"{verify}: true"] if verify else [])]) + " }"
+    return (
+        "tls { "
+        + ", ".join([*lines, 'min_version: "1.3"', "timeout: 5", *([f"{verify}: true"] if verify else [])])
+        + " }"
+    )

@@ -91,7 +91,7 @@ async def test_what_is_no_account_is_refused(mesh):
     assert "no limit is called connections" in await refused("10.2", limited(connections=3))
 
 
-def seated(*, publish="work.{}.>", subscribe=("work.>", "_INBOX.>"), lives_for=True):
+def seated(*, publish="work.{}.>", subscribe=("work.>", "_INBOX_ada.>"), lives_for=True):
     def seat(account, name, seconds):
         allowed = [publish.format(name)] if publish else None
         return account.user(name, publish=allowed, subscribe=subscribe, lives_for=seconds if lives_for else None)
@@ -108,10 +108,21 @@ def seated(*, publish="work.{}.>", subscribe=("work.>", "_INBOX.>"), lives_for=T
         (seated(publish="work.{}"), "a participant was refused"),
         (seated(subscribe=None), "may hear >"),
         (seated(subscribe=("work.>",)), "could not hear the answer"),
-        (seated(subscribe=("work.*.*", "_INBOX.>")), "a participant was refused"),
+        (seated(subscribe=("work.>", "_INBOX.>")), "could not hear the answer"),
+        (seated(subscribe=("work.*.*", "_INBOX_ada.>")), "a participant was refused"),
         (seated(lives_for=False), "was not disconnected in time"),
     ],
-    ids=["nobody", "all", "others too", "one level", "hears all", "no inbox", "hears one level", "for ever"],
+    ids=[
+        "nobody",
+        "all",
+        "others too",
+        "one level",
+        "hears all",
+        "no inbox",
+        "all inboxes",
+        "hears one level",
+        "for ever",
+    ],
 )
 async def test_a_seat_that_is_too_narrow_too_wide_or_too_long_is_refused(mesh, answer, said):
     assert said in await refused("10.3", answer)

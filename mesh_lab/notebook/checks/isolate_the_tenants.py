@@ -29,7 +29,7 @@ LATE_S = 1.5
 
 @exercise(
     "10.1",
-    title="a counter for one merchant",
+    title="a counter for refunds",
     answer="function",
     expects="one service of the bank's that the shop can ask, and nothing else",
     hint='Two dictionaries as in the lesson, both of "type": "service". The export names "cards.refund", the '
@@ -137,7 +137,7 @@ async def limits_a_student(mesh: Mesh, answer: Any) -> Verdict:
     title="a seat in a workshop",
     answer="function",
     expects="a user who may do a little, for a while",
-    hint="account.user(name, publish=[…], subscribe=[…], lives_for=…). Answers come to subjects below _INBOX.",
+    hint="account.user(name, publish=[…], subscribe=[…], lives_for=…). Answers come to subjects below _INBOX_<name>.",
     within=30.0,
 )
 async def gives_a_seat(mesh: Mesh, answer: Any) -> Verdict:
@@ -150,7 +150,8 @@ async def gives_a_seat(mesh: Mesh, answer: Any) -> Verdict:
         if not isinstance(user, User):
             return not_yet(f"{type(user).__name__} was returned", "a user of the account")
         began, complaints = time.monotonic(), list[str]()
-        client, teacher = await join(own, user, complaints), await join(own, account.user("teacher"))
+        client = await join(own, user, complaints, inbox_prefix="_INBOX_ada")
+        teacher = await join(own, account.user("teacher"))
         try:
             return (
                 await _cannot_take_part(client, teacher, complaints)
@@ -189,7 +190,7 @@ async def _can_disturb(client: Client, complaints: list[str]) -> Verdict | None:
     for subject, what in to_publish.items():
         if await _may(client, complaints, client.publish(subject, b"")):
             return not_yet(f"a participant may {what}: {subject}", "that it is refused")
-    for subject in (">", "exams.>"):
+    for subject in (">", "exams.>", "_INBOX.>", "_INBOX_bob.>"):
         if await _may(client, complaints, client.subscribe(subject)):
             return not_yet(f"a participant may hear {subject}", "that it is refused")
     return None

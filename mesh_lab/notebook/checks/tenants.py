@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import Any
 
 import nats
 import nats.errors
@@ -26,7 +27,7 @@ async def announce(own: Mesh, *accounts: Account) -> str:
     return ""
 
 
-async def join(own: Mesh, user: User, complaints: list[str] | None = None) -> Client:
+async def join(own: Mesh, user: User, complaints: list[str] | None = None, **options: Any) -> Client:
     """Connect as a user, once, and note what the server complains of."""
 
     async def note(error: Exception) -> None:
@@ -34,7 +35,8 @@ async def join(own: Mesh, user: User, complaints: list[str] | None = None) -> Cl
             complaints.append(str(error))
 
     credentials = RawCredentials(user.credentials)
-    return await nats.connect(own.urls, user_credentials=credentials, error_cb=note, allow_reconnect=False)
+    fixed: dict[str, Any] = {"error_cb": note, "allow_reconnect": False}
+    return await nats.connect(own.urls, user_credentials=credentials, **fixed, **options)
 
 
 async def close(*clients: Client) -> None:
