@@ -18,8 +18,8 @@ ALL_SUBJECTS = "orders.*.*.*"
 PAYMENT_LIMIT_CENTS = 500_000
 """The payment provider of this course declines more: about four times the largest real order."""
 
-# A token of a subject: a dot would add a level, `*` and `>` would make it a wildcard.
-Token = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,32}$")]
+# A token of a subject: a dot would add a level, `*` and `>` would make it a wildcard. `$` would let a line break in.
+Token = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,32}\Z")]
 
 
 class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

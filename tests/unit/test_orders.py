@@ -100,6 +100,7 @@ def test_a_file_without_its_header_is_refused(tmp_path: Path) -> None:
         (b'{"id":"1"}', "missing required field `region`"),
         (b'{"id":"a.b","region":"eu","customer":1,"day":"1997-01-01","cds":1,"cents":1}', r"matching regex.*\$\.id"),
         (b'{"id":"*","region":"eu","customer":1,"day":"1997-01-01","cds":1,"cents":1}', r"\$\.id"),
+        (b'{"id":"1\\n","region":"eu","customer":1,"day":"1997-01-01","cds":1,"cents":1}', r"\$\.id"),
         (b'{"id":"1","region":">","customer":1,"day":"1997-01-01","cds":1,"cents":1}', r"\$\.region"),
         (b'{"id":"1","region":"eu","customer":1,"day":"1997-01-01","cds":1,"cents":1.5}', r"\$\.cents"),
         (b'{"id":"1","region":"eu","customer":1,"day":"1997-01-01","cds":1,"cents":-1}', r"\$\.cents"),

@@ -137,6 +137,12 @@ async def leaves_full_or_late(mesh: Mesh, answer: Any) -> Verdict:
             return not_yet(f"after the end came {more}", "nothing, and no empty batch")
 
     queue = asyncio.Queue()
+    queue.put_nowait(0)
+    async with aclosing(answer(queue, 3, PATIENCE_S)) as batches:
+        if (alone := await _soon(anext(batches))) != [0]:
+            return not_yet(f"of an order that came alone: {alone}", "[0], when its patience is over")
+
+    queue = asyncio.Queue()
     feeding = asyncio.create_task(_trickle(queue, 10))
     try:
         trickled = [batch async for batch in answer(queue, 100, PATIENCE_S)]

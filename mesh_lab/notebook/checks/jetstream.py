@@ -176,11 +176,13 @@ class _Rivalled(JetStreamContext):
 
 
 # What happened before, what rivals store meanwhile, what is returned, and how the order's life reads then.
+MANY = " checked" * 12
 CASES: dict[str, tuple[str, str, bool, str]] = {
     "a paid order": ("placed paid", "", True, "placed paid cancelled"),
     "a shipped order": ("placed paid shipped", "", False, "placed paid shipped"),
     "an order that is shipped while you decide": ("placed paid", "shipped", False, "placed paid shipped"),
     "an order with two more events while you decide": ("placed", "paid packed", True, "placed paid packed cancelled"),
+    "an order that is never left alone": ("placed", f"paid{MANY}", True, f"placed paid{MANY} cancelled"),
 }
 
 

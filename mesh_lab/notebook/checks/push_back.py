@@ -135,12 +135,13 @@ def _not_refused(msg: Msg, code: str) -> str:
 
 # 7.2
 
+# Times that binary numbers hold exactly: a bucket without a tolerance is right, too.
 # What the bucket is, and then calls at a time with what they should return.
 BUCKETS: tuple[tuple[float, int, tuple[tuple[float, bool], ...]], ...] = (
-    (10, 1, ((100.0, True), (100.0, False), (100.05, False), (100.1, True), (100.15, False))),
+    (8, 1, ((100.0, True), (100.0, False), (100.0625, False), (100.125, True), (100.1875, False))),
     (2, 3, ((5.0, True), (5.0, True), (5.0, True), (5.0, False), (5.5, True), (5.5, False))),
     (1, 2, ((0.0, True), (0.0, True), (60.0, True), (60.0, True), (60.0, False))),
-    (4, 1, ((0.0, True), (0.1, False), (0.2, False), (0.25, True), (0.3, False))),
+    (4, 1, ((0.0, True), (0.125, False), (0.1875, False), (0.25, True), (0.3125, False))),
     (0.5, 1, ((7.0, True), (8.0, False), (9.0, True))),
 )
 
