@@ -1,5 +1,6 @@
 """The exercises of notebook 01: stubs are not attempted, plausible wrong answers are refused with the right reason."""
 
+import json
 import re
 
 import pytest
@@ -177,6 +178,11 @@ def missing(messages):
     return sorted(set(range(1, int(messages[0].headers["Total"]) + 1)) - numbers(messages))
 
 
+def missing_by_id(messages):
+    ids = {int(json.loads(msg.data)["id"]) for msg in messages}
+    return sorted(set(range(1, int(messages[0].headers["Total"]) + 1)) - ids)
+
+
 def missing_before_the_last_word(messages):
     return sorted(set(range(1, int(messages[-1].data) + 1)) - numbers(messages))
 
@@ -197,14 +203,15 @@ async def test_a_last_word_is_as_good_as_a_total(mesh):
 @pytest.mark.parametrize(
     ("answer", "because"),
     [
+        ((numbered, missing_by_id), "missing.. returned 1, 2, 3"),
         ((numbered, gaps), "with 10, 11, 12 of 12 orders lost, missing.. returned none; expected 10, 11, 12"),
         ((numbered, gaps_between), "with 1, 2 of 12 orders lost, missing.. returned none"),
         ((numbered, lambda messages: []), "with 5 of 12 orders lost, missing.. returned none; expected 5"),
         ((numbered, lambda messages: len(missing(messages))), "missing.. returned 0; expected a list"),
         ((numbered, lambda messages: sorted(set(range(1, 13)) - numbers(messages))), "with 3, 7 of 7 orders lost"),
         ((plain, missing), r"it raised TypeError: .* \(line \d+ of its cell\)"),
-        ((twice, missing), r"orders\.check\.000001\.placed came 2 times; expected each order once"),
-        ((in_the_payload, missing), r"the payload of orders\.check\.000001\.placed was changed"),
+        ((twice, missing), r"orders\.check\.000031\.placed came 2 times; expected each order once"),
+        ((in_the_payload, missing), r"the payload of orders\.check\.000031\.placed was changed"),
         ((under_another_subject, missing), "0 of 12 orders arrived under their own subjects; expected 12"),
         (numbered, r"a function; expected the two functions, \(publish_numbered, missing\)"),
     ],

@@ -218,6 +218,14 @@ async def believes_the_server(nc, subject, question, expected, within):
     return cheapest_of(await gather(nc, subject, question, expected, within, refusals=False))
 
 
+async def finds_the_least_of_none(nc, subject, question, expected, within):
+    try:
+        offers = await gather(nc, subject, question, expected, within, refusals=False)
+    except json.JSONDecodeError:  # the server's empty word that nobody listens
+        return None
+    return min(offers, key=lambda offer: offer["cents"])
+
+
 async def returns_a_list(nc, subject, question, expected, within):
     return cheapest_of(await gather(nc, subject, question, expected, within)) or []
 
@@ -240,6 +248,7 @@ async def raises_at_the_deadline(nc, subject, question, expected, within):
         (believes_the_server, "it raised JSONDecodeError"),
         (returns_a_list, "[] where no carrier listens; expected None"),
         (raises_at_the_deadline, "it raised TimeoutError"),
+        (finds_the_least_of_none, "it raised ValueError"),
     ],
 )
 async def test_a_search_for_the_cheapest_offer_is_told_what_it_missed(mesh, answer, said):

@@ -21,7 +21,18 @@ async def test_the_solution_in_the_notebook_is_correct(mesh, at):
     await CELLS.solved(at)
 
 
-def serving(*, at_most=True, tasks=True, code="503", words="busy", frees=True, catches=True, payload=b"", returns=True):
+def serving(
+    *,
+    at_most=True,
+    tasks=True,
+    code="503",
+    words="busy",
+    frees=True,
+    catches=True,
+    payload=b"",
+    returns=True,
+    late=False,
+):
     """A service that differs from the solution in one way."""
 
     async def serve(nc, subject, work, most):
@@ -31,6 +42,8 @@ def serving(*, at_most=True, tasks=True, code="503", words="busy", frees=True, c
             await nc.publish(msg.reply, payload, headers={CODE: code, WORDS: words} if code else None)
 
         async def answer(msg):
+            if late:
+                in_hand.append(msg)
             try:
                 await msg.respond(await work(msg))
             except RuntimeError:
@@ -44,7 +57,8 @@ def serving(*, at_most=True, tasks=True, code="503", words="busy", frees=True, c
             if at_most and len(in_hand) >= most:
                 await refuse(msg, code)
                 return
-            in_hand.append(msg)
+            if not late:
+                in_hand.append(msg)
             if tasks:
                 serve.tasks.append(asyncio.create_task(answer(msg)))
             else:
@@ -69,6 +83,7 @@ def serving(*, at_most=True, tasks=True, code="503", words="busy", frees=True, c
         (serving(frees=False), "work raised: code 503"),
         (serving(catches=False), "work raised, and the request got no answer"),
         (serving(returns=False), "NoneType was returned; expected the subscription"),
+        (serving(late=True), "5 requests came together, and 5 were worked on; expected 3, and the others refused"),
     ],
     ids=[
         "no limit",
@@ -80,6 +95,7 @@ def serving(*, at_most=True, tasks=True, code="503", words="busy", frees=True, c
         "never free",
         "silent",
         "no subscription",
+        "counts what has begun",
     ],
 )
 async def test_a_service_that_refuses_otherwise_is_refused(mesh, answer, said):

@@ -20,6 +20,7 @@ Offers = list[tuple[float, str, int]]
 EVERYBODY: Offers = [(0, "north", 480), (0, "east", 450), (0, "south", 470), (0.05, "west", 420)]
 # South comes soon enough to keep a wait of 0.4 s for each offer going, until west is there, too late.
 SOME_LATE: Offers = [(0, "north", 480), (0, "east", 450), (0.25, "south", 470), (0.6, "west", 300)]
+ALL_LATE: Offers = [(0.6, "west", 300)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,11 @@ async def takes_the_cheapest(mesh: Mesh, answer: Any) -> Verdict:
         if auction is None or auction.offer is not None:
             seen = "it waited for ever" if auction is None else f"{auction.offer!r}"
             return not_yet(f"{seen} where no carrier listens", "None")
+
+        auction = await _hold_auction(nc, answer, ALL_LATE, within=WITHIN_S, patience=WITHIN_S + LONG_S)
+        if auction is None or auction.offer is not None:
+            seen = "it waited for ever" if auction is None else f"{auction.offer!r}"
+            return not_yet(f"{seen} where every carrier was late", "None")
     return correct(
         "the count ends the wait early, the deadline ends it always, "
         "and a 503 is the server's word that it need not begin"

@@ -45,6 +45,7 @@ async def refuses_when_full(mesh: Mesh, answer: Any) -> Verdict:
                 await _fills_and_refuses(desk)
                 or await _fails(desk)
                 or await _fills_and_refuses(desk)
+                or await _is_asked_in_one_go(desk)
                 or correct("a refusal costs a fraction of the work, so a service that is full can still say so")
             )
         finally:
@@ -110,6 +111,22 @@ async def _fills_and_refuses(desk: _Desk) -> Verdict | None:
         if desk.answers[name].data != b"done " + name or (desk.answers[name].headers or {}).get(ERROR_CODE):
             return not_yet(f"{name!r} was answered with {desk.answers[name].data!r}", f"{b'done ' + name!r}")
     return None
+
+
+async def _is_asked_in_one_go(desk: _Desk) -> Verdict | None:
+    """Ask for more than fits, before any of the work can have begun: who counts only then lets all in."""
+    desk.gate.clear()
+    desk.began.clear()
+    desk.answers.clear()
+    names = [b"f", b"g", b"h", b"i", b"j"]
+    await desk.ask(*names)
+    try:
+        await eventually(lambda: len(desk.answers) == len(names) - MOST, within=ANSWER_WITHIN_S)
+    except NotReadyError:
+        seen = f"{len(names)} requests came together, and {len(desk.began)} were worked on"
+        return not_yet(seen, f"{MOST}, and the others refused")
+    desk.gate.set()
+    return None if await desk.answered(*names) else not_yet("a request of several got no answer", "one for each")
 
 
 async def _fails(desk: _Desk) -> Verdict | None:
