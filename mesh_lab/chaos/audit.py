@@ -104,6 +104,7 @@ def audit(history: History, stored: Sequence[Stored], replicas: Mapping[str, Seq
         seqs.setdefault(message.id, message.seq)
     copies = Counter(message.id for message in stored)
     lost = [id_ for id_ in acknowledged if id_ not in seqs]
+    read = set(stored)
     on_disk = {server: set(messages) for server, messages in (replicas or {}).items()}
     lost_on = {server: _missing(acknowledged, messages) for server, messages in on_disk.items()}
     return Audit(
@@ -115,7 +116,7 @@ def audit(history: History, stored: Sequence[Stored], replicas: Mapping[str, Seq
         lost_where=_places([sent[id_] for id_ in lost], [sent[id_] for id_ in seqs if id_ in sent]),
         lost_on=lost_on,
         differing_on={
-            server: tuple(dict.fromkeys(id_ for _, id_ in sorted(messages ^ set(stored)) if id_ not in lost_on[server]))
+            server: tuple(dict.fromkeys(id_ for _, id_ in sorted(messages ^ read) if id_ not in lost_on[server]))
             for server, messages in on_disk.items()
         },
         contradicted=tuple(

@@ -4,8 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
@@ -31,10 +30,6 @@ class Attempt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``stored``: acknowledged. ``refused``: the server said no. ``unknown``: no answer; it may be stored."""
     seq: int = 0
     """Its number in the stream, as the acknowledgement said; 0 without one."""
-    duplicate: bool = False
-    """Whether the acknowledgement said that the stream had it already."""
-    resent: int = 0
-    """Times that it was sent again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +64,8 @@ class History:
     def __repr__(self) -> str:
         """Say how many attempts met which end."""
         ends = Counter(attempt.outcome for attempt in self.attempts)
-        return f"{len(self):,} attempts in {self.length_s:.1f} s: " + (
-            ", ".join(f"{ends[outcome]:,} {outcome}" for outcome in ("stored", "refused", "unknown")) or "none"
-        )
+        counts = ", ".join(f"{ends[outcome]:,} {outcome}" for outcome in get_args(Outcome))
+        return f"{len(self):,} attempts in {self.length_s:.1f} s: {counts}"
 
     def add(self, attempt: Attempt) -> None:
         """Write down one attempt that met its end."""
@@ -83,34 +77,16 @@ class History:
         """The attempts that were acknowledged, by id."""
         return {attempt.id: attempt for attempt in self.attempts if attempt.outcome == "stored"}
 
-    def gaps(self, *, of: Iterable[str] | None = None, longer_than: float = GAP_S) -> list[Gap]:
+    def gaps(self, *, longer_than: float = GAP_S) -> list[Gap]:
         """Return when nothing was acknowledged, the time before the first and after the last one included.
 
         Args:
-            of: Names of the writers to look at; ``None`` for all.
             longer_than: Seconds from which on silence is a gap.
         """
-        writers = None if of is None else set(of)
-        stored = (a for a in self.attempts if a.outcome == "stored" and (writers is None or a.writer in writers))
-        times = sorted([0.0, *(a.ended_s for a in stored), self.length_s])
+        times = sorted([0.0, *(a.ended_s for a in self.attempts if a.outcome == "stored"), self.length_s])
         return [Gap(one, other) for one, other in pairwise(times) if other - one > longer_than]
 
     @property
     def availability(self) -> float:
         """Share of the time that lies in no gap, from 0 to 1."""
         return 1 - sum(gap.length_s for gap in self.gaps()) / self.length_s if self.length_s else 1.0
-
-    def save(self, path: Path) -> None:
-        """Write one JSON object a line."""
-        encoder = msgspec.json.Encoder()
-        path.write_bytes(encoder.encode_lines(self.attempts))
-
-    @classmethod
-    def load(cls, path: Path) -> "History":
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            OSError: The file cannot be read.
-            msgspec.DecodeError: A line is not an attempt; the message says what is wrong with it.
-        """
-        return cls(msgspec.json.Decoder(Attempt).decode_lines(path.read_bytes()))

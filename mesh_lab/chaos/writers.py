@@ -103,7 +103,7 @@ class Writers:
             for number, order in enumerate(orders):
                 if self._stopping:
                     return
-                began_s, resent = self.now_s, publisher.resent
+                began_s = self.now_s
                 end: Ack | Failure | None = None
                 try:
                     end = await _place(publisher, order)
@@ -117,8 +117,6 @@ class Writers:
                             ended_s=self.now_s,
                             outcome=_outcome(end),
                             seq=end.seq if isinstance(end, Ack) else 0,
-                            duplicate=isinstance(end, Ack) and end.duplicate,
-                            resent=publisher.resent - resent,
                         )
                     )
 
