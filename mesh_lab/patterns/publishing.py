@@ -11,6 +11,10 @@ three ends:
 
 A message without an answer is sent again under the same ``Nats-Msg-Id``, which the stream drops if it has it
 already. That makes retrying safe for as long as the stream's ``duplicate_window`` (two minutes by default).
+
+What is sent again lands behind what was sent after it: retries give up the order. Who needs the order of a key waits
+for each of the key's acknowledgements before its next message (:mod:`mesh_lab.patterns.partitioning` keeps it for
+readers). A stream that was made a moment ago can cause such a retry too: see :mod:`mesh_lab.patterns.reaching`.
 """
 
 import asyncio

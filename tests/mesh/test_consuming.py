@@ -19,6 +19,7 @@ from mesh_lab.servers.start import start_mesh
 async def _filled(client: Client, name: str, messages: int, **config) -> JetStreamContext:
     js = client.jetstream(timeout=5.0)
     await js.add_stream(name=name, subjects=[f"{name}.>"], **config)
+    await reachable(client, name)
     async with WindowedPublisher(client) as publisher:
         for n in range(1, messages + 1):
             await publisher.publish(f"{name}.{n % 3}", b"%d" % n, msg_id=str(n))
@@ -163,6 +164,7 @@ async def test_a_worker_goes_on_when_its_consumers_leader_is_killed() -> None:
 async def test_a_reader_that_is_cancelled_again_while_it_leaves_keeps_the_client_alive(client: Client) -> None:
     js = client.jetstream(timeout=5.0)
     await js.add_stream(name="TWICE", subjects=["TWICE.*"])
+    await reachable(client, "TWICE")
     await js.add_consumer("TWICE", durable_name="workers", ack_policy="explicit")
     await reachable(client, "TWICE", "workers")
 

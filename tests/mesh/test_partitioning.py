@@ -29,6 +29,7 @@ from mesh_lab.orders.dataset import read_orders
 from mesh_lab.patterns.consuming import position, read_in_order
 from mesh_lab.patterns.partitioning import GroupMember, Partition
 from mesh_lab.patterns.publishing import WindowedPublisher
+from mesh_lab.patterns.reaching import reachable
 from mesh_lab.patterns.waiting import eventually
 from mesh_lab.servers.mesh import Mesh
 
@@ -53,6 +54,7 @@ async def make_stream(client: Client, name: str, partitions: int = PARTITIONS) -
     await js.add_stream(
         name=name, subjects=[f"{low}.*.*.*"], subject_transform=SubjectTransform(src=f"{low}.*.*.*", dest=to)
     )
+    await reachable(client, name)  # an event that is sent again would come behind the next one of its order
     return f"{low}.{{partition}}.>"
 
 

@@ -151,6 +151,7 @@ async def refuses_yesterdays_owner(mesh: Mesh, answer: Any) -> Verdict:
         js = client.jetstream(timeout=API_TIMEOUT_S)
         await _delete(js, "KV_CHECK-6-3")
         bucket = await js.create_key_value(bucket="CHECK-6-3")
+        await reachable(client, "KV_CHECK-6-3")
         try:
             return await _in_turn(bucket, answer) or await _at_once(js, bucket, answer)
         finally:
