@@ -252,7 +252,7 @@ _CASES: tuple[tuple[str, list[dict[str, str] | None], float, bytes | None, list[
     ),
     ("refused with 400", [_refused("400"), None], 5.0, None, []),
     ("told to come back too late", [_refused("503", "30.000"), None], 1.0, None, []),
-    ("refused again and again", [_refused("503", "0.400")], 1.0, None, [0.4, 0.4]),
+    ("refused again and again", [_refused("503", "0.600")], 1.7, None, [0.6, 0.6]),
 )
 
 
