@@ -10,7 +10,6 @@ first, slow then, and final at last. Each option below says what it does instead
 import asyncio
 import random
 import ssl
-from collections.abc import Sequence
 from typing import Any, TypedDict
 
 import nats
@@ -76,8 +75,3 @@ async def connect(options: ConnectOptions, *, within: float = 10.0, **more: Any)
         # nats-py 2.16 returns such a client when the server hangs up while it authenticates.
         raise NotReadyError("a server accepted the connection and hung up; check its log and the account")
     return client
-
-
-def first_in(urls: Sequence[str], first: str) -> list[str]:
-    """Return the URLs with one of them moved to the front, where nats-py dials first."""
-    return [first, *(url for url in urls if url != first)]

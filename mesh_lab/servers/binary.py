@@ -143,18 +143,6 @@ def look_for_server(*, cache: Path | None = None) -> Search:
         return Search(None, (*tried, f"cache: {err}"))
 
 
-def find_server(*, cache: Path | None = None) -> ServerBinary | None:
-    """Return the server that this machine has, or None; install nothing.
-
-    Args:
-        cache: Directory of earlier installs; None means the user's own.
-
-    Raises:
-        NoServerBinaryError: ``MESH_LAB_NATS_SERVER`` is set and does not name a server that is new enough.
-    """
-    return look_for_server(cache=cache).found
-
-
 def ensure_server(
     *,
     progress: Progress | None = None,

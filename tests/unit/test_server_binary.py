@@ -18,7 +18,7 @@ import pytest
 
 from mesh_lab.errors import BadDownloadError, NoServerBinaryError
 from mesh_lab.servers import binary, install
-from mesh_lab.servers.binary import ensure_server, find_server, look_for_server, read_version
+from mesh_lab.servers.binary import ensure_server, look_for_server, read_version
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32", reason="the programs that stand in for a server are shell scripts"
@@ -187,7 +187,7 @@ def test_the_variable_comes_first(
     named = program(tmp_path / "own", script("nats-server: v2.14.0"))
     monkeypatch.setenv("MESH_LAB_NATS_SERVER", str(named))
 
-    found = find_server(cache=cache)
+    found = look_for_server(cache=cache).found
 
     assert found == binary.ServerBinary(named, (2, 14, 0), "MESH_LAB_NATS_SERVER")
 
@@ -210,7 +210,7 @@ def test_a_wrong_variable_is_an_error_although_path_has_a_server(
     program(tmp_path, script("hello"), name="other")
     monkeypatch.setenv("MESH_LAB_NATS_SERVER", str(tmp_path / name))
 
-    for look in (find_server, ensure_server):
+    for look in (look_for_server, ensure_server):
         with pytest.raises(NoServerBinaryError, match=rf"MESH_LAB_NATS_SERVER is set, but .*{name} {reason}"):
             look(cache=cache)
 
@@ -234,7 +234,7 @@ def test_a_server_outside_of_path_is_found_where_package_managers_put_it(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(binary, "USUAL_DIRECTORIES", ("~/go/bin",))
     path = program(tmp_path / "go" / "bin", script("nats-server: v2.15.1"))
-    found = find_server(cache=cache)
+    found = look_for_server(cache=cache).found
     assert found is not None
     assert found.path == path
 
@@ -245,16 +245,16 @@ def test_a_server_in_the_current_directory_is_never_started(
     program(tmp_path, script("nats-server: v2.15.1"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", os.pathsep.join([".", ""]))
-    assert find_server(cache=cache) is None
+    assert look_for_server(cache=cache).found is None
 
 
 def test_an_earlier_install_is_found_in_the_cache(cache: Path) -> None:
     path = program(cache, script("nats-server: v2.15.1"))
-    assert find_server(cache=cache) == binary.ServerBinary(path, (2, 15, 1), "cache")
+    assert look_for_server(cache=cache).found == binary.ServerBinary(path, (2, 15, 1), "cache")
 
 
 def test_looking_installs_nothing(cache: Path) -> None:
-    assert find_server(cache=cache) is None
+    assert look_for_server(cache=cache).found is None
     assert not cache.exists()
 
 
@@ -274,7 +274,7 @@ def test_a_release_is_installed_and_found_again(releases: Releases, cache: Path,
     assert left_in(cache) == ["nats-server"]
     done, total, what = seen[-1]
     assert done == total == len(releases.files[what])
-    again = find_server(cache=cache)
+    again = look_for_server(cache=cache).found
     assert again is not None
     assert again.source == "cache"
 
