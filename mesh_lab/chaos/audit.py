@@ -104,8 +104,8 @@ def audit(history: History, stored: Sequence[Stored], replicas: Mapping[str, Seq
         seqs.setdefault(message.id, message.seq)
     copies = Counter(message.id for message in stored)
     lost = [id_ for id_ in acknowledged if id_ not in seqs]
-    read = set(stored)
-    on_disk = {server: set(messages) for server, messages in (replicas or {}).items()}
+    read = Counter(stored)
+    on_disk = {server: Counter(messages) for server, messages in (replicas or {}).items()}
     lost_on = {server: _missing(acknowledged, messages) for server, messages in on_disk.items()}
     return Audit(
         attempted=len(sent),
@@ -116,8 +116,10 @@ def audit(history: History, stored: Sequence[Stored], replicas: Mapping[str, Seq
         lost_where=_places([sent[id_] for id_ in lost], [sent[id_] for id_ in seqs if id_ in sent]),
         lost_on=lost_on,
         differing_on={
-            server: tuple(dict.fromkeys(id_ for _, id_ in sorted(messages ^ read) if id_ not in lost_on[server]))
-            for server, messages in on_disk.items()
+            server: tuple(
+                dict.fromkeys(id_ for _, id_ in sorted((held - read) + (read - held)) if id_ not in lost_on[server])
+            )
+            for server, held in on_disk.items()
         },
         contradicted=tuple(
             attempt.id for attempt in history.attempts if attempt.outcome == "refused" and attempt.id in seqs

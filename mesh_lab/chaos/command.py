@@ -39,6 +39,7 @@ def run_chaos(*, seed: int, seconds: float, kinds: Sequence[Kind] = ()) -> int:
     Raises:
         InvariantBrokenError: An order was lost, doubled or reversed.
         NotReadyError: The servers were not well again in time, or the run proves nothing.
+        StoreFormatError: A server's files are not as nats-server 2.15 writes them.
     """
     _say(f"seed {seed}")
 
@@ -61,6 +62,8 @@ def run_power_cuts(*, seconds: float) -> int:
     Raises:
         NoPowerCutError: This machine does not allow it; the message says what is missing.
         InvariantBrokenError: An order was lost although every one was synced before it was acknowledged.
+        NotReadyError: The servers were not well again in time, or the run proves nothing.
+        StoreFormatError: A server's files are not as nats-server 2.15 writes them.
     """
     done: dict[str, ChaosRun] = {}
     for label, interval in INTERVALS.items():

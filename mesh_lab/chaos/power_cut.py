@@ -140,6 +140,7 @@ async def power_cut(*, sync_interval: str | None = None, seconds: float = 8.0, w
     Raises:
         NoPowerCutError: This machine does not allow it; the message says what is missing.
         NotReadyError: The servers were not ready again in time.
+        StoreFormatError: A server's files are not as nats-server 2.15 writes them.
     """
     if missing := await asyncio.to_thread(why_not):
         raise NoPowerCutError(f"no power cut here: {missing}; in a container, it takes --privileged")
@@ -177,9 +178,14 @@ async def _disks(mesh: Mesh) -> AsyncIterator[list[Disk]]:
             await start_all(mesh)
             yield disks
         finally:
-            for server in mesh.servers.values():
-                await to_its_end(asyncio.to_thread(server.kill))
-            await to_its_end(asyncio.to_thread(closing.close))
+            await to_its_end(_put_away(mesh, closing))
+
+
+async def _put_away(mesh: Mesh, disks: contextlib.ExitStack) -> None:
+    try:
+        await asyncio.gather(*(asyncio.to_thread(server.kill) for server in mesh.servers.values()))
+    finally:
+        await asyncio.to_thread(disks.close)
 
 
 def _run(*command: str) -> None:

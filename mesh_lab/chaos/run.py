@@ -27,8 +27,6 @@ CAUGHT_UP_WITHIN_S, SETTLED_AFTER_S = 30.0, 5.0
 class ChaosRun:
     """What a run came to."""
 
-    seed: int
-    """Seed of its faults."""
     history: History
     """What the writers wrote down."""
     hits: tuple[Hit, ...]
@@ -81,24 +79,30 @@ async def chaos_run(
 
     Raises:
         NotOursError: The servers are not three local ones, or the mesh lacks the power that a fault needs.
+        ValueError: The stream is not empty, or a kind of fault is unknown.
         NotReadyError: The servers were not well again in time.
+        StoreFormatError: A server's files are not as nats-server 2.15 writes them.
         TimeoutError: The stream could not be read in the end.
     """
     _check_mesh(mesh)
     if kinds is None:
         kinds = [kind for kind in KINDS if mesh.linked or kind not in LINKED]
     steps = draw_schedule(seed, seconds=seconds, kinds=kinds)
-    client = await mesh.connect(name="chaos-audit")
-    await open_event_store(client, replicas=REPLICAS)
-    await reachable(client, STREAM)
+    async with await mesh.connect(name="chaos") as client:
+        there = (await open_event_store(client, replicas=REPLICAS)).state.messages
+        if there:
+            raise ValueError(
+                f"stream {STREAM} holds {there:,} messages, expected none: an earlier run's orders have the same ids"
+            )
+        await reachable(client, STREAM)
     async with Writers(mesh, number=writers) as working:
         hits = await inflict(mesh, STREAM, steps, now=lambda: working.now_s, told=told)
         await asyncio.sleep(max(seconds - working.now_s, 0.0))
     await mesh.ready()
-    return await look(mesh, working.history, hits, seed=seed)
+    return await look(mesh, working.history, hits)
 
 
-async def look(mesh: Mesh, history: History, hits: Sequence[Hit], *, seed: int = 0) -> ChaosRun:
+async def look(mesh: Mesh, history: History, hits: Sequence[Hit]) -> ChaosRun:
     """Wait until the servers hold the same, read it through a client and from their disks, and return the findings.
 
     The servers are stopped in good order for that, and started again.
@@ -107,20 +111,19 @@ async def look(mesh: Mesh, history: History, hits: Sequence[Hit], *, seed: int =
         mesh: Healed; every server runs.
         history: What the writers wrote down.
         hits: The faults.
-        seed: Seed of the faults.
 
     Raises:
         NotOursError: The servers are not three local ones.
         NotReadyError: The servers were not ready again in time.
+        StoreFormatError: A server's files are not as nats-server 2.15 writes them.
         TimeoutError: The stream could not be read.
     """
     _check_mesh(mesh)
     complete = await caught_up(mesh, history)
-    client = await mesh.connect(name="chaos-audit")
-    stored = await read_stream(client, STREAM)
-    await client.close()
+    async with await mesh.connect(name="chaos-audit") as client:
+        stored = await read_stream(client, STREAM)
     replicas = await read_replicas(mesh, STREAM)
-    return ChaosRun(seed, history, tuple(hits), complete, await asyncio.to_thread(audit, history, stored, replicas))
+    return ChaosRun(history, tuple(hits), complete, await asyncio.to_thread(audit, history, stored, replicas))
 
 
 async def read_replicas(mesh: Mesh, stream: str) -> dict[str, list[Stored]]:

@@ -11,13 +11,13 @@ from nats.aio.client import Client
 from mesh_lab.chaos import KINDS, Kind
 from mesh_lab.errors import NotReadyError
 from mesh_lab.patterns.reaching import answered
-from mesh_lab.patterns.waiting import to_its_end
+from mesh_lab.patterns.waiting import eventually, to_its_end
 from mesh_lab.servers.mesh import Mesh
 
 Target = Literal["leader", "follower", "all"]
 FIRST_AT_S = 1.0
 LASTS_S, PAUSE_S = (0.5, 3.0), (1.0, 4.0)
-READY_WITHIN_S = 60.0
+READY_WITHIN_S, LEADER_WITHIN_S = 60.0, 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,25 +98,28 @@ async def inflict(
         TimeoutError: Nobody said who leads the stream.
     """
     hits = []
-    client = await mesh.connect(name="chaos")
-    for step in steps:
-        await asyncio.sleep(max(step.at_s - now(), 0.0))
-        server = await _target(client, stream, step.target, sorted(mesh.servers))
-        began_s = now()
-        if told is not None:
-            told(str(Hit(step, server, began_s, began_s)))
-        await _endure(mesh, step, server)
-        hits.append(Hit(step, server, began_s, now()))
-    await client.close()
+    async with await mesh.connect(name="chaos") as client:
+        for step in steps:
+            await asyncio.sleep(max(step.at_s - now(), 0.0))
+            server = await _target(client, stream, step.target, sorted(mesh.servers))
+            began_s = now()
+            if told is not None:
+                told(str(Hit(step, server, began_s, began_s)))
+            await _endure(mesh, step, server)
+            hits.append(Hit(step, server, began_s, now()))
     return hits
 
 
 async def _target(client: Client, stream: str, target: Target, servers: Sequence[str]) -> str:
     if target == "all":
         return "all"
+
+    async def leader_named() -> str | None:
+        info = await answered(lambda: client.jetstream(timeout=1.0).stream_info(stream))
+        return info.cluster.leader if info.cluster is not None else None
+
     # While servers elect, the old leader may still be named, and a moment later nobody.
-    info = await answered(lambda: client.jetstream(timeout=1.0).stream_info(stream))
-    leader = info.cluster.leader if info.cluster is not None else None
+    leader: str | None = await eventually(leader_named, within=LEADER_WITHIN_S, every=0.2)
     if leader is None or len(servers) < 2:
         raise NotReadyError(f"stream {stream} has no leader or no followers; expected one on three servers")
     return leader if target == "leader" else next(name for name in servers if name != leader)

@@ -27,7 +27,7 @@ _CHECKSUM_BYTES = 8
 _ID = b"\r\nNats-Msg-Id:"
 _COMPRESSED = b"cmp"
 LONGEST_RECORD_BYTES = 64 * 1024 * 1024  # what max_payload may be set to, and a stream's default cannot reach
-READ_WITHIN_S = 60.0
+READ_WITHIN_S, MORE_WITHIN_S = 60.0, 3.0
 
 
 class Stored(NamedTuple):
@@ -54,12 +54,21 @@ async def read_stream(client: Client, stream: str) -> list[Stored]:
     except nats.js.errors.NotFoundError:
         return []
     found: list[Stored] = []
-    if state.messages:
-        async with asyncio.timeout(READ_WITHIN_S):
+    if not state.messages:
+        return found
+    more, now = True, asyncio.get_running_loop().time
+    try:
+        async with asyncio.timeout(READ_WITHIN_S) as limit:
             async for batch in read_in_order(client, stream):
                 found += [Stored(position(msg).stream_seq, (msg.headers or {}).get("Nats-Msg-Id", "")) for msg in batch]
-                if found[-1].seq >= state.last_seq or not position(batch[-1]).pending:
+                if found[-1].seq >= state.last_seq:
                     break
+                # Any replica may be the one that is read, and one that is behind says too early that there is no more.
+                more = position(batch[-1]).pending > 0
+                limit.reschedule(now() + (READ_WITHIN_S if more else MORE_WITHIN_S))
+    except TimeoutError:
+        if more:
+            raise
     return found
 
 

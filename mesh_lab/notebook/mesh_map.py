@@ -46,7 +46,7 @@ class MeshMap:
         buttons = [self._button(label, fault) for label, fault in faults.items()]
         controls = ipywidgets.HBox([self._chosen, *buttons, self._said] if buttons else [self._said])
         self._box = ipywidgets.VBox([self._drawing, controls])
-        self._asked = False
+        self._processes: dict[str, str] = {}
         self._drawing.value = draw(mesh.layout, self._states(), {})
         self._following = asyncio.get_running_loop().create_task(self._follow())
 
@@ -57,13 +57,8 @@ class MeshMap:
 
     async def look(self) -> None:
         """Ask all servers now, and draw what they say."""
-        monitors = {
-            name: server.monitor
-            for name, server in self._mesh.servers.items()
-            if server.monitor is not None and server.state == "running"
-        }
-        before, self.looks = self.looks, await asyncio.to_thread(look_at, monitors)
-        self._asked = True
+        before = self.looks
+        self._processes, self.looks = await asyncio.to_thread(self._look)
         self._drawing.value = draw(self._mesh.layout, self._states(), self.looks, before)
 
     async def close(self) -> None:
@@ -81,18 +76,27 @@ class MeshMap:
             raise
         self._said.value = "the mesh was closed"
 
+    def _look(self) -> tuple[dict[str, str], dict[str, Look]]:
+        # Blocks: a container's state is asked of its engine.
+        processes = {name: server.state for name, server in self._mesh.servers.items()}
+        monitors = {
+            name: server.monitor
+            for name, server in self._mesh.servers.items()
+            if server.monitor is not None and processes[name] == "running"
+        }
+        return dict(processes), look_at(monitors)
+
     def _states(self) -> dict[str, str]:
         """Say of each server what it is: its process's state, or whether it answered."""
         return {name: self._state(name) for name in self._mesh.servers}
 
     def _state(self, name: str) -> str:
-        server = self._mesh.servers[name]
-        if server.state != "running":
-            return server.state
-        if server.monitor is None:
-            return "cannot be asked"
-        if not self._asked:
+        if name not in self._processes:
             return "not asked yet"
+        if self._processes[name] != "running":
+            return self._processes[name]
+        if self._mesh.servers[name].monitor is None:
+            return "cannot be asked"
         return "ready" if name in self.looks else "no answer"
 
     def _button(self, label: str, fault: Callable[[str], Awaitable[Any]]) -> Any:

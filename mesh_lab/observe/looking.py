@@ -23,10 +23,8 @@ class Look:
     """The server's own id, which differs after a restart."""
     in_msgs: int
     """Messages received since it was started, from clients and servers."""
-    out_msgs: int
-    """Messages sent since it was started."""
     slow_consumers: int
-    """Clients that it cut off since it was started, because they read too slowly."""
+    """Connections, of clients or servers, that it cut off since it was started, because they read too slowly."""
     clients: tuple[str, ...]
     """Names of the connections; ``"?"`` for one without a name."""
     leads: tuple[str, ...]
@@ -65,7 +63,9 @@ def rate_per_s(before: Look | None, now: Look, *, peer: str | None = None) -> fl
     """
     if before is None or before.server_id != now.server_id or now.at_s <= before.at_s:
         return None
-    counts = (before.in_msgs, now.in_msgs) if peer is None else (before.peers.get(peer, 0), now.peers.get(peer, 0))
+    if peer is not None and peer not in before.peers:
+        return None
+    counts = (before.in_msgs, now.in_msgs) if peer is None else (before.peers[peer], now.peers.get(peer, 0))
     return (counts[1] - counts[0]) / (now.at_s - before.at_s) if counts[1] >= counts[0] else None
 
 
@@ -84,7 +84,6 @@ def _look(name: str, answer: Mapping[str, Any], names: Mapping[str, str]) -> Loo
         at_s=answer[_AT],
         server_id=varz["server_id"],
         in_msgs=varz["in_msgs"],
-        out_msgs=varz["out_msgs"],
         slow_consumers=varz["slow_consumers"],
         clients=tuple(
             client.get("name") or "?"

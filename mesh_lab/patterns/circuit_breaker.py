@@ -5,7 +5,6 @@ rest it is *half open*: it lets one call through, and that one's end decides. Th
 Michael Nygard, Release It! (2007).
 """
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from typing import Literal, TypeVar
@@ -37,6 +36,7 @@ class CircuitBreaker:
         self._in_a_row = 0
         self._opened = 0.0
         self._trying = False
+        self._period = 0  # it opened or closed so often
 
     @property
     def state(self) -> State:
@@ -62,24 +62,29 @@ class CircuitBreaker:
             raise CircuitOpenError(
                 f"{self._in_a_row} calls in a row failed; try again in {left:.1f} s", retry_after=left
             )
-        trial = self._trying = state == "half open"
+        trial, period = state == "half open", self._period
+        if trial:
+            self._trying = True
         try:
             result = await work()
-        except asyncio.CancelledError:
-            raise  # says nothing about the service
-        except Exception:
-            if self._counts(trial):
+        except Exception:  # a cancellation is none: it says nothing about the service
+            if self._counts(trial, period):
                 self._in_a_row += 1
                 self._opened = self._clock()
+                self._period += self._in_a_row >= self.failures
             raise
         else:
-            if self._counts(trial):
+            if self._counts(trial, period):
                 self._in_a_row = 0
+                self._period += trial
             return result
         finally:
             if trial:
                 self._trying = False
 
-    def _counts(self, trial: bool) -> bool:
-        """Say whether a call's end changes anything: once it is open, only the trial's does, and no earlier call's."""
-        return trial or self._in_a_row < self.failures
+    def _counts(self, trial: bool, period: int) -> bool:
+        """Say whether a call's end changes anything: the trial's does, and no call's that began before the last change.
+
+        What hung while it opened may fail long after it closed again.
+        """
+        return trial or period == self._period

@@ -19,9 +19,10 @@ import nats.errors
 import nats.js.api
 from nats.aio.client import Client
 from nats.js import JetStreamContext
-from nats.js.errors import NoStreamResponseError, NotFoundError, ServiceUnavailableError
+from nats.js.errors import APIError, NoStreamResponseError, NotFoundError, ServiceUnavailableError
 
 from mesh_lab.errors import NotReadyError
+from mesh_lab.patterns.answers import TRANSIENT_ERR_CODES
 from mesh_lab.patterns.waiting import eventually
 
 T = TypeVar("T")
@@ -103,7 +104,7 @@ async def answered(ask: Callable[[], Awaitable[T]], *, within: float = 30.0) -> 
 
     Raises:
         TimeoutError: Nobody answered in time.
-        nats.js.errors.ServiceUnavailableError: The servers still had no leader.
+        nats.js.errors.APIError: The servers still had no leader, or were still busy with the request.
     """
     deadline = time.monotonic() + within
     while True:
@@ -111,6 +112,9 @@ async def answered(ask: Callable[[], Awaitable[T]], *, within: float = 30.0) -> 
             return await ask()
         except UNANSWERED:
             if time.monotonic() >= deadline:
+                raise
+        except APIError as err:
+            if err.err_code not in TRANSIENT_ERR_CODES or time.monotonic() >= deadline:
                 raise
         await asyncio.sleep(ASK_AGAIN_AFTER_S)
 

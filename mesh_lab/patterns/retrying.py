@@ -6,25 +6,23 @@ that was acknowledged. None of them loses it. A handler may see a message twice,
 """
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.errors import MsgAlreadyAckdError, NoRespondersError
+from nats.errors import ConnectionClosedError, Error, MsgAlreadyAckdError, NoRespondersError
 from nats.js import JetStreamContext
 from nats.js.errors import APIError
 
 from mesh_lab.errors import CircuitOpenError, PoisonMessageError
-from mesh_lab.patterns.reaching import answered
+from mesh_lab.patterns.dead_letters import bury
 
 FETCH_WITHIN_S = 0.5
 NO_LEADER_PAUSE_S = 0.1
 HOLD_S = 0.25  # between two words to the server that a message is still in hand; well below any sensible ack_wait
-BURY_WITHIN_S = 20.0  # longer than an election
-REASON, SUBJECT, SEQUENCE, DELIVERIES = "Dead-Reason", "Dead-Subject", "Dead-Sequence", "Dead-Deliveries"
-MSG_ID = "Dead-Msg-Id"
 
 Handle = Callable[[Msg], Awaitable[object]]
 
@@ -75,15 +73,20 @@ async def work_off(
         consumer: Name of a pull consumer with explicit acknowledgement, and without ``max_deliver``, or the server may
             give a message up before this buries it.
         handle: Does the work. What it raises means: try again later. :class:`PoisonMessageError` means: never again.
-        dead: Subject for dead letters; a stream must listen to it. They keep payload and headers.
+        dead: Subject for dead letters; a stream must listen to it. They keep payload and headers. Where these do not
+            fit into a message beside the reason, a letter says ``Dead-Size`` instead; ``Dead-Sequence`` finds the rest.
         attempts: How often a message is delivered before it counts as dead, also one whose handler ends the process.
             With the pauses of ``backoff``, 12 attempts bear about a minute and a half without the service.
         backoff: How long it waits in between.
         stop: Set it to end.
 
+    nats-py takes a message with a header ``Status`` for a server's own, and fails; keep such headers out of the stream.
+
     Raises:
         nats.js.errors.NoStreamResponseError: Nobody keeps the dead letters; the message in hand was not taken off.
         TimeoutError: Who keeps them did not answer in time, likewise.
+        PublishRefusedError: A letter is too large with its payload, which the stream would not keep either.
+        nats.errors.ConnectionClosedError: The client was closed.
     """
     js, backoff, stop = client.jetstream(), backoff or Backoff(), stop or asyncio.Event()
     messages = await js.pull_subscribe_bind(consumer, stream=stream)
@@ -92,7 +95,8 @@ async def work_off(
             for msg in await _fetch_or_give_back(client, messages):
                 await _attempt(msg, handle, client, dead=dead, attempts=attempts, backoff=backoff, stop=stop)
     finally:
-        await messages.unsubscribe()
+        with contextlib.suppress(Error):  # closed or draining: then the server has forgotten the subscription, too
+            await messages.unsubscribe()
 
 
 async def _fetch_or_give_back(client: Client, messages: JetStreamContext.PullSubscription) -> list[Msg]:
@@ -101,12 +105,15 @@ async def _fetch_or_give_back(client: Client, messages: JetStreamContext.PullSub
     try:
         return await asyncio.shield(fetching)
     except asyncio.CancelledError:
-        for msg in await fetching:
-            await msg.nak()
+        with contextlib.suppress(Error):  # what cannot be given back comes again after ``ack_wait``
+            for msg in await fetching:
+                await msg.nak()
         raise
 
 
 async def _fetch(client: Client, messages: JetStreamContext.PullSubscription) -> list[Msg]:
+    if client.is_closed:
+        raise ConnectionClosedError
     if not client.is_connected:
         # nats-py would keep each request and send all of them when it is back: more messages than one is in hand.
         await asyncio.sleep(NO_LEADER_PAUSE_S)
@@ -132,7 +139,7 @@ async def _attempt(
 ) -> None:
     tried = msg.metadata.num_delivered
     if tried > attempts:  # whoever had it before died over it, or was killed, each time
-        await _bury(msg, client, dead, f"no attempt of {attempts} came to an end")
+        await bury(msg, client, dead, f"no attempt of {attempts} came to an end")
         return
     try:
         while not await _handled(msg, handle, stop):
@@ -140,12 +147,12 @@ async def _attempt(
                 await msg.nak()
                 return
     except PoisonMessageError as err:
-        await _bury(msg, client, dead, str(err))
+        await bury(msg, client, dead, str(err))
     except Exception as err:  # noqa: BLE001 (whatever it is, the message is tried again or kept with the reason)
         if msg.is_acked:
             return  # the handler acknowledged it, and failed after that
         if tried >= attempts:
-            await _bury(msg, client, dead, f"{type(err).__name__}: {err} (attempt {tried} of {attempts})")
+            await bury(msg, client, dead, f"{type(err).__name__}: {err} (attempt {tried} of {attempts})")
         else:
             await msg.nak(delay=backoff.delay(tried))
     else:
@@ -173,34 +180,3 @@ async def _ack(msg: Msg) -> None:
         return  # no leader at the moment: it may come again, which an idempotent handler bears
     except MsgAlreadyAckdError:
         return  # the handler did
-
-
-async def _bury(msg: Msg, client: Client, dead: str, reason: str) -> None:
-    """Keep a dead letter, and only then take the message off; what is buried twice is one letter."""
-    about = msg.metadata
-    # The server acts on headers of its own (Nats-Expected-…, Nats-TTL, …), which were meant for another stream.
-    theirs = {name: value for name, value in (msg.headers or {}).items() if not name.lower().startswith("nats-")}
-    headers = {
-        **theirs,
-        REASON: " ".join(reason.split()),
-        SUBJECT: msg.subject,
-        SEQUENCE: str(about.sequence.stream),
-        DELIVERIES: str(about.num_delivered),
-        MSG_ID: (msg.headers or {}).get("Nats-Msg-Id", ""),
-        "Nats-Msg-Id": letter_id(msg),
-    }
-    js = client.jetstream(timeout=2.0)
-    await answered(lambda: js.publish(dead, msg.data, headers=headers), within=BURY_WITHIN_S)
-    try:
-        await client.request(msg.reply, b"+TERM", timeout=2.0)
-    except (TimeoutError, NoRespondersError):
-        return  # it comes again, and is buried again, as the same letter
-
-
-def letter_id(msg: Msg) -> str:
-    """Return the ``Nats-Msg-Id`` of a message's dead letter: the same each time, and no other message's.
-
-    The time is part of it, since a stream that is deleted and made again numbers from 1 again.
-    """
-    about = msg.metadata
-    return f"{about.stream}.{about.consumer}.{about.sequence.stream}.{about.timestamp.timestamp():.6f}"

@@ -76,7 +76,7 @@ async def ended(*tasks: "asyncio.Task[Any]", again_after: float = 1.0) -> None:
 
 
 async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
-    """Return what a piece of work returns; who is cancelled meanwhile waits until it has ended.
+    """Return what a piece of work returns; who is cancelled meanwhile, however often, waits until it has ended.
 
     A thread cannot be cancelled: ``asyncio.to_thread`` gives up waiting, and the thread goes on beside whatever is
     done next. What must be undone afterwards goes through here.
@@ -84,12 +84,15 @@ async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
     Args:
         work: A coroutine that ends by itself.
     """
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        raise
+    task, cancelled = asyncio.ensure_future(work), None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as err:
+            cancelled = err
+    if cancelled is not None:
+        raise cancelled from (None if task.cancelled() else task.exception())
+    return task.result()
 
 
 async def _wait_or_cancel(look: "asyncio.Future[Any]", within: float) -> None:

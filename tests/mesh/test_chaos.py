@@ -60,6 +60,8 @@ async def test_what_is_acknowledged_outlives_every_kind_of_fault():
 async def test_a_run_from_a_seed_breaks_servers_without_links_as_well():
     async with await start_mesh(servers=3) as mesh:
         run = await chaos_run(mesh, seed=5, seconds=4.0, writers=2)
+        with pytest.raises(ValueError, match=r"stream ORDERS holds \d.* messages, expected none"):
+            await chaos_run(mesh, seed=5, seconds=4.0, writers=2)
     run.check()
     assert {hit.step.kind for hit in run.hits} <= {"kill", "stop", "pause", "kill all"}
 

@@ -91,6 +91,36 @@ async def returns_nothing(nc, subject, payloads):
     return 0
 
 
+async def starts_with_the_first_answer(nc, subject, payloads):
+    times, inbox = [], nc.new_inbox()
+
+    async def on_answer(msg):
+        times.append((time.perf_counter(), bool(msg.headers)))
+
+    replies = await nc.subscribe(inbox, cb=on_answer)
+    for payload in payloads:
+        await nc.publish(subject, payload, reply=inbox)
+    await eventually(lambda: len(times) == len(payloads), within=30)
+    await replies.unsubscribe()
+    return sum(not refused for _, refused in times) / (times[-1][0] - times[0][0])
+
+
+async def stops_with_the_last_processed(nc, subject, payloads):
+    times, inbox = [], nc.new_inbox()
+
+    async def on_answer(msg):
+        times.append((time.perf_counter(), bool(msg.headers)))
+
+    replies = await nc.subscribe(inbox, cb=on_answer)
+    began = time.perf_counter()
+    for payload in payloads:
+        await nc.publish(subject, payload, reply=inbox)
+    await eventually(lambda: len(times) == len(payloads), within=30)
+    await replies.unsubscribe()
+    processed = [at for at, refused in times if not refused]
+    return len(processed) / (processed[-1] - began)
+
+
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
@@ -99,6 +129,11 @@ async def returns_nothing(nc, subject, payloads):
         (stops_at_the_first_answer, "it returned before the worker had done its last order"),
         (waits_and_times_the_buffer, "the rate is many times what the worker can do; expected the clock to stop with"),
         (counts_refusals, "refused orders count as processed; expected only answers without the header"),
+        (
+            starts_with_the_first_answer,
+            "the rate is above what the worker did; expected a clock from the first publish",
+        ),
+        (stops_with_the_last_processed, "the rate is above what the worker did; expected a clock from the first"),
         (counts_only_refusals_of_half_the_time, "the rate is far below what the worker did"),
         (returns_the_time, "a str was returned; expected a number"),
         (returns_nothing, "0 orders a second; expected a rate above 0"),
@@ -106,6 +141,16 @@ async def returns_nothing(nc, subject, payloads):
 )
 async def test_a_benchmark_that_still_lies_is_told_how(mesh, answer, said):
     assert said in await refused("4.1", answer)
+
+
+async def test_requests_side_by_side_with_their_own_timeout_tell_it_as_well(mesh):
+    async def side_by_side(nc, subject, payloads):
+        began = time.perf_counter()
+        replies = await asyncio.gather(*(nc.request(subject, payload) for payload in payloads))
+        return sum(not reply.headers for reply in replies) / (time.perf_counter() - began)
+
+    verdict = await check("4.1", side_by_side)
+    assert verdict.state == "correct", verdict
 
 
 async def test_a_closed_loop_tells_the_rate_of_one_worker_as_well(mesh):
@@ -225,6 +270,10 @@ def counts_since_sent(table):
     return in_time.mean() >= 0.99
 
 
+def counts_whoever_was_not_refused(table):
+    return ((table["outcome"] != "refused") & (since_due(table) <= 0.020)).mean() >= 0.99
+
+
 def asks_for_more(table):
     in_time = (table["outcome"] == "answered") & (since_due(table) <= 0.020)
     return in_time.mean() > 0.99
@@ -247,6 +296,7 @@ def returns_a_share(table):
         (asks_for_more, "False for 2 of 200 answered after 5 s"),
         (by_a_percentile_of_the_answered, "True for 5 of 200 never answered, the rest after 10 ms; expected False"),
         (counts_refusals_as_answers, "True for 5 of 200 refused after 1 ms"),
+        (counts_whoever_was_not_refused, "True for 5 of 200 found nobody there"),
         (counts_since_sent, "True for all answered 5 ms after they left, which was 25 ms after they were due"),
         (always, "True for all answered after 30 ms; expected False"),
         (returns_a_share, "0.975"),

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from nats.aio.client import Client
 from nats.js.api import StreamInfo
-from nats.js.errors import NotFoundError, ServiceUnavailableError
+from nats.js.errors import APIError, NotFoundError, ServiceUnavailableError
 
 from mesh_lab.patterns.reaching import answered, reachable
 from mesh_lab.patterns.waiting import eventually
@@ -64,6 +64,20 @@ async def test_a_request_that_nobody_answers_is_made_again() -> None:
         for name in ("n2", "n3"):
             await mesh.resume(name)
         assert (await waiting).config.name == "AGAIN"
+
+
+async def test_a_refusal_that_passes_is_asked_again(client: Client) -> None:
+    refusals = [APIError(code=409, err_code=10158, description="duplicate message id is in process")]
+
+    async def ask() -> str:
+        if refusals:
+            raise refusals.pop()
+        return "stored"
+
+    assert await answered(ask) == "stored"
+    refusals.append(APIError(code=429, err_code=10167, description="too many requests"))
+    with pytest.raises(APIError):
+        await answered(ask, within=0.0)
 
 
 async def test_a_refusal_is_an_answer(client: Client) -> None:

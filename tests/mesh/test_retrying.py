@@ -6,12 +6,14 @@ from collections import Counter
 from itertools import pairwise
 
 import pytest
+from nats.errors import ConnectionClosedError
 from nats.js.api import ConsumerConfig
 from nats.js.errors import NoStreamResponseError
 
-from mesh_lab.errors import CircuitOpenError, PoisonMessageError
+from mesh_lab.errors import CircuitOpenError, PoisonMessageError, PublishRefusedError
+from mesh_lab.patterns.dead_letters import letter_id
 from mesh_lab.patterns.reaching import reachable
-from mesh_lab.patterns.retrying import Backoff, letter_id, work_off
+from mesh_lab.patterns.retrying import Backoff, work_off
 from mesh_lab.patterns.waiting import ended, eventually
 from mesh_lab.servers.mesh import Mesh
 
@@ -128,7 +130,7 @@ async def test_what_always_fails_is_buried_with_a_reason_and_the_others_go_on(me
 
 
 async def test_where_nobody_keeps_the_dead_nothing_is_taken_off(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mesh_lab.patterns.retrying.BURY_WITHIN_S", 0.5)
+    monkeypatch.setattr("mesh_lab.patterns.dead_letters.BURY_WITHIN_S", 0.5)
 
     async def handle(msg) -> None:
         raise PoisonMessageError("no order")
@@ -181,6 +183,87 @@ async def test_conditions_of_the_first_stream_do_not_keep_a_letter_out(mesh: Mes
             ("own-0", "kept"),
             ("own-1", "kept"),
         ]
+
+
+async def buried(desk: Desk, reason: str) -> None:
+    async def handle(msg) -> None:
+        raise PoisonMessageError(reason)
+
+    working = desk.work(handle)
+    try:
+        await eventually(lambda: working.done() or desk.done(), within=10.0)
+        desk.stop.set()
+        await working
+    finally:
+        await ended(working)
+
+
+async def test_a_reason_is_cut_and_made_sendable(mesh: Mesh) -> None:
+    async with Desk(mesh) as desk:
+        await desk.put(b"a")
+        await buried(desk, "bad \udc80 " + "order " * 200_000)
+        [letter] = await desk.letters()
+        assert letter.headers["Dead-Reason"].startswith("bad \\udc80 order order")
+        assert len(letter.headers["Dead-Reason"]) <= 510
+
+
+async def test_a_message_that_fills_its_limit_is_buried_without_its_payload(mesh: Mesh) -> None:
+    async with Desk(mesh) as desk:
+        full = bytes(desk.client.max_payload - 100)
+        await desk.js.publish("work.1", full, headers={"Trace": "kept"})
+        await buried(desk, "too much")
+        [letter] = await desk.letters()
+        assert (letter.data or b"", letter.headers["Dead-Size"]) == (b"", str(len(full)))
+        assert (await desk.js.get_msg("WORK", int(letter.headers["Dead-Sequence"]))).data == full
+
+
+async def test_a_message_too_large_for_the_stream_of_letters_is_buried_without_its_payload(mesh: Mesh) -> None:
+    async with Desk(mesh) as desk:
+        await desk.js.update_stream(name="DEAD", subjects=["dead.work"], max_msg_size=2_000)
+        await desk.put(bytes(5_000), b"small")
+        await buried(desk, "no order")
+        large, small = await desk.letters()
+        assert (large.headers["Dead-Size"], small.data) == ("5000", b"small")
+
+
+async def test_what_only_its_stream_would_keep_is_not_taken_off(mesh: Mesh) -> None:
+    async with Desk(mesh) as desk:
+        await desk.js.delete_stream("WORK")
+        await desk.js.add_stream(name="WORK", subjects=["work.*"], retention="workqueue")
+        await desk.js.update_stream(name="DEAD", subjects=["dead.work"], max_msg_size=2_000)
+        await desk.js.add_consumer("WORK", ConsumerConfig(durable_name="desk", ack_wait=1))
+        await reachable(desk.client, "WORK", "desk")
+        await reachable(desk.client, "WORK")
+        await desk.put(bytes(5_000))
+        with pytest.raises(PublishRefusedError, match=r"5,000 bytes, is too large for a letter on 'dead.work'"):
+            await buried(desk, "no order")
+        assert (await desk.js.stream_info("WORK")).state.messages == 1
+
+
+async def test_a_header_that_nats_py_cannot_send_is_left_out(mesh: Mesh) -> None:
+    async with Desk(mesh) as desk:
+        reply, headers = desk.client.new_inbox(), b"NATS/1.0\r\nA/B: c\r\nTrace: kept\r\n\r\n"
+        answers = await desk.client.subscribe(reply)
+        # By hand: the client would refuse to send it, and another client's server takes it.
+        sizes = f"{len(headers)} {len(headers) + 1}"
+        desk.client._pending.append(f"HPUB work.1 {reply} {sizes}\r\n".encode() + headers + b"a\r\n")
+        await desk.client.flush()
+        await answers.next_msg(timeout=5)
+        await buried(desk, "no order")
+        [letter] = await desk.letters()
+        assert letter.headers["Trace"] == "kept"
+        assert "A/B" not in letter.headers
+
+
+async def test_a_worker_whose_client_is_closed_ends(mesh: Mesh) -> None:
+    async with Desk(mesh) as desk:
+        own = await mesh.connect(name="closed")
+        working = asyncio.create_task(work_off(own, "WORK", "desk", well, dead="dead.work"))
+        await asyncio.sleep(0.3)
+        await own.close()
+        with pytest.raises(ConnectionClosedError):
+            await asyncio.wait_for(working, 5.0)
+        assert desk.client.is_connected
 
 
 async def test_a_message_over_which_workers_die_is_buried_unhandled(mesh: Mesh) -> None:

@@ -82,8 +82,9 @@ def test_an_order_that_one_disk_lacks_is_found_although_a_client_reads_it():
         ([*kept(), Stored(30, "stranger")], ("stranger",)),
         ([*kept()[:-1], Stored(30, kept()[-1].id)], (kept()[-1].id,)),
         ([*kept(), Stored(30, "w1-0")], ("w1-0",)),
+        ([*kept(), kept()[0]], (kept()[0].id,)),
     ],
-    ids=["a stranger", "another number", "one twice"],
+    ids=["a stranger", "another number", "one twice", "one twice under its number"],
 )
 def test_a_disk_that_differs_from_what_a_client_reads_is_found(on_disk, different):
     assert audit(history(), kept(), {"n1": kept(), "n2": on_disk}).broken == {"different on n2": different}
@@ -109,9 +110,7 @@ def test_a_history_of_two_runs_in_one_is_refused():
 
 
 def test_a_run_without_faults_or_agreement_proves_nothing():
-    run = ChaosRun(
-        1, history(), (Hit(Step(1.0, "kill", "leader", 1.0), "n1", 1.0, 2.0),), True, audit(history(), kept())
-    )
+    run = ChaosRun(history(), (Hit(Step(1.0, "kill", "leader", 1.0), "n1", 1.0, 2.0),), True, audit(history(), kept()))
     run.check()
     nothing = audit(History([Attempt("w1", 0, "w1-0", 0.0, 1.0, "unknown")]), [])
     for worthless in (replace(run, hits=()), replace(run, caught_up=False), replace(run, audit=nothing)):

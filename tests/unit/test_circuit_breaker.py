@@ -139,3 +139,22 @@ async def test_a_call_that_began_before_it_opened_changes_nothing() -> None:
         await early["badly"]
     clock.now = 5.0
     assert breaker.state == "half open", "a late failure does not make the rest longer"
+
+
+async def test_a_call_that_hung_while_it_opened_and_closed_again_opens_it_no_more() -> None:
+    clock = Clock()
+    breaker = CircuitBreaker(failures=2, rest=5.0, clock=clock)
+    answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def hang() -> None:
+        await answer
+
+    hanging = [asyncio.create_task(breaker.call(hang)) for _ in range(3)]
+    await asyncio.sleep(0)
+    await fail(breaker, 2)
+    clock.now = 6.0
+    assert await breaker.call(well) == "answer"
+    answer.set_exception(TimeoutError("no answer, at last"))
+    ends = await asyncio.gather(*hanging, return_exceptions=True)
+    assert [type(end) for end in ends] == [TimeoutError] * 3
+    assert breaker.state == "closed"

@@ -14,7 +14,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 def look(*peers: str, at_s: float = 1.0, in_msgs: int = 0, passed: int = 0, server_id: str = "N1", **more) -> Look:
     return Look(
-        at_s=at_s, server_id=server_id, in_msgs=in_msgs, out_msgs=0, slow_consumers=more.pop("slow", 0),
+        at_s=at_s, server_id=server_id, in_msgs=in_msgs, slow_consumers=more.pop("slow", 0),
         clients=more.pop("clients", ()), leads=more.pop("leads", ()), peers=dict.fromkeys(peers, passed),
     )  # fmt: skip
 
@@ -110,6 +110,10 @@ def test_a_rate_that_cannot_be_known_is_none(before, now):
     assert rate_per_s(before, now, peer="n2") is None
 
 
+def test_a_peer_that_was_not_there_before_has_no_rate_yet():
+    assert rate_per_s(look("n3"), look("n2", "n3", at_s=2.0, passed=500_000), peer="n2") is None
+
+
 def test_a_rate_is_the_difference_over_the_time():
     assert rate_per_s(look("n2", in_msgs=5, passed=1), look("n2", at_s=3.0, in_msgs=15, passed=2), peer="n2") == 0.5
     assert rate_per_s(look("n2", in_msgs=5), look("n2", at_s=3.0, in_msgs=15)) == 5.0
@@ -123,7 +127,7 @@ class Told:
 
     def read(self, path: str) -> tuple[int, dict]:
         jsz = {"account_details": [{"name": "LAB", "stream_detail": [self._stream]}]}
-        varz = {"server_id": "N1", "in_msgs": 0, "out_msgs": 0, "slow_consumers": 0}
+        varz = {"server_id": "N1", "in_msgs": 0, "slow_consumers": 0}
         return 200, {"/varz": varz, "/jsz": jsz}.get(path.split("?")[0], {})
 
 

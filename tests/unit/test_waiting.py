@@ -7,7 +7,7 @@ import time
 import pytest
 
 from mesh_lab.errors import NotReadyError
-from mesh_lab.patterns.waiting import SHOWN_CHARACTERS, ended, eventually
+from mesh_lab.patterns.waiting import SHOWN_CHARACTERS, ended, eventually, to_its_end
 
 
 async def test_it_returns_the_first_true_value() -> None:
@@ -105,3 +105,37 @@ async def test_tasks_that_are_over_stay_as_they_are() -> None:
     await asyncio.wait({task})
     await ended(task)
     assert isinstance(task.exception(), OSError)
+
+
+async def test_work_that_must_end_ends_however_often_its_owner_is_cancelled() -> None:
+    went_on, done = asyncio.Event(), []
+
+    async def work() -> None:
+        await went_on.wait()
+        done.append(1)
+
+    owner = asyncio.create_task(to_its_end(work()))
+    for _ in range(3):
+        await asyncio.sleep(0)
+        owner.cancel()
+    await asyncio.sleep(0.01)
+    assert not owner.done()
+    went_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await owner
+    assert done == [1]
+
+
+async def test_what_ended_badly_meanwhile_is_the_cause() -> None:
+    async def work() -> None:
+        await asyncio.sleep(0.01)
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        await to_its_end(work())
+    owner = asyncio.create_task(to_its_end(work()))
+    await asyncio.sleep(0)
+    owner.cancel()
+    with pytest.raises(asyncio.CancelledError) as cancelled:
+        await owner
+    assert "no space left" in str(cancelled.value.__cause__)

@@ -5,6 +5,7 @@ from typing import Any
 
 from mesh_lab.chaos.audit import audit
 from mesh_lab.chaos.history import Attempt, Outcome
+from mesh_lab.chaos.run import caught_up
 from mesh_lab.chaos.stored import Stored, read_stream
 from mesh_lab.chaos.writers import Writers
 from mesh_lab.notebook.exercises import Verdict, correct, exercise, not_yet
@@ -131,6 +132,7 @@ async def _roll(answer: Any) -> Verdict:
         after = await asyncio.to_thread(_starts, own)
         if same := [name for name in own.servers if after[name] == before[name]]:
             return not_yet(f"{same[0]} is the same process as before", "that each was restarted")
+        await caught_up(own, writing.history)
         found = audit(writing.history, await read_stream(client, STREAM))
         if not found.valid:
             return not_yet(f"orders are {' and '.join(found.broken)}", "each acknowledged order stored once")
