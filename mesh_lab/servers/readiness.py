@@ -1,6 +1,7 @@
 """When servers are ready in truth, and not by the word of a log line."""
 
 import asyncio
+import json
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
@@ -8,12 +9,15 @@ from typing import Any
 
 import nats.errors
 import nats.js.errors
+from nats.aio.client import Client
 
 from mesh_lab.errors import NotReadyError
 from mesh_lab.servers.backend import MeshServer
 from mesh_lab.servers.mesh import Mesh
 
 POLL_S = 0.02
+NOWHERE = "mesh-lab-readiness"
+NO_PLACE = ("peer offline", "miscellaneous issue")  # it has not heard enough of a server, or nothing
 API_REPLIES = "_R_."
 """How the subject begins on which a server waits for answers to what its clients ask of another account, JetStream's
 API included."""
@@ -87,8 +91,8 @@ async def wait_until_ready(mesh: Mesh, *, within: float) -> None:
     ``/healthz`` on all servers is not enough: right after it, the meta leader may not yet count every peer,
     and a stream of three replicas is refused. So all servers must name one meta leader and it every peer as current,
     every server must have its gateway to each other region, each leaf node its connection, and JetStream must have
-    answered through each server and, from its region, in each leaf node's domain; and each server must know where its
-    peers wait for such answers.
+    answered through each server and, from its region, in each leaf node's domain; each server must know where its
+    peers wait for such answers; and the meta leader must know of each peer how much room it has.
 
     Args:
         mesh: Mesh whose servers were started.
@@ -172,6 +176,17 @@ async def wait_until_ready(mesh: Mesh, *, within: float) -> None:
                 return False
         return True
 
+    async def placeable() -> bool:
+        nonlocal seen
+        client = await mesh.connect(name="readiness")
+        try:
+            seen = await no_place_for_streams(client)
+        except (TimeoutError, nats.errors.Error) as err:
+            seen = f"JetStream's API: {err!r}"
+        finally:
+            await client.close()
+        return not seen
+
     if len(clustered) > 1:
         await _until(whole, within=left(), problem=problem)
     await _until(connected, within=left(), problem=problem)
@@ -179,6 +194,29 @@ async def wait_until_ready(mesh: Mesh, *, within: float) -> None:
     for name in (name for name in layout.servers if name not in layout.leaves):
         await _until(partial(asked_through, name), within=left(), problem=problem)
     await _until(heard, within=left(), problem=problem)
+    if len(clustered) > 1:
+        await _until(placeable, within=left(), problem=problem)
+
+
+async def no_place_for_streams(client: Client) -> str:
+    """Return why some server could not hold a stream now, in the meta leader's words; nothing, if all could.
+
+    A peer of which the leader knows the name, and not yet what it holds, is current in ``/jsz``, and no place for a
+    stream, for up to a quarter of a second: "peer offline". Only who places a stream is told. This asks for a place
+    that no server has, so that nothing is made, and the refusal gives all reasons.
+    (nats-server 2.15.1, processNewServer in server/events.go, selectPeerGroup in server/jetstream_cluster.go)
+
+    Args:
+        client: A client of a cluster.
+
+    Raises:
+        TimeoutError: Nobody answered within half a second.
+        nats.errors.NoRespondersError: Nobody is there to answer.
+    """
+    wish = {"name": NOWHERE, "subjects": [NOWHERE], "placement": {"tags": [NOWHERE]}}
+    answer = await client.request(f"$JS.API.STREAM.CREATE.{NOWHERE}", json.dumps(wish).encode(), timeout=0.5)
+    said = str(json.loads(answer.data).get("error", {}).get("description", ""))
+    return said if any(reason in said for reason in NO_PLACE) else ""
 
 
 def _reply_subjects(routes: dict[str, Any]) -> dict[str, set[str]]:

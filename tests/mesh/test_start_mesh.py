@@ -28,6 +28,7 @@ from mesh_lab.errors import (
 from mesh_lab.patterns.reaching import reachable
 from mesh_lab.patterns.waiting import eventually
 from mesh_lab.servers.guard import OWNER_VARIABLE
+from mesh_lab.servers.readiness import no_place_for_streams
 from mesh_lab.servers.start import newest_mesh, start_mesh
 
 
@@ -127,6 +128,25 @@ async def test_a_client_survives_the_death_of_its_server() -> None:
         await eventually(lambda: client.is_connected and client.connected_url.port != dead, within=5.0)
         await mesh.restart("n2")
         assert mesh.healthy
+
+
+async def test_a_server_that_was_not_heard_of_is_no_place_for_a_stream() -> None:
+    async with await start_mesh(servers=3) as mesh:
+        client = await mesh.connect()
+        assert await no_place_for_streams(client) == ""
+        assert await client.jetstream().streams_info() == []
+        for server in mesh.servers.values():
+            await asyncio.to_thread(server.stop)
+        for name in ("n1", "n2"):  # they know from their disks that there is a third, and nothing of it
+            await asyncio.to_thread(mesh.servers[name].start)
+
+        async def told() -> str:
+            try:
+                return await no_place_for_streams(client)
+            except (TimeoutError, nats.errors.Error):  # not connected yet, or nobody leads yet
+                return ""
+
+        assert "miscellaneous issue" in await eventually(told, within=20.0)
 
 
 async def test_a_paused_server_answers_again_when_it_is_resumed() -> None:
