@@ -458,11 +458,13 @@ async def test_a_killed_kernel_leaves_no_process_and_no_directory() -> None:
         [sys.executable, "-c", OWNER_PROGRAM], stdout=subprocess.PIPE, text=True
     )
     assert kernel.stdout is not None
-    owner, directory = kernel.stdout.readline().split()
-    assert len(owned(owner)) == 6, "three servers and three replicas"
-    os.kill(kernel.pid, signal.SIGKILL)
-    kernel.wait()
-    kernel.stdout.close()
+    try:
+        owner, directory = kernel.stdout.readline().split()
+        assert len(owned(owner)) == 6, "three servers and three replicas"
+    finally:  # also when that fails: nobody else would end it
+        kernel.kill()
+        kernel.wait()
+        kernel.stdout.close()
     await eventually(lambda: not owned(owner) and not Path(directory).exists(), within=5.0)
 
 
