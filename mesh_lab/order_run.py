@@ -20,6 +20,7 @@ from mesh_lab.orders.event_store import WORKERS, open_event_store
 from mesh_lab.orders.order import STREAM, Event, next_events
 from mesh_lab.orders.read_model import Summary, ask_read_model
 from mesh_lab.orders.totals import Totals, check_totals, totals_of
+from mesh_lab.patterns.reaching import answered
 from mesh_lab.servers.mesh import Mesh
 
 ASK_EVERY_S = 0.1
@@ -184,7 +185,7 @@ def _leader(info: StreamInfo) -> str | None:
 
 
 async def _kill_leader(mesh: Mesh, client: Client, faults: list[str]) -> None:
-    leader = _leader(await client.jetstream().stream_info(STREAM))
+    leader = _leader(await answered(lambda: client.jetstream(timeout=2.0).stream_info(STREAM)))
     if leader is None:
         raise NotReadyError(f"stream {STREAM} names no leader to kill; a mesh of three servers has one")
     faults.append(str(await mesh.kill(leader)))
@@ -195,9 +196,9 @@ async def _kill_leader(mesh: Mesh, client: Client, faults: list[str]) -> None:
 async def _check(client: Client, summary: Summary, expected: Totals, expected_events: dict[Event, int]) -> None:
     """Compare what came out with what went in: by the read model, and by the stream's and the group's own counts."""
     check_totals(summary.totals, expected)
-    js = client.jetstream(timeout=5.0)
-    stored = (await js.stream_info(STREAM)).state
-    group = await js.consumer_info(STREAM, WORKERS)
+    js = client.jetstream(timeout=2.0)
+    stored = (await answered(lambda: js.stream_info(STREAM))).state
+    group = await answered(lambda: js.consumer_info(STREAM, WORKERS))
     total = sum(expected_events.values())
     facts = {
         "events by kind": (dict(summary.events), expected_events),

@@ -215,6 +215,10 @@ class WindowedPublisher:
             await self._client.publish(message.subject, message.payload, reply=reply, headers=message.headers)
         except nats.errors.OutboundBufferLimitError:
             return
+        except RuntimeError as err:
+            # uvloop's word for a connection that broke a moment ago, which nats-py has not noticed yet.
+            if "closed" not in str(err):
+                raise
         except nats.errors.MaxPayloadError as err:
             del self._outstanding[reply]
             raise PublishRefusedError(

@@ -2,12 +2,17 @@
 
 import asyncio
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from mesh_lab.errors import NotOursError
 from mesh_lab.servers.backend import Backend, MeshServer
 from mesh_lab.servers.layout import Layout
 from mesh_lab.servers.links import CutMode, Lane, Links
+
+if TYPE_CHECKING:
+    from mesh_lab.servers.mesh import Mesh
+
+PLACE_WITHIN_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +79,8 @@ class Faults:
     async def restart(self, server: str, *, within: float = 40.0) -> None:
         """Stop a server in good order if it runs, start it again, and return when it is ready.
 
+        Streams may be placed on it then, if the others are well.
+
         It keeps its name, ports and store, so it catches up with what it missed.
 
         Args:
@@ -85,12 +92,14 @@ class Faults:
             NotReadyError: It was not ready in time.
             NotOursError: The mesh is external.
         """
-        from mesh_lab.servers.readiness import wait_until_healthy
+        from mesh_lab.servers.readiness import wait_for_a_place, wait_until_healthy
 
         target = self._server(server)
         await asyncio.to_thread(target.stop)
         await asyncio.to_thread(target.start)
         await wait_until_healthy([target], within=within)
+        if len(self.layout.servers) > 1:
+            await wait_for_a_place(cast("Mesh", self), within=PLACE_WITHIN_S)
 
     async def slow(self, one: str, other: str, *, latency: float, rate: float | None = None) -> Fault:
         """Delay what runs between two places, in both directions, until :meth:`heal`.

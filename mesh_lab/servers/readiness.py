@@ -1,6 +1,7 @@
 """When servers are ready in truth, and not by the word of a log line."""
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -196,6 +197,23 @@ async def wait_until_ready(mesh: Mesh, *, within: float) -> None:
     await _until(heard, within=left(), problem=problem)
     if len(clustered) > 1:
         await _until(placeable, within=left(), problem=problem)
+
+
+async def wait_for_a_place(mesh: Mesh, *, within: float) -> None:
+    """Wait until a stream may be placed on every server; no longer than that, since a broken mesh places none.
+
+    Args:
+        mesh: Of which a server was restarted, and others may be dead or cut off.
+        within: Seconds after which to go on.
+    """
+    deadline = time.monotonic() + within
+    while time.monotonic() < deadline:
+        # Nobody may lead, or let us in, while others are down.
+        with contextlib.suppress(TimeoutError, nats.errors.Error, NotReadyError):
+            async with asyncio.timeout(within), await mesh.connect(name="readiness") as client:
+                if not await no_place_for_streams(client):
+                    return
+        await asyncio.sleep(POLL_S)
 
 
 async def no_place_for_streams(client: Client) -> str:
