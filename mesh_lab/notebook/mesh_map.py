@@ -78,13 +78,13 @@ class MeshMap:
 
     def _look(self) -> tuple[dict[str, str], dict[str, Look]]:
         # Blocks: a container's state is asked of its engine.
-        processes = {name: server.state for name, server in self._mesh.servers.items()}
+        processes: dict[str, str] = {name: server.state for name, server in self._mesh.servers.items()}
         monitors = {
             name: server.monitor
             for name, server in self._mesh.servers.items()
             if server.monitor is not None and processes[name] == "running"
         }
-        return dict(processes), look_at(monitors)
+        return processes, look_at(monitors)
 
     def _states(self) -> dict[str, str]:
         """Say of each server what it is: its process's state, or whether it answered."""

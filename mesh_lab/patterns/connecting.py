@@ -75,3 +75,13 @@ async def connect(options: ConnectOptions, *, within: float = 10.0, **more: Any)
         # nats-py 2.16 returns such a client when the server hangs up while it authenticates.
         raise NotReadyError("a server accepted the connection and hung up; check its log and the account")
     return client
+
+
+def took_nothing(err: Exception) -> bool:
+    """Say whether ``client.publish`` raised only because the connection can take nothing at this moment.
+
+    nats-py may hold a connection for alive that uvloop closed a moment ago, whose word for that is a ``RuntimeError``.
+    It reconnects when it reads the end.
+    """
+    gone = isinstance(err, RuntimeError) and "closed" in str(err)
+    return gone or isinstance(err, nats.errors.OutboundBufferLimitError)

@@ -24,6 +24,8 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
+from mesh_lab.patterns.connecting import took_nothing
+
 REQUEST_EXPIRES_S = 30.0
 HEARTBEAT_S = 0.5
 RETRY_S = 0.1
@@ -163,7 +165,9 @@ class PullConsumer:
         }
         try:
             await self._client.publish(self._subject, json.dumps(request).encode(), reply=self._inbox)
-        except nats.errors.OutboundBufferLimitError:
+        except (nats.errors.OutboundBufferLimitError, RuntimeError) as err:
+            if not took_nothing(err):
+                raise
             return
         self._asked_for += room
         self._heard_at = time.monotonic()

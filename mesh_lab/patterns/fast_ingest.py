@@ -31,6 +31,7 @@ from nats.aio.subscription import Subscription
 
 from mesh_lab.errors import BatchEndedError, PublishRefusedError, UnknownOutcomeError
 from mesh_lab.patterns.answers import ApiError
+from mesh_lab.patterns.connecting import took_nothing
 
 GapMode = Literal["fail", "ok"]
 START, APPEND, _COMMIT_LAST, END, PING = range(5)
@@ -182,8 +183,11 @@ class FastIngest:
         """Ask for answers that may be lost. A first message without one is not asked about: it may not have come."""
         if self.flow and self._client.is_connected:
             operation, number = (END, self.sent + 1) if ending else (PING, self.sent)
-            with contextlib.suppress(nats.errors.OutboundBufferLimitError):
+            try:
                 await self._client.publish(self._subject, reply=f"{self._prefix}{number}.{operation}.$FI")
+            except (nats.errors.OutboundBufferLimitError, RuntimeError) as err:
+                if not took_nothing(err):
+                    raise
 
     async def _on_answer(self, msg: Msg) -> None:
         if not msg.data:  # 503: no leader takes the subject at this moment, or no stream ever did

@@ -34,6 +34,7 @@ from nats.aio.subscription import Subscription
 
 from mesh_lab.errors import PublishRefusedError, UnknownOutcomeError
 from mesh_lab.patterns.answers import TRANSIENT_ERR_CODES, ApiError
+from mesh_lab.patterns.connecting import took_nothing
 
 SWEEP_S = 0.05
 Failure = PublishRefusedError | UnknownOutcomeError
@@ -213,11 +214,8 @@ class WindowedPublisher:
             return
         try:
             await self._client.publish(message.subject, message.payload, reply=reply, headers=message.headers)
-        except nats.errors.OutboundBufferLimitError:
-            return
-        except RuntimeError as err:
-            # uvloop's word for a connection that broke a moment ago, which nats-py has not noticed yet.
-            if "closed" not in str(err):
+        except (nats.errors.OutboundBufferLimitError, RuntimeError) as err:
+            if not took_nothing(err):
                 raise
         except nats.errors.MaxPayloadError as err:
             del self._outstanding[reply]

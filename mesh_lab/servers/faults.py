@@ -1,10 +1,11 @@
 """What a mesh can do to its servers and to the links between them."""
 
 import asyncio
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
-from mesh_lab.errors import NotOursError
+from mesh_lab.errors import NotOursError, NotReadyError
 from mesh_lab.servers.backend import Backend, MeshServer
 from mesh_lab.servers.layout import Layout
 from mesh_lab.servers.links import CutMode, Lane, Links
@@ -92,14 +93,14 @@ class Faults:
             NotReadyError: It was not ready in time.
             NotOursError: The mesh is external.
         """
-        from mesh_lab.servers.readiness import wait_for_a_place, wait_until_healthy
+        from mesh_lab.servers.readiness import wait_until_healthy, wait_until_placeable
 
         target = self._server(server)
         await asyncio.to_thread(target.stop)
         await asyncio.to_thread(target.start)
         await wait_until_healthy([target], within=within)
-        if len(self.layout.servers) > 1:
-            await wait_for_a_place(cast("Mesh", self), within=PLACE_WITHIN_S)
+        with contextlib.suppress(NotReadyError):  # while others are dead or cut off, there may be no place for long
+            await wait_until_placeable(cast("Mesh", self), within=PLACE_WITHIN_S)
 
     async def slow(self, one: str, other: str, *, latency: float, rate: float | None = None) -> Fault:
         """Delay what runs between two places, in both directions, until :meth:`heal`.

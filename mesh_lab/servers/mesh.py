@@ -260,3 +260,6 @@ async def _close_client(client: Client) -> None:
             await client.close()
     except (TimeoutError, OSError):
         return
+    except RuntimeError as err:
+        if not connecting.took_nothing(err):
+            raise

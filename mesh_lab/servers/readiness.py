@@ -1,7 +1,6 @@
 """When servers are ready in truth, and not by the word of a log line."""
 
 import asyncio
-import contextlib
 import json
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -112,7 +111,7 @@ async def wait_until_ready(mesh: Mesh, *, within: float) -> None:
     await wait_until_healthy(list(mesh.servers.values()), within=within)
     await wait_until_joined(mesh, within=left())
     monitors = {name: server.monitor for name, server in mesh.servers.items() if server.monitor is not None}
-    clustered = [name for name in monitors if name not in layout.leaves]
+    clustered = _clustered(mesh)
     seen = ""
 
     def problem() -> str:
@@ -177,17 +176,6 @@ async def wait_until_ready(mesh: Mesh, *, within: float) -> None:
                 return False
         return True
 
-    async def placeable() -> bool:
-        nonlocal seen
-        client = await mesh.connect(name="readiness")
-        try:
-            seen = await no_place_for_streams(client)
-        except (TimeoutError, nats.errors.Error) as err:
-            seen = f"JetStream's API: {err!r}"
-        finally:
-            await client.close()
-        return not seen
-
     if len(clustered) > 1:
         await _until(whole, within=left(), problem=problem)
     await _until(connected, within=left(), problem=problem)
@@ -195,25 +183,32 @@ async def wait_until_ready(mesh: Mesh, *, within: float) -> None:
     for name in (name for name in layout.servers if name not in layout.leaves):
         await _until(partial(asked_through, name), within=left(), problem=problem)
     await _until(heard, within=left(), problem=problem)
-    if len(clustered) > 1:
-        await _until(placeable, within=left(), problem=problem)
+    await wait_until_placeable(mesh, within=left())
 
 
-async def wait_for_a_place(mesh: Mesh, *, within: float) -> None:
-    """Wait until a stream may be placed on every server; no longer than that, since a broken mesh places none.
+async def wait_until_placeable(mesh: Mesh, *, within: float) -> None:
+    """Return when a stream may be placed on every server of a cluster; at once, where there is none.
 
     Args:
-        mesh: Of which a server was restarted, and others may be dead or cut off.
-        within: Seconds after which to go on.
+        mesh: Mesh whose servers were started.
+        within: Seconds until it is too late.
+
+    Raises:
+        NotReadyError: It may not; the message says why.
     """
-    deadline = time.monotonic() + within
-    while time.monotonic() < deadline:
-        # Nobody may lead, or let us in, while others are down.
-        with contextlib.suppress(TimeoutError, nats.errors.Error, NotReadyError):
-            async with asyncio.timeout(within), await mesh.connect(name="readiness") as client:
-                if not await no_place_for_streams(client):
-                    return
-        await asyncio.sleep(POLL_S)
+    seen = ""
+
+    async def placeable() -> bool:
+        nonlocal seen
+        try:
+            async with await mesh.connect(name="readiness") as client:
+                seen = await no_place_for_streams(client)
+        except (TimeoutError, nats.errors.Error, NotReadyError) as err:
+            seen = f"JetStream's API: {err!r}"
+        return not seen
+
+    if len(_clustered(mesh)) > 1:  # a server without peers would make the stream that is asked for
+        await _until(placeable, within=within, problem=lambda: f"no place for streams after {within:.1f} s: {seen}")
 
 
 async def no_place_for_streams(client: Client) -> str:
@@ -225,7 +220,7 @@ async def no_place_for_streams(client: Client) -> str:
     (nats-server 2.15.1, processNewServer in server/events.go, selectPeerGroup in server/jetstream_cluster.go)
 
     Args:
-        client: A client of a cluster.
+        client: A client of a cluster of two servers or more; a single one would make the stream.
 
     Raises:
         TimeoutError: Nobody answered within half a second.
@@ -235,6 +230,13 @@ async def no_place_for_streams(client: Client) -> str:
     answer = await client.request(f"$JS.API.STREAM.CREATE.{NOWHERE}", json.dumps(wish).encode(), timeout=0.5)
     said = str(json.loads(answer.data).get("error", {}).get("description", ""))
     return said if any(reason in said for reason in NO_PLACE) else ""
+
+
+def _clustered(mesh: Mesh) -> list[str]:
+    """Return the servers that share a meta leader: all but leaf nodes, of those that can be asked."""
+    return [
+        name for name, server in mesh.servers.items() if server.monitor is not None and name not in mesh.layout.leaves
+    ]
 
 
 def _reply_subjects(routes: dict[str, Any]) -> dict[str, set[str]]:

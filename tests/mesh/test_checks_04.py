@@ -28,11 +28,12 @@ async def test_the_solution_in_the_notebook_is_correct(mesh, at):
 
 
 async def ask_all(nc, subject, payloads):
-    """Publish, wait for all answers, and return them with the times at which the run began and ended."""
-    answers, inbox = [], nc.new_inbox()
+    """Publish, wait for all answers, and return them, when the run began, handed over and ended, and when each came."""
+    answers, came, inbox = [], [], nc.new_inbox()
 
     async def on_answer(msg):
         answers.append(msg)
+        came.append(time.perf_counter())
 
     replies = await nc.subscribe(inbox, cb=on_answer)
     began = time.perf_counter()
@@ -42,7 +43,7 @@ async def ask_all(nc, subject, payloads):
     await eventually(lambda: len(answers) == len(payloads), within=30)
     ended = time.perf_counter()
     await replies.unsubscribe()
-    return answers, began, handed_over, ended
+    return answers, began, handed_over, ended, came
 
 
 async def times_the_buffer(nc, subject, payloads):
@@ -61,17 +62,17 @@ async def times_the_flush(nc, subject, payloads):
 
 
 async def waits_and_times_the_buffer(nc, subject, payloads):
-    answers, began, handed_over, _ = await ask_all(nc, subject, payloads)
+    answers, began, handed_over, *_ = await ask_all(nc, subject, payloads)
     return sum(not answer.headers for answer in answers) / (handed_over - began)
 
 
 async def counts_refusals(nc, subject, payloads):
-    answers, began, _, ended = await ask_all(nc, subject, payloads)
+    answers, began, _, ended, _ = await ask_all(nc, subject, payloads)
     return len(answers) / (ended - began)
 
 
 async def counts_only_refusals_of_half_the_time(nc, subject, payloads):
-    answers, began, _, ended = await ask_all(nc, subject, payloads)
+    answers, began, _, ended, _ = await ask_all(nc, subject, payloads)
     return sum(not answer.headers for answer in answers) / (3 * (ended - began))
 
 
@@ -82,7 +83,7 @@ async def stops_at_the_first_answer(nc, subject, payloads):
 
 
 async def returns_the_time(nc, subject, payloads):
-    _, began, _, ended = await ask_all(nc, subject, payloads)
+    _, began, _, ended, _ = await ask_all(nc, subject, payloads)
     return f"{ended - began} s"
 
 
@@ -92,32 +93,13 @@ async def returns_nothing(nc, subject, payloads):
 
 
 async def starts_with_the_first_answer(nc, subject, payloads):
-    times, inbox = [], nc.new_inbox()
-
-    async def on_answer(msg):
-        times.append((time.perf_counter(), bool(msg.headers)))
-
-    replies = await nc.subscribe(inbox, cb=on_answer)
-    for payload in payloads:
-        await nc.publish(subject, payload, reply=inbox)
-    await eventually(lambda: len(times) == len(payloads), within=30)
-    await replies.unsubscribe()
-    return sum(not refused for _, refused in times) / (times[-1][0] - times[0][0])
+    answers, _, _, _, times = await ask_all(nc, subject, payloads)
+    return sum(not answer.headers for answer in answers) / (times[-1] - times[0])
 
 
 async def stops_with_the_last_processed(nc, subject, payloads):
-    times, inbox = [], nc.new_inbox()
-
-    async def on_answer(msg):
-        times.append((time.perf_counter(), bool(msg.headers)))
-
-    replies = await nc.subscribe(inbox, cb=on_answer)
-    began = time.perf_counter()
-    for payload in payloads:
-        await nc.publish(subject, payload, reply=inbox)
-    await eventually(lambda: len(times) == len(payloads), within=30)
-    await replies.unsubscribe()
-    processed = [at for at, refused in times if not refused]
+    answers, began, _, _, times = await ask_all(nc, subject, payloads)
+    processed = [at for at, answer in zip(times, answers, strict=True) if not answer.headers]
     return len(processed) / (processed[-1] - began)
 
 

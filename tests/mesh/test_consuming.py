@@ -185,3 +185,36 @@ async def test_a_reader_that_is_cancelled_again_while_it_leaves_keeps_the_client
         await asyncio.wait({reading})
         await js.publish("TWICE.order", b"", timeout=2.0)  # whoever reads no longer hears no acknowledgement
     assert (await js.stream_info("TWICE")).state.messages == 12
+
+
+def test_a_connection_that_uvloop_has_closed_is_borne() -> None:
+    uvloop = pytest.importorskip("uvloop", reason="uvloop is not there for this platform")
+
+    async def last_read() -> int:
+        async with await start_mesh(servers=1) as mesh:
+            client, last = await mesh.connect(), 0
+            js = await _filled(client, "GONE", 300)
+            await js.add_consumer("GONE", ConsumerConfig(durable_name="all", ack_policy="none"))
+            async with (
+                PullConsumer(client, "GONE", "all", prefetch=20) as reader,
+                aclosing(reader.batches()) as batches,
+            ):
+                async for batch in batches:
+                    if not last:
+                        # As when the server dies: the task that writes has ended, and nats-py has not noticed yet.
+                        client._flusher_task.cancel()
+                        await asyncio.wait({client._flusher_task})
+                        while not client._flush_queue.empty():
+                            client._flush_queue.get_nowait().set_result(None)
+                        client._transport._io_writer.transport.abort()
+                        await asyncio.sleep(0)  # work: uvloop closes it
+                        assert client.is_connected
+                        reader._asked_for = 0
+                        await reader._ask()
+                    last = int(batch[-1].data)
+                    if last == 300:
+                        break
+            return last
+
+    # What was on its way to a reader that acknowledges nothing went with the connection; the reader goes on.
+    assert uvloop.run(last_read()) == 300

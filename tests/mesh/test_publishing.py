@@ -129,6 +129,25 @@ async def test_no_message_is_lost_or_doubled_when_the_leader_goes(fault: str) ->
         await eventually(all_there, within=20.0)
 
 
+def test_a_connection_that_uvloop_has_closed_is_borne() -> None:
+    uvloop = pytest.importorskip("uvloop", reason="uvloop is not there for this platform")
+
+    async def publish() -> int:
+        async with await start_mesh(servers=1) as mesh:
+            client = await mesh.connect()
+            js = await _stream(client, "GONE")
+            async with WindowedPublisher(client, ack_timeout=0.5) as publisher:
+                for n in range(20):
+                    if n == 10:  # as when the server dies: nats-py has not noticed when the next message comes
+                        client._transport._io_writer.transport.abort()
+                        assert client.is_connected
+                    await publisher.publish("GONE.x", b"", msg_id=str(n))
+                    await asyncio.sleep(0)  # work: nats-py's own task writes, and ends of what uvloop says
+            return (await js.stream_info("GONE")).state.messages
+
+    assert uvloop.run(publish()) == 20
+
+
 async def test_what_the_servers_cannot_buffer_is_sent_again_until_it_is_stored() -> None:
     told: list[bytes] = []
     async with await start_mesh(servers=1, jetstream_config="max_buffered_msgs: 20") as mesh:

@@ -122,6 +122,15 @@ async def test_a_message_crosses_regions_and_reaches_the_leaf_node_only_where_so
     await eventually(heard, within=5.0, every=0.05)
 
 
+async def test_restarting_a_server_without_peers_makes_nothing() -> None:
+    async with await start_mesh(regions={"eu": 1}, leaves=["store"]) as mesh:
+        for name in mesh.servers:
+            await mesh.restart(name)
+        for name in mesh.servers:
+            async with await mesh.connect(to=name) as client:
+                assert await client.jetstream(timeout=5.0).streams_info() == []
+
+
 async def test_servers_of_regions_can_be_killed_paused_resumed_and_restarted() -> None:
     async with await start_mesh(regions=REGIONS, leaves=LEAVES) as mesh:
         for name in ("us-3", "store-berlin"):
