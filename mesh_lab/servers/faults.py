@@ -93,14 +93,18 @@ class Faults:
             NotReadyError: It was not ready in time.
             NotOursError: The mesh is external.
         """
-        from mesh_lab.servers.readiness import wait_until_healthy, wait_until_placeable
+        from mesh_lab.servers.joining import wait_until_routed
+        from mesh_lab.servers.placing import wait_until_placeable
+        from mesh_lab.servers.readiness import wait_until_healthy
 
         target = self._server(server)
         await asyncio.to_thread(target.stop)
         await asyncio.to_thread(target.start)
         await wait_until_healthy([target], within=within)
-        with contextlib.suppress(NotReadyError):  # while others are dead or cut off, there may be no place for long
-            await wait_until_placeable(cast("Mesh", self), within=PLACE_WITHIN_S)
+        mesh = cast("Mesh", self)
+        with contextlib.suppress(NotReadyError):  # while others are dead or cut off, it may be alone for long
+            await wait_until_routed(mesh, within=PLACE_WITHIN_S)
+            await wait_until_placeable(mesh, within=PLACE_WITHIN_S)
 
     async def slow(self, one: str, other: str, *, latency: float, rate: float | None = None) -> Fault:
         """Delay what runs between two places, in both directions, until :meth:`heal`.

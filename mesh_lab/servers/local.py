@@ -2,6 +2,8 @@
 
 import asyncio
 import signal
+from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
@@ -97,6 +99,11 @@ def local_mesh(
     return mesh, links
 
 
+def _takes_routes(server: LocalServer) -> bool:
+    server.check_alive()
+    return server.takes_routes
+
+
 def _believed(operator: "Operator", lab: "Account", directory: Path) -> str:
     from mesh_lab.security.accounts import server_block
 
@@ -138,6 +145,31 @@ def _ports(name: str, layout: Layout, workspace: Workspace) -> config.Ports:
         gateway=take() if len(layout.regions) > 1 else 0,
         leafnodes=take() if region in layout.leaves.values() else 0,
     )
+
+
+async def start_in_turn(mesh: Mesh, *, within: float) -> None:
+    """Start the servers of each region one after the other, a moment apart; none is ready when this returns.
+
+    Two servers that dial each other at the same moment may each hang up the call that the other one keeps, and try
+    again after a second (``reConnectToRoute`` in server/route.go). So each waits until the one before takes calls.
+
+    Args:
+        mesh: Mesh whose servers are configured.
+        within: Seconds until it is too late.
+
+    Raises:
+        NotReadyError: A server did not listen in time.
+        ServerExitedError: A server ended.
+    """
+    servers = {name: server for name, server in mesh.servers.items() if isinstance(server, LocalServer)}
+    for turn in zip_longest(*mesh.layout.regions.values()):
+        started = [servers[name] for name in turn if name is not None]
+        for server in started:
+            server.start()
+        for server in (server for server in started if server.ports.cluster):
+            await eventually(partial(_takes_routes, server), within=within, every=0.002)
+    for leaf in mesh.layout.leaves:
+        servers[leaf].start()
 
 
 async def elect_at_once(mesh: Mesh, *, within: float) -> None:

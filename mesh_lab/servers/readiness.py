@@ -1,23 +1,19 @@
 """When servers are ready in truth, and not by the word of a log line."""
 
 import asyncio
-import json
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import nats.errors
-import nats.js.errors
-from nats.aio.client import Client
 
-from mesh_lab.errors import NotReadyError
 from mesh_lab.servers.backend import MeshServer
+from mesh_lab.servers.joining import wait_until_joined, wait_until_routed
 from mesh_lab.servers.mesh import Mesh
+from mesh_lab.servers.placing import wait_until_placeable
+from mesh_lab.servers.polling import ask, cluster_members, until
 
-POLL_S = 0.02
-NOWHERE = "mesh-lab-readiness"
-NO_PLACE = ("peer offline", "miscellaneous issue")  # it has not heard enough of a server, or nothing
 API_REPLIES = "_R_."
 """How the subject begins on which a server waits for answers to what its clients ask of another account, JetStream's
 API included."""
@@ -44,7 +40,7 @@ async def wait_until_healthy(servers: Sequence[MeshServer], *, within: float) ->
         seen.update({server.name: answer.seen for (server, _), answer in zip(monitored, answers, strict=True)})
         return all(answer.ok for answer in answers)
 
-    await _until(
+    await until(
         healthy,
         within=within,
         problem=lambda: "; ".join(
@@ -55,36 +51,6 @@ async def wait_until_healthy(servers: Sequence[MeshServer], *, within: float) ->
     )
 
 
-async def wait_until_joined(mesh: Mesh, *, within: float) -> None:
-    """Return when every server of a region has its gateway to each other region.
-
-    Args:
-        mesh: Mesh whose servers were started.
-        within: Seconds until it is too late.
-
-    Raises:
-        NotReadyError: A gateway is missing; the message says whose.
-        ServerExitedError: A server ended.
-    """
-    layout = mesh.layout
-    servers = {name: server for name, server in mesh.servers.items() if name not in layout.leaves}
-    questions = {name: server.monitor.gatewayz for name, server in servers.items() if server.monitor is not None}
-    seen = ""
-
-    async def joined() -> bool:
-        nonlocal seen
-        await asyncio.gather(*(asyncio.to_thread(server.check_alive) for server in servers.values()))
-        for name, answer in (await _ask(questions)).items():
-            there = set(layout.regions) - {layout.region_of(name)}
-            if missing := there - set(answer.get("outbound_gateways") or ()):
-                seen = f"server {name!r} has no gateway to {', '.join(sorted(missing))}; see mesh.logs({name!r})"
-                return False
-        return True
-
-    if len(layout.regions) > 1:
-        await _until(joined, within=within, problem=lambda: f"mesh not ready after {within} s: {seen}")
-
-
 async def wait_until_ready(mesh: Mesh, *, within: float) -> None:
     """Return when the mesh can take a stream with a replica on every server of a region, and is joined throughout.
 
@@ -92,7 +58,8 @@ async def wait_until_ready(mesh: Mesh, *, within: float) -> None:
     and a stream of three replicas is refused. So all servers must name one meta leader and it every peer as current,
     every server must have its gateway to each other region, each leaf node its connection, and JetStream must have
     answered through each server and, from its region, in each leaf node's domain; each server must know where its
-    peers wait for such answers; and the meta leader must know of each peer how much room it has.
+    peers wait for such answers; all routes must be there; and the meta leader must know of each peer how much room it
+    has.
 
     Args:
         mesh: Mesh whose servers were started.
@@ -111,7 +78,7 @@ async def wait_until_ready(mesh: Mesh, *, within: float) -> None:
     await wait_until_healthy(list(mesh.servers.values()), within=within)
     await wait_until_joined(mesh, within=left())
     monitors = {name: server.monitor for name, server in mesh.servers.items() if server.monitor is not None}
-    clustered = _clustered(mesh)
+    clustered = cluster_members(mesh)
     seen = ""
 
     def problem() -> str:
@@ -120,7 +87,7 @@ async def wait_until_ready(mesh: Mesh, *, within: float) -> None:
     async def whole() -> bool:
         nonlocal seen
         # Only the leader knows how far its peers are: on the others, `current` is always false for the rest.
-        answers = await _ask({name: monitors[name].jsz for name in clustered})
+        answers = await ask({name: monitors[name].jsz for name in clustered})
         views = {name: answer.get("meta_cluster", {}) for name, answer in answers.items()}
         # After a cut there may be two: the one that was cut off has not heard yet that another one was elected.
         leaders = {view.get("leader") or "" for view in views.values()}
@@ -139,7 +106,7 @@ async def wait_until_ready(mesh: Mesh, *, within: float) -> None:
 
     async def connected() -> bool:
         nonlocal seen
-        for name, answer in (await _ask({name: monitors[name].leafz for name in layout.leaves})).items():
+        for name, answer in (await ask({name: monitors[name].leafz for name in layout.leaves})).items():
             if not answer.get("leafs"):
                 seen = f"leaf node {name!r} is not connected to {layout.leaves[name]!r}"
                 return False
@@ -167,7 +134,7 @@ async def wait_until_ready(mesh: Mesh, *, within: float) -> None:
         # A server hears the API's answers on a subject that it makes up at the first request through it, and tells
         # the others of. Who makes a stream is asked by way of the leader: it may have the stream, and its answer
         # dropped, before it has heard of the subject. (nats-server 2.15.1, two busy cores: in 8 of 480 meshes.)
-        known = await _ask({name: partial(monitors[name].routez, "subs=1") for name in clustered})
+        known = await ask({name: partial(monitors[name].routez, "subs=1") for name in clustered})
         for name, answer in known.items():
             waiting = _reply_subjects(answer)
             peers = [peer for peer in layout.regions[str(layout.region_of(name))] if peer != name]
@@ -177,66 +144,14 @@ async def wait_until_ready(mesh: Mesh, *, within: float) -> None:
         return True
 
     if len(clustered) > 1:
-        await _until(whole, within=left(), problem=problem)
-    await _until(connected, within=left(), problem=problem)
+        await until(whole, within=left(), problem=problem)
+    await until(connected, within=left(), problem=problem)
     # Through each server, so that each has told the others where it waits for answers.
     for name in (name for name in layout.servers if name not in layout.leaves):
-        await _until(partial(asked_through, name), within=left(), problem=problem)
-    await _until(heard, within=left(), problem=problem)
+        await until(partial(asked_through, name), within=left(), problem=problem)
+    await until(heard, within=left(), problem=problem)
+    await wait_until_routed(mesh, within=left())
     await wait_until_placeable(mesh, within=left())
-
-
-async def wait_until_placeable(mesh: Mesh, *, within: float) -> None:
-    """Return when a stream may be placed on every server of a cluster; at once, where there is none.
-
-    Args:
-        mesh: Mesh whose servers were started.
-        within: Seconds until it is too late.
-
-    Raises:
-        NotReadyError: It may not; the message says why.
-    """
-    seen = ""
-
-    async def placeable() -> bool:
-        nonlocal seen
-        try:
-            async with await mesh.connect(name="readiness") as client:
-                seen = await no_place_for_streams(client)
-        except (TimeoutError, nats.errors.Error, NotReadyError) as err:
-            seen = f"JetStream's API: {err!r}"
-        return not seen
-
-    if len(_clustered(mesh)) > 1:  # a server without peers would make the stream that is asked for
-        await _until(placeable, within=within, problem=lambda: f"no place for streams after {within:.1f} s: {seen}")
-
-
-async def no_place_for_streams(client: Client) -> str:
-    """Return why some server could not hold a stream now, in the meta leader's words; nothing, if all could.
-
-    A peer of which the leader knows the name, and not yet what it holds, is current in ``/jsz``, and no place for a
-    stream, for up to a quarter of a second: "peer offline". Only who places a stream is told. This asks for a place
-    that no server has, so that nothing is made, and the refusal gives all reasons.
-    (nats-server 2.15.1, processNewServer in server/events.go, selectPeerGroup in server/jetstream_cluster.go)
-
-    Args:
-        client: A client of a cluster of two servers or more; a single one would make the stream.
-
-    Raises:
-        TimeoutError: Nobody answered within half a second.
-        nats.errors.NoRespondersError: Nobody is there to answer.
-    """
-    wish = {"name": NOWHERE, "subjects": [NOWHERE], "placement": {"tags": [NOWHERE]}}
-    answer = await client.request(f"$JS.API.STREAM.CREATE.{NOWHERE}", json.dumps(wish).encode(), timeout=0.5)
-    said = str(json.loads(answer.data).get("error", {}).get("description", ""))
-    return said if any(reason in said for reason in NO_PLACE) else ""
-
-
-def _clustered(mesh: Mesh) -> list[str]:
-    """Return the servers that share a meta leader: all but leaf nodes, of those that can be asked."""
-    return [
-        name for name, server in mesh.servers.items() if server.monitor is not None and name not in mesh.layout.leaves
-    ]
 
 
 def _reply_subjects(routes: dict[str, Any]) -> dict[str, set[str]]:
@@ -246,17 +161,3 @@ def _reply_subjects(routes: dict[str, Any]) -> dict[str, set[str]]:
         waiting = {subject for subject in route.get("subscriptions_list") or () if subject.startswith(API_REPLIES)}
         found.setdefault(route.get("remote_name", ""), set()).update(waiting)
     return found
-
-
-async def _ask(questions: Mapping[str, Callable[[], dict[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """Return each server's answer, an empty one where none came."""
-    answers = await asyncio.gather(*(asyncio.to_thread(ask) for ask in questions.values()), return_exceptions=True)
-    return {name: answer if isinstance(answer, dict) else {} for name, answer in zip(questions, answers, strict=True)}
-
-
-async def _until(condition: Callable[[], Awaitable[bool]], *, within: float, problem: Callable[[], str]) -> None:
-    deadline = time.monotonic() + within
-    while not await condition():
-        if time.monotonic() > deadline:
-            raise NotReadyError(problem())
-        await asyncio.sleep(POLL_S)

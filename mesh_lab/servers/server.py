@@ -65,6 +65,14 @@ class LocalServer:
         """Port for clients."""
         return self.ports.client
 
+    @property
+    def takes_routes(self) -> bool:
+        """Whether other servers can dial it by now."""
+        if self.state != "running":
+            return False
+        sockets = self._running().net_connections(kind="tcp4")
+        return any(s.status == psutil.CONN_LISTEN and s.laddr.port == self.ports.cluster for s in sockets)
+
     def start(self) -> None:
         """Start the process; it is not ready yet when this returns."""
         with self._log.open("ab") as log:

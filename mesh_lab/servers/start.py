@@ -19,10 +19,11 @@ from mesh_lab.servers.backend import Backend
 from mesh_lab.servers.binary import ensure_server
 from mesh_lab.servers.config import Further, KnownBy
 from mesh_lab.servers.external import join_external
+from mesh_lab.servers.joining import wait_until_joined, wait_until_routed
 from mesh_lab.servers.layout import Layout, plan
-from mesh_lab.servers.local import Settings, elect_at_once, local_mesh
+from mesh_lab.servers.local import Settings, elect_at_once, local_mesh, start_in_turn
 from mesh_lab.servers.mesh import Mesh
-from mesh_lab.servers.readiness import wait_until_joined, wait_until_ready
+from mesh_lab.servers.readiness import wait_until_ready
 from mesh_lab.servers.workspace import Workspace
 
 if TYPE_CHECKING:  # its library takes a while to load, and most meshes need none
@@ -179,10 +180,10 @@ async def _start_local(layout: Layout, parent: Path | None, within: float, **set
         try:
             if links is not None:  # before the servers: a server that is refused waits for a second
                 await asyncio.to_thread(links.start)
-            for server in mesh.servers.values():
-                server.start()
+            await start_in_turn(mesh, within=within)
             if len(layout.regions) > 1:
                 await wait_until_joined(mesh, within=within)
+                await wait_until_routed(mesh, within=within)
                 await elect_at_once(mesh, within=within)
             await wait_until_ready(mesh, within=within)
         except BaseException as err:

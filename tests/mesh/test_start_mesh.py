@@ -28,7 +28,9 @@ from mesh_lab.errors import (
 from mesh_lab.patterns.reaching import reachable
 from mesh_lab.patterns.waiting import eventually
 from mesh_lab.servers.guard import OWNER_VARIABLE
-from mesh_lab.servers.readiness import no_place_for_streams
+from mesh_lab.servers.joining import wait_until_routed
+from mesh_lab.servers.mesh import Mesh
+from mesh_lab.servers.placing import no_place_for_streams
 from mesh_lab.servers.start import newest_mesh, start_mesh
 
 
@@ -53,6 +55,28 @@ async def test_every_server_knows_where_the_others_wait_for_the_api_s_answers() 
                 if any(subject.startswith("_R_.") for subject in route.get("subscriptions_list") or ())
             }
             assert known == set(mesh.servers) - {name}
+
+
+async def test_servers_are_ready_when_they_have_all_their_routes() -> None:
+    # A cluster elects a leader over one of them, and an account whose route is missing is not heard of next door.
+    for _ in range(5):
+        async with await start_mesh(servers=3) as mesh:
+            assert set(_routes(mesh).values()) == {4}  # three for the accounts, one for the system account
+
+
+async def test_a_server_that_is_back_is_waited_for_until_it_has_all_its_routes() -> None:
+    async with await start_mesh(servers=3) as mesh:
+        await mesh.kill("n3")
+        await wait_until_routed(mesh, within=0.0)  # those that run have theirs
+        await eventually(lambda: _routes(mesh)["n1", "n3"] == 0, within=5.0)
+        mesh.servers["n3"].start()
+        with pytest.raises(NotReadyError, match=r"server 'n\d' has 0 routes to 'n\d' of a pool of \w+, 0 others"):
+            await wait_until_routed(mesh, within=0.0)
+        await wait_until_routed(mesh, within=20.0)
+        assert set(_routes(mesh).values()) == {4}
+        await mesh.kill("n3")
+        await mesh.restart("n3")
+        assert set(_routes(mesh).values()) == {4}
 
 
 async def test_starting_three_servers_is_no_slower_than_a_reader_would_wait() -> None:
@@ -326,3 +350,14 @@ def _owned_servers(owner: str | None = None) -> list[psutil.Process]:
         except psutil.Error:
             continue
     return found
+
+
+def _routes(mesh: Mesh) -> dict[tuple[str, str], int]:
+    """Return how many routes each server that runs has to each other one, by its own monitoring."""
+    there = {name: server.monitor.routez()["routes"] for name, server in mesh.servers.items() if server.pid}
+    return {
+        (name, peer): [route["remote_name"] for route in found].count(peer)
+        for name, found in there.items()
+        for peer in mesh.servers
+        if peer != name
+    }
