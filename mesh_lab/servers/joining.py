@@ -33,7 +33,7 @@ async def wait_until_joined(mesh: Mesh, *, within: float) -> None:
         return True
 
     if len(layout.regions) > 1:
-        await until(joined, within=within, problem=lambda: f"mesh not ready after {within} s: {seen}")
+        await until(joined, within=within, problem=lambda: f"mesh not ready after {within:.1f} s: {seen}")
 
 
 async def wait_until_routed(mesh: Mesh, *, within: float) -> None:
@@ -51,7 +51,10 @@ async def wait_until_routed(mesh: Mesh, *, within: float) -> None:
     Raises:
         NotReadyError: A route is missing; the message says whose.
     """
-    running = [name for name in cluster_members(mesh) if mesh.servers[name].state == "running"]
+    members = {name: mesh.servers[name] for name in cluster_members(mesh)}
+    # In threads: of a container, this asks the engine.
+    states = await asyncio.gather(*(asyncio.to_thread(getattr, server, "state") for server in members.values()))
+    running = [name for name, state in zip(members, states, strict=True) if state == "running"]
     monitors = {name: monitor for name in running if (monitor := mesh.servers[name].monitor) is not None}
     pairs = [(one, peer) for one in running for peer in mesh.layout.near(one, None)[1:] if peer in running]
     seen = ""

@@ -1,7 +1,6 @@
 """The exercises of notebook 02: stubs are not attempted, plausible wrong answers are refused with the right reason."""
 
 import asyncio
-import contextlib
 import json
 
 import nats.errors
@@ -174,15 +173,18 @@ async def gather(nc, subject, question, expected, within, *, each=False, unsubsc
     replies = await nc.subscribe(inbox)
     await nc.publish(subject, question, reply=inbox)
     offers = []
-    with contextlib.suppress(TimeoutError):
+    try:
         async with asyncio.timeout(None if each else within):
             while len(offers) < expected:
                 reply = await replies.next_msg(timeout=within if each else None)
                 if refusals and reply.headers and reply.headers.get("Status") == "503":
                     break
                 offers.append(json.loads(reply.data))
-    if unsubscribe:
-        await replies.unsubscribe()
+    except TimeoutError:
+        pass
+    finally:
+        if unsubscribe:
+            await replies.unsubscribe()
     return offers
 
 
@@ -212,6 +214,17 @@ async def returns_the_price(nc, subject, question, expected, within):
 
 async def stays_subscribed(nc, subject, question, expected, within):
     return cheapest_of(await gather(nc, subject, question, expected, within, unsubscribe=False))
+
+
+async def stays_where_nobody_listens(nc, subject, question, expected, within):
+    inbox = nc.new_inbox()
+    replies = await nc.subscribe(inbox)
+    await nc.publish(subject, question, reply=inbox)
+    first = await replies.next_msg(timeout=within)
+    if first.headers:
+        return None
+    await replies.unsubscribe()
+    return cheapest_of(await gather(nc, subject, question, expected, within))
 
 
 async def believes_the_server(nc, subject, question, expected, within):
@@ -245,6 +258,7 @@ async def raises_at_the_deadline(nc, subject, question, expected, within):
         (waits_for_each, "it took an offer that came after the deadline"),
         (waits_for_everybody, "it took an offer that came after the deadline"),
         (stays_subscribed, "its inbox was still subscribed when all 4 answered"),
+        (stays_where_nobody_listens, "its inbox was still subscribed where no carrier listens"),
         (believes_the_server, "it raised JSONDecodeError"),
         (returns_a_list, "[] where no carrier listens; expected None"),
         (raises_at_the_deadline, "it raised TimeoutError"),

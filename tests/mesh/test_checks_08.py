@@ -90,6 +90,17 @@ async def tells_of_the_stored_ones_only(nc, messages):
     return told
 
 
+async def waits_for_each(nc, messages):
+    told = {}
+    for msg_id, subject, payload in messages:
+        try:
+            await nc.jetstream().publish(subject, payload, headers={"Nats-Msg-Id": msg_id})
+            told[msg_id] = "stored"
+        except APIError:
+            told[msg_id] = "refused"
+    return told
+
+
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
@@ -99,6 +110,7 @@ async def tells_of_the_stored_ones_only(nc, messages):
         (sends_no_ids, "19 messages in the stream, one of them twice; expected 18"),
         (refuses_what_comes_twice, "id-5 was called 'refused'; expected 'stored'"),
         (tells_of_the_stored_ones_only, "nothing was said of id-3"),
+        (waits_for_each, "each message waited for the answer to the one before"),
     ],
 )
 async def test_an_end_that_is_not_known_is_noticed(mesh, answer, said):

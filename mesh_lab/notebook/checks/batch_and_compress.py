@@ -6,6 +6,7 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any
 
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 
@@ -39,7 +40,8 @@ async def says_what_became_of_each(mesh: Mesh, answer: Any) -> Verdict:
         client,
         js,
     ):
-        told = await answer(client, [*LOAD, REPEATED])
+        async with _outstanding(client, "check81.") as counts:
+            told = await answer(client, [*LOAD, REPEATED])
         held = (await js.stream_info("CHECK-8-1")).state.messages
     wanted = list(TRUTH.values()).count("stored")
     if held < wanted:
@@ -53,6 +55,8 @@ async def says_what_became_of_each(mesh: Mesh, answer: Any) -> Verdict:
     for msg_id, word in TRUTH.items():
         if told[msg_id] != word:
             return not_yet(f"{msg_id} was called {told[msg_id]!r}", f"{word!r}, as the server said")
+    if max(counts) < 2:
+        return not_yet("each message waited for the answer to the one before", "several that are outstanding at once")
     return correct("whoever knows the end of each message can carry on with the others, and come back to the rest")
 
 
@@ -176,6 +180,30 @@ async def _soon(coming: Any) -> Any:
 
 
 # What they share
+
+
+@asynccontextmanager
+async def _outstanding(client: Client, prefix: str) -> AsyncIterator[list[int]]:
+    """Yield how many of a client's messages were without their answer, each time that it sent another one.
+
+    One subscription sees both, in the order in which the client's server passes them on: who sends a message after it
+    got an answer sends it, to that server, after the answer.
+    """
+    waiting, counts = set[str](), [0]
+
+    async def see(msg: Msg) -> None:
+        if msg.subject.startswith(prefix) and msg.reply:
+            waiting.add(msg.reply)
+            counts.append(len(waiting))
+        waiting.discard(msg.subject)
+
+    watching = await client.subscribe(">", cb=see)
+    await client.flush()
+    try:
+        yield counts
+        await client.flush()
+    finally:
+        await watching.unsubscribe()
 
 
 @asynccontextmanager

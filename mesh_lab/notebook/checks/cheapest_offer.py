@@ -9,7 +9,7 @@ from typing import Any
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from mesh_lab.notebook.checks.common import LONG_S, connect, nobody_on, own_subject, returns_within
+from mesh_lab.notebook.checks.common import LONG_S, connect, nobody_on, own_subject, returns_within, subscriptions
 from mesh_lab.notebook.exercises import Verdict, correct, exercise, not_yet
 from mesh_lab.servers.mesh import Mesh
 
@@ -58,10 +58,13 @@ async def takes_the_cheapest(mesh: Mesh, answer: Any) -> Verdict:
         if wrong := _other_than(auction, "east", 450, "when one of 4 was late"):
             return wrong
 
+        before = await subscriptions(mesh, nc)
         auction = await _hold_auction(nc, answer, [], within=WITHIN_S, patience=WITHIN_S + LONG_S)
         if auction is None or auction.offer is not None:
             seen = "it waited for ever" if auction is None else f"{auction.offer!r}"
             return not_yet(f"{seen} where no carrier listens", "None")
+        if await subscriptions(mesh, nc) > before:  # nobody saw its inbox there
+            return not_yet("its inbox was still subscribed where no carrier listens", "unsubscribe() in any case")
 
         auction = await _hold_auction(nc, answer, ALL_LATE, within=WITHIN_S, patience=WITHIN_S + LONG_S)
         if auction is None or auction.offer is not None:

@@ -41,6 +41,17 @@ async def connect(mesh: Mesh, name: str) -> Client:
     return await mesh.connect(name=name, to=next(iter(mesh.servers)))
 
 
+async def subscriptions(mesh: Mesh, client: Client) -> int:
+    """Return how many subscriptions a client has, by its server's own count; 0 where that cannot be asked."""
+    await client.flush()
+    at = client.connected_url
+    monitor = next((s.monitor for s in mesh.servers.values() if at is not None and s.port == at.port), None)
+    if monitor is None:
+        return 0
+    found = (await asyncio.to_thread(monitor.connz, f"cid={client.client_id}"))["connections"]
+    return sum(int(connection["subscriptions"]) for connection in found)
+
+
 async def nobody_on(client: Client, subject: str) -> bool:
     """Say whether nobody is subscribed."""
 
