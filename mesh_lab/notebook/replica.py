@@ -83,7 +83,6 @@ class Replica:
             owner: Mark by which the mesh's guard finds and kills it.
             environment: Variables on top of this process's own.
         """
-        self._asked = self._ended = None
         self.crash, self.error, self.shown = "", "", False
         self._crash_file.unlink(missing_ok=True)
         with self._log_file.open("ab") as log:
@@ -96,6 +95,7 @@ class Replica:
                 start_new_session=True,  # an interrupt is for the kernel, not for its services
                 creationflags=NEW_GROUP,
             )
+        self._asked = self._ended = None  # only now: a process that could not be started does not run
 
     def release(self) -> None:
         """Tell the process that its report of being ready was heard, by closing the pipe to it."""

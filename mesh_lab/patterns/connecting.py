@@ -25,6 +25,7 @@ class ConnectOptions(TypedDict, total=False):
     servers: list[str]
     user: str
     password: str
+    token: str
     user_credentials: str
     tls: ssl.SSLContext
     name: str

@@ -17,12 +17,12 @@ class MeshServer(Protocol):
         """Reads its monitoring endpoints; ``None`` where they cannot be reached."""
 
     @property
-    def host(self) -> str:
-        """Address for clients."""
-
-    @property
     def port(self) -> int:
         """Port for clients."""
+
+    @property
+    def url(self) -> str:
+        """Address for clients, without who they are."""
 
     @property
     def state(self) -> str:

@@ -27,6 +27,7 @@ class ContainerServer:
         name: Name in the mesh, for example ``"n1"``.
         host: Always ``"127.0.0.1"``: containers are reached through their published ports only.
         port: Port for clients.
+        url: Address for clients.
         monitor: Reads its monitoring endpoints.
     """
 
@@ -36,6 +37,7 @@ class ContainerServer:
     def __init__(self, container: Container, engine: Engine) -> None:
         self.name = container.service
         self.port = container.ports[CLIENT_PORT]
+        self.url = f"nats://{self.host}:{self.port}"
         self.monitor = Monitor(self.host, container.ports[MONITOR_PORT])
         self._id = container.id
         self._engine = engine

@@ -3,13 +3,15 @@
 import asyncio
 from pathlib import Path
 from typing import NoReturn
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from mesh_lab.errors import NotOursError, NotReadyError
 from mesh_lab.observe.monitoring import Monitor
 from mesh_lab.patterns import connecting
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.workspace import Workspace
+
+_PORTS = {"ws": 80, "wss": 443}
 
 
 class ExternalServer:
@@ -19,8 +21,8 @@ class ExternalServer:
     monitor: Monitor | None = None
     state = "running"
 
-    def __init__(self, name: str, *, host: str, port: int) -> None:
-        self.name, self.host, self.port = name, host, port
+    def __init__(self, name: str, *, url: str, port: int) -> None:
+        self.name, self.url, self.port = name, url, port
 
     def _refuse(self) -> NoReturn:
         raise NotOursError(
@@ -56,36 +58,46 @@ class ExternalServer:
         """Do nothing: a client finds out by connecting."""
 
 
-async def join_external(url: str, *, credentials: Path | None) -> Mesh:
+async def join_external(url: str, *, credentials: Path | None, directory: Path | None = None) -> Mesh:
     """Return a mesh that stands for the servers at an address.
 
     Args:
-        url: One or several addresses, separated by commas; user and password may stand in them.
+        url: One or several addresses, separated by commas; a user and password, or a token, may stand in the first.
         credentials: Path of a credentials file, ``None`` where none is needed.
+        directory: Where to put the mesh's own directory; the system's temporary directory if ``None``.
 
     Raises:
         NotReadyError: The credentials file is missing, or no server answered.
     """
-    urls = url.split(",")
+    found = [urlsplit(one if "://" in one else f"nats://{one}") for one in url.split(",")]
+    urls = [_address(parts) for parts in found]
     options = connecting.ConnectOptions(servers=urls)
     if credentials is not None:
         if not await asyncio.to_thread(credentials.is_file):
             raise NotReadyError(f"MESH_LAB_CREDS names {credentials}, and no file is there; set it to a .creds file")
         options["user_credentials"] = str(credentials)
-    parts = urlsplit(urls[0])
-    if parts.username is not None:
-        options["user"], options["password"] = parts.username, parts.password or ""
-    where = [f"{urlsplit(u).hostname}:{urlsplit(u).port or 4222}" for u in urls]
+    if (user := found[0].username) is not None:
+        if (password := found[0].password) is None:
+            options["token"] = unquote(user)
+        else:
+            options["user"], options["password"] = unquote(user), unquote(password)
     try:
         client = await connecting.connect(options)
     except NotReadyError as err:
-        raise NotReadyError(f"MESH_LAB_URL names {', '.join(where)}: {err}") from err
+        where = ", ".join(address.partition("://")[2] for address in urls)
+        raise NotReadyError(f"MESH_LAB_URL names {where}: {err}") from err
     name = str(client._server_info.get("server_name", "external"))
     await client.close()
     servers = {}
-    for number, address in enumerate(where):
-        host, _, port = address.rpartition(":")
+    for number, address in enumerate(urls):
         label = name if number == 0 else f"{name}-{number + 1}"
-        servers[label] = ExternalServer(label, host=host, port=int(port))
+        servers[label] = ExternalServer(label, url=address, port=int(address.rpartition(":")[2]))
     options.pop("servers")
-    return Mesh(servers, backend="external", credentials=options, workspace=Workspace())
+    workspace = await asyncio.to_thread(Workspace, directory)
+    return Mesh(servers, backend="external", credentials=options, workspace=workspace)
+
+
+def _address(parts: SplitResult) -> str:
+    """Return an address with its port, and without who goes there."""
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    return f"{parts.scheme}://{host}:{parts.port or _PORTS.get(parts.scheme, 4222)}"

@@ -5,13 +5,16 @@ read end of a pipe whose only write end is in the mesh's process. When that proc
 the pipe ends too, and the guard kills what the mesh started and removes its directory.
 
 What the mesh started is known by an environment variable that its processes, and theirs in turn, inherit:
-the guard never goes by name, and never touches a process of anyone else.
+the guard never goes by name, and never touches a process of anyone else. A mesh that one of them starts has a mark and
+a guard of its own.
 """
 
+import os
 import shutil
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 OWNER_VARIABLE = "MESH_LAB_OWNER"
@@ -28,7 +31,15 @@ class Guard:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # Jupyter interrupts and kills the kernel's whole process group
+            # Unmarked: it has to outlive also those that another mesh's guard kills.
+            env={name: value for name, value in os.environ.items() if name != OWNER_VARIABLE},
         )
+        _guards.add(self)
+
+    def forget(self) -> None:
+        """Let go of the pipe in a forked child, which would otherwise keep the guard waiting for its own end."""
+        if self._process.stdin:
+            self._process.stdin.close()
 
     def stand_down(self) -> None:
         """End the guard because the mesh has cleaned up by itself."""
@@ -43,6 +54,18 @@ class Guard:
         if self._process.stdin:
             self._process.stdin.close()
         self._process.wait(10.0)
+
+
+_guards: "weakref.WeakSet[Guard]" = weakref.WeakSet()
+
+
+def _forget_all() -> None:
+    for guard in tuple(_guards):
+        guard.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)
 
 
 def kill_owned(owner: str, *, within: float = 4.0) -> None:

@@ -39,8 +39,9 @@ class Link:
             self._server = None
             for task in self._dialling:
                 task.cancel()
-        if mode is None:
+        if mode != "reset":
             await self.open()
+        if mode is None:
             self._whole.set()
         else:
             self._whole.clear()

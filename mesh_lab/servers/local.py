@@ -1,6 +1,5 @@
 """The servers of a mesh as processes on this machine: their ports, their configuration files, their links."""
 
-import asyncio
 import signal
 from functools import partial
 from itertools import zip_longest
@@ -13,6 +12,7 @@ from mesh_lab.servers import config
 from mesh_lab.servers.layout import HUB, Layout
 from mesh_lab.servers.links import Links, dials
 from mesh_lab.servers.mesh import Mesh
+from mesh_lab.servers.polling import ask
 from mesh_lab.servers.server import LocalServer
 from mesh_lab.servers.workspace import Workspace
 
@@ -192,7 +192,7 @@ async def elect_at_once(mesh: Mesh, *, within: float) -> None:
     servers = [s for n, s in mesh.servers.items() if n not in mesh.layout.leaves and isinstance(s, LocalServer)]
 
     async def states() -> list[dict[str, Any]]:
-        return list(await asyncio.gather(*(asyncio.to_thread(server.monitor.jsz) for server in servers)))
+        return list((await ask({server.name: server.monitor.jsz for server in servers})).values())
 
     async def off() -> bool:
         return all(state.get("disabled") for state in await states())

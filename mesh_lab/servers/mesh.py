@@ -11,6 +11,7 @@ from nats.aio.client import Client
 
 from mesh_lab.errors import MeshClosedError, NotOursError, UnknownServerError
 from mesh_lab.patterns import connecting
+from mesh_lab.patterns.waiting import to_its_end
 from mesh_lab.servers import card
 from mesh_lab.servers.backend import Backend, MeshServer
 from mesh_lab.servers.faults import Faults
@@ -194,18 +195,22 @@ class Mesh(Faults):
     async def close(self) -> None:
         """Close the clients, stop local servers, remove their stores; closing twice does nothing.
 
-        Containers and external servers stay as they are.
+        Containers and external servers stay as they are. Who is cancelled meanwhile waits until all is done.
         """
-        if self._closed:
-            return
-        self._closed = True
-        await asyncio.gather(*(_close_client(client) for client in self._clients))
+        if not self._closed:
+            self._closed = True
+            await to_its_end(self._end())
+
+    async def _end(self) -> None:
+        ends = await asyncio.gather(*(_close_client(client) for client in self._clients), return_exceptions=True)
         # Not in good order but at once: nothing of a temporary store will be read again.
         if self.backend == "local":
             await asyncio.gather(*(asyncio.to_thread(server.kill) for server in self._servers.values()))
             if self._links is not None:
                 await asyncio.to_thread(self._links.stop)
         await asyncio.to_thread(self._workspace.remove)
+        for failure in (end for end in ends if end is not None):  # it must not keep servers alive
+            raise failure
 
     async def __aenter__(self) -> Self:
         return self
@@ -243,7 +248,7 @@ class Mesh(Faults):
         return {name: self._state(name) for name in self._servers}
 
     def _urls(self, names: Iterable[str]) -> list[str]:
-        return [f"nats://{self._servers[name].host}:{self._servers[name].port}" for name in names]
+        return [self._servers[name].url for name in names]
 
     def _server(self, name: str) -> MeshServer:
         self._check_open()

@@ -4,10 +4,11 @@ import asyncio
 import signal
 from collections.abc import Mapping
 
-from mesh_lab.errors import NotOursError
+from mesh_lab.errors import NotOursError, ServerExitedError
 from mesh_lab.patterns.waiting import eventually
 from mesh_lab.servers import config
 from mesh_lab.servers.backend import MeshServer
+from mesh_lab.servers.polling import ask
 from mesh_lab.servers.server import LocalServer
 
 
@@ -30,6 +31,8 @@ async def reload(servers: Mapping[str, MeshServer], more: Mapping[str, str | Non
         raise NotOursError("these servers' users are not ours to change; use backend='local' here")
     if any("\noperator: " in server.configuration.read_text() for server in local):
         raise NotOursError("this mesh's accounts and users are its operator's; send a token to $SYS.REQ.CLAIMS.UPDATE")
+    if down := [server for server in local if server.state != "running"]:
+        raise ServerExitedError(f"server {down[0].name!r} is {down[0].state}, expected all to run; restart it first")
     old = [server.configuration.read_text() for server in local]
     for server, text in zip(local, old, strict=True):
         for what in ("users", "accounts"):
@@ -52,10 +55,15 @@ async def _reload(server: LocalServer, within: float) -> None:
         await asyncio.to_thread(server.start)
         await eventually(lambda: server.monitor.health().ok, within=within)
         return
-    before = (await asyncio.to_thread(server.monitor.varz))["config_load_time"]
+
+    async def loaded() -> object:
+        # Nothing, while a busy server takes its time to answer.
+        return (await ask({server.name: server.monitor.varz}))[server.name].get("config_load_time")
+
+    before = await eventually(loaded, within=within)
     server.reload()
 
     async def done() -> bool:
-        return bool((await asyncio.to_thread(server.monitor.varz))["config_load_time"] != before)
+        return await loaded() not in (None, before)
 
     await eventually(done, within=within)

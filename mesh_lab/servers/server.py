@@ -66,15 +66,22 @@ class LocalServer:
         return self.ports.client
 
     @property
+    def url(self) -> str:
+        """Address for clients."""
+        return f"nats://{self.host}:{self.port}"
+
+    @property
     def takes_routes(self) -> bool:
         """Whether other servers can dial it by now."""
-        if self.state != "running":
+        try:
+            sockets = self._running().net_connections(kind="tcp4")
+        except (psutil.Error, ServerExitedError):  # it has ended, or is ending: check_alive tells why
             return False
-        sockets = self._running().net_connections(kind="tcp4")
         return any(s.status == psutil.CONN_LISTEN and s.laddr.port == self.ports.cluster for s in sockets)
 
     def start(self) -> None:
         """Start the process; it is not ready yet when this returns."""
+        self._paused = False
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command,
@@ -93,7 +100,7 @@ class LocalServer:
         """
         if self._process is None:
             return
-        if self._paused:
+        if self.state == "paused":
             self.resume()
         self._process.terminate()
         try:
@@ -101,7 +108,7 @@ class LocalServer:
         except subprocess.TimeoutExpired:
             self.kill()
             return
-        self._process, self._ended = None, "stopped"
+        self._process, self._ended, self._paused = None, "stopped", False
 
     def kill(self) -> None:
         """Kill the server (SIGKILL: no clean-up, no goodbye) and wait until it is gone."""

@@ -64,7 +64,8 @@ async def start_mesh(
 
     Args:
         servers: Number of servers, 1 or an odd number: JetStream needs a majority to agree. Containers are
-            always three, also where one is enough. Of no effect where there are regions.
+            always three, also where one is enough, and external servers as many as their addresses. Of no effect
+            where there are regions.
         regions: Number of servers in each region, such as ``{"eu": 3, "us": 3}``: each region is a cluster of its
             own, with servers ``eu-1`` to ``eu-3``, and gateways join the regions.
         leaves: Names of leaf nodes, such as ``["store-berlin"]``: each is one server with JetStream in a domain of
@@ -88,7 +89,8 @@ async def start_mesh(
     Raises:
         BadLayoutError: A number of servers is not 1, 3, 5 or 7, or a name is not legal in NATS or not unique.
         ValueError: No backend has that name.
-        NotOursError: Containers or external servers cannot be as many, or as joined, as asked for.
+        NotOursError: Containers cannot be as many as asked for; containers or external servers cannot be joined or
+            set up as asked for.
         NoEngineError: Containers were asked for, and no Docker engine answers.
         EngineRefusedError: The engine could not start the containers; the message says why.
         SettingsError: ``docker/.env`` is not as the containers need it, or ``MESH_LAB_URL`` is not set.
@@ -114,10 +116,14 @@ async def start_mesh(
     if chosen != "local" and (joined or links):
         what = "regions and leaf nodes" if joined else "links"
         raise NotOursError(f"{what} asked for, but the servers of backend {chosen!r} stand as they are; {_LOCAL}")
+    if chosen == "external" and any(further):
+        raise NotOursError(f"further settings asked for, but external servers stand as they are; {_LOCAL}")
     match chosen:
         case "external":
             credentials = os.environ.get(CREDS_VARIABLE)
-            mesh = await join_external(os.environ[URL_VARIABLE], credentials=Path(credentials) if credentials else None)
+            mesh = await join_external(
+                os.environ[URL_VARIABLE], credentials=Path(credentials) if credentials else None, directory=place
+            )
         case "docker":
             mesh = await _start_docker(servers, place, further, within)
         case "local":

@@ -184,6 +184,20 @@ async def test_a_cut_carries_nothing_and_the_mesh_is_whole_after_it_heals(region
     assert {lane.cut for lane in await regions.lanes()} == {None}
 
 
+async def test_a_silent_cut_after_a_reset_refuses_nobody(regions) -> None:
+    (listen, *_) = (w["listen"] for w in regions._links._wanted if {w["dialler"], w["target"]} == {"eu-1", "eu-2"})
+    try:
+        await regions.cut("eu-1", "eu-2", mode="reset")
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", listen)
+        await regions.cut("eu-1", "eu-2", mode="silent")
+        _, writer = await asyncio.open_connection("127.0.0.1", listen)
+        writer.close()
+    finally:
+        await regions.heal()
+        await regions.ready()
+
+
 async def test_a_silent_cut_of_seconds_heals_within_ten_more() -> None:
     async with await start_mesh(regions={"eu": 3, "us": 3}) as mesh:
         client = await mesh.connect(region="eu")

@@ -135,6 +135,24 @@ def test_scaling_down_takes_the_highest_numbers_and_scaling_up_brings_back_the_k
     assert services["echo"].states == dict.fromkeys((1, 2, 3, 4), "running")
 
 
+def test_a_replica_that_could_not_be_started_does_not_count(
+    mesh: Mesh, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(services, "echo", ECHO)
+    popen = subprocess.Popen
+
+    def refused(*arguments: object, **options: object) -> object:
+        raise BlockingIOError("Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", refused)
+    with pytest.raises(BlockingIOError):
+        services.scale("echo", 2)
+    assert "running" not in [services["echo"].states.get("echo-2", "stopped")]
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    services.scale("echo", 2)
+    assert list(services["echo"].states.values()) == ["running", "running"]
+
+
 async def test_a_killed_replica_stays_dead_and_the_others_go_on(mesh: Mesh, services: Services) -> None:
     async with await mesh.connect() as client:
         received = await collect(client, "echo.out")
