@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import nats.errors
 from nats.aio.client import Client
@@ -27,14 +27,20 @@ from mesh_lab.orders.worker import Worker
 from mesh_lab.patterns.connecting import ConnectOptions, connect
 
 Report = dict[str, Any]
+T = TypeVar("T")
 
 
 async def publish(client: Client, options: argparse.Namespace, stop: asyncio.Event) -> Report:
     """Place the orders of the data set, or of a file in its format, and end."""
     orders = list(read_orders(options.file, first=options.first))
     await open_event_store(client, replicas=options.replicas)
-    started = time.perf_counter()
-    stored = await place_orders(client, orders)
+    started, stored = time.perf_counter(), 0
+
+    def count(more: int) -> None:
+        nonlocal stored
+        stored += more
+
+    await _until_stopped(place_orders(client, orders, progress=count), stop)
     return {"service": "publisher", "acknowledged": stored, "elapsed_s": time.perf_counter() - started}
 
 
@@ -61,7 +67,7 @@ async def publish_bulk(client: Client, options: argparse.Namespace, stop: asynci
     batches = list(batched(read_orders(options.file, first=options.first)))
     await create_bulk_lane(client.jetstream(timeout=10.0), replicas=options.replicas)
     started = time.perf_counter()
-    sent = await send_batches(client, batches, compression="zstd")
+    sent = await _until_stopped(send_batches(client, batches, compression="zstd"), stop)
     return {"service": "bulk-publisher", "acknowledged": sent, "elapsed_s": time.perf_counter() - started}
 
 
@@ -74,15 +80,15 @@ async def read_bulk(client: Client, options: argparse.Namespace, stop: asyncio.E
     return {"service": "bulk-reader", **totals, "doubled": count.doubled, "rejected": count.rejected}
 
 
-async def _until_stopped(service: Coroutine[Any, Any, None], stop: asyncio.Event) -> None:
+async def _until_stopped(service: Coroutine[Any, Any, T], stop: asyncio.Event) -> T | None:
+    """Return what a service returns; nothing, if it is told to stop before."""
     serving, stopping = asyncio.create_task(service), asyncio.create_task(stop.wait())
     await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
     serving.cancel()
     stopping.cancel()
     # It cleans up on the connection, which is closed next.
     await asyncio.wait({serving, stopping})
-    if not serving.cancelled():
-        serving.result()
+    return None if serving.cancelled() else serving.result()
 
 
 SERVICES = {

@@ -36,8 +36,9 @@ _ENCODINGS = {content_type: encoding for encoding, content_type in CONTENT_TYPES
 LARGEST_BATCH_BYTES = 64 * 2**20
 """A compressed message that grows beyond this is no batch but an attack or an accident."""
 
-# What msgspec raises for bytes that are not what they should be; a TypeError is a list as the key of a map.
-MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, TypeError)
+# What msgspec raises for bytes that are not what they should be; a TypeError is a list as the key of a map, and a
+# RecursionError lists in lists in lists.
+MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, TypeError, RecursionError)
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Cents = Annotated[int, msgspec.Meta(ge=0)]
@@ -206,6 +207,8 @@ def _decompressed(payload: bytes, compression: str) -> bytes:
         raise OrderFormatError(
             f"a zstd message that is cut off, or has more than {LARGEST_BATCH_BYTES:,} bytes when it is unpacked"
         )
+    if decompressor.unused_data:
+        raise OrderFormatError(f"a zstd message with {len(decompressor.unused_data):,} bytes behind its end")
     return plain
 
 

@@ -55,7 +55,7 @@ async def create_event_store(js: JetStreamContext, *, replicas: int = 1) -> Stre
 
 
 async def create_worker_group(js: JetStreamContext, *, ack_wait: float = 5.0, max_ack_pending: int = 20_000) -> None:
-    """Make the consumer that all workers share, if it is not there.
+    """Make the consumer that all workers share, or give it these settings.
 
     Args:
         js: JetStream context.
@@ -79,11 +79,13 @@ async def create_worker_group(js: JetStreamContext, *, ack_wait: float = 5.0, ma
 async def open_event_store(client: Client, *, replicas: int = 1, within: float = 30.0) -> StreamInfo:
     """Make the stream and the workers' group where they are missing, and return what the server says of the stream.
 
+    What is there already stays as it is, also with other settings.
+
     It tries again while servers come up or elect a leader: a question that meets an election is never answered.
 
     Args:
         client: A connected nats-py client.
-        replicas: Servers that hold a copy.
+        replicas: Servers that hold a copy, if the stream has to be made.
         within: Seconds until it is too late.
 
     Raises:
@@ -94,8 +96,14 @@ async def open_event_store(client: Client, *, replicas: int = 1, within: float =
     deadline = time.monotonic() + within
     while True:
         try:
-            info = await create_event_store(js, replicas=replicas)
-            await create_worker_group(js)
+            try:
+                info = await js.stream_info(STREAM)
+            except nats.js.errors.NotFoundError:
+                info = await create_event_store(js, replicas=replicas)
+            try:
+                await js.consumer_info(STREAM, WORKERS)
+            except nats.js.errors.NotFoundError:
+                await create_worker_group(js)
         except (TimeoutError, nats.js.errors.ServiceUnavailableError, nats.js.errors.ServerError):
             if time.monotonic() > deadline:
                 raise

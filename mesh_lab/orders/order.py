@@ -64,7 +64,7 @@ def decode(payload: bytes) -> Order:
     """
     try:
         return _decoder.decode(payload)
-    except msgspec.DecodeError as err:
+    except (msgspec.DecodeError, UnicodeDecodeError) as err:
         raise OrderFormatError(f"not an order: {err}; seen {payload[:120]!r}") from err
 
 

@@ -2,7 +2,8 @@
 
 Workers share one consumer, so each order goes to one of them. A worker acknowledges an order only when all of
 its events are stored. If it dies before, the order goes to another worker, which stores the same events under
-the same ids: the stream drops those it has.
+the same ids: the stream drops those it has, for as long as its ``duplicate_window``. Where all workers were away for
+longer, an event may be stored a second time; the read model knows it by its order, and counts it once.
 """
 
 import asyncio
@@ -14,8 +15,9 @@ from nats.aio.msg import Msg
 from mesh_lab.errors import OrderFormatError
 from mesh_lab.orders.event_store import WORKERS
 from mesh_lab.orders.order import STREAM, Event, Order, decode, next_events
+from mesh_lab.patterns.answers import Ack
 from mesh_lab.patterns.consuming import PullConsumer
-from mesh_lab.patterns.publishing import Ack, WindowedPublisher
+from mesh_lab.patterns.publishing import Failure, WindowedPublisher
 
 REJECTED = "rejected.orders"
 """Where a message that is no order is reported; the stream keeps the message itself."""
@@ -42,7 +44,7 @@ class Worker:
         self._prefetch = prefetch
         self._window = window
         self._open = 0
-        self._steps: asyncio.Queue[tuple[Msg, Order, tuple[Event, ...]]] = asyncio.Queue()
+        self._steps: asyncio.Queue[tuple[Msg, Order, tuple[Event, ...]] | Failure] = asyncio.Queue()
         self._idle = asyncio.Event()
 
     async def run(self, *, stop: asyncio.Event | None = None) -> None:
@@ -55,21 +57,27 @@ class Worker:
             PublishRefusedError: The stream refused an event.
             UnknownOutcomeError: No answer came for an event within the retry budget.
             nats.js.errors.NotFoundError: The group's consumer was deleted.
+            nats.errors.ConnectionClosedError: The client was closed.
         """
-        async with (
-            WindowedPublisher(self._client, window=self._window) as publisher,
-            asyncio.TaskGroup() as tasks,
-        ):
-            steps = tasks.create_task(self._take_steps(publisher))
-            intake = tasks.create_task(self._take_orders())
-            if stop is None:
-                return
-            await stop.wait()
-            intake.cancel()
-            while self._open:
-                self._idle.clear()
-                await self._idle.wait()
-            steps.cancel()
+        try:
+            async with (
+                WindowedPublisher(self._client, window=self._window) as publisher,
+                asyncio.TaskGroup() as tasks,
+            ):
+                steps = tasks.create_task(self._take_steps(publisher))
+                intake = tasks.create_task(self._take_orders())
+                if stop is None:
+                    return
+                await stop.wait()
+                intake.cancel()
+                while self._open:
+                    self._idle.clear()
+                    await self._idle.wait()
+                steps.cancel()
+        except BaseExceptionGroup as group:
+            if len(group.exceptions) > 1:
+                raise
+            raise group.exceptions[0] from None
 
     async def _take_orders(self) -> None:
         async with PullConsumer(self._client, STREAM, WORKERS, prefetch=self._prefetch) as consumer:
@@ -96,7 +104,10 @@ class Worker:
     async def _take_steps(self, publisher: WindowedPublisher) -> None:
         """Store the events of each order one after the other, those of different orders side by side."""
         while True:
-            msg, order, events = await self._steps.get()
+            step = await self._steps.get()
+            if isinstance(step, Exception):
+                raise step
+            msg, order, events = step
             if not events:
                 await msg.ack()
                 self.processed += 1
@@ -108,6 +119,7 @@ class Worker:
                 msg.data,  # an event carries the whole order, unchanged
                 msg_id=order.msg_id(events[0]),
                 on_stored=self._next_step(msg, order, events[1:]),
+                on_failed=self._steps.put_nowait,
             )
 
     def _next_step(self, msg: Msg, order: Order, events: tuple[Event, ...]) -> Callable[[Ack], None]:

@@ -21,6 +21,7 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Self
 
+import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
@@ -37,6 +38,9 @@ A point in time counts what a request waits on its way, in the servers and in th
 at each. Its price is that the clocks of both sides must agree to within what is waited.
 """
 
+LONGEST_WHY = 500
+"""Characters of a refusal's text, which travels in a header."""
+
 Work = Callable[[Msg], Awaitable[bytes]]
 
 
@@ -51,8 +55,9 @@ class Admission:
             await asyncio.Event().wait()  # until the process is stopped
 
     Attributes:
-        answered: Requests worked on to their end.
+        answered: Requests worked on to their end, and answered.
         refused: Requests refused, for whatever reason.
+        untold: Answers and refusals that could not be sent, because the connection takes nothing.
     """
 
     def __init__(
@@ -85,7 +90,7 @@ class Admission:
                 f"at_a_time={at_a_time}, waiting={waiting}, longest_wait={longest_wait}: expected 1 or more, "
                 "1 or more, and above 0 s"
             )
-        self.answered = self.refused = 0
+        self.answered = self.refused = self.untold = 0
         self._client = client
         self._work = work
         self._at_a_time = at_a_time
@@ -140,6 +145,8 @@ class Admission:
             msg, since = await self._turns.get()
             try:
                 await self._turn(msg, time.monotonic() - since)
+            except (nats.errors.Error, RuntimeError):
+                self.untold += 1  # nobody can be told; the asker's patience ends, and the next turn may fare better
             finally:
                 self._in_hand -= 1
                 self._turns.task_done()
@@ -156,16 +163,19 @@ class Admission:
             await self._refuse(msg, 503, f"waited {waited_s:.3f} s for its turn", self._longest_wait)
         else:
             try:
-                answer = await self._work(msg)
+                await self._reply(msg, await self._work(msg))
+            except asyncio.CancelledError as err:
+                if (this := asyncio.current_task()) is not None and this.cancelling():
+                    raise
+                await self._refuse(msg, 500, repr(err))  # the work's own affair
             except Exception as err:  # noqa: BLE001 - one request's trouble is told to its asker, and ends no worker
                 await self._refuse(msg, 500, repr(err))
-                return
-            self.answered += 1
-            await self._reply(msg, answer)
+            else:
+                self.answered += 1
 
     async def _refuse(self, msg: Msg, code: int, why: str, again_s: float | None = None) -> None:
         self.refused += 1
-        headers = {ERROR_CODE: str(code), ERROR: why}
+        headers = {ERROR_CODE: str(code), ERROR: ascii(why)[1:-1][:LONGEST_WHY]}
         if again_s is not None:
             headers[RETRY_AFTER] = f"{again_s:.3f}"
         await self._reply(msg, b"", headers)

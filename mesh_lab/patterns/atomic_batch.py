@@ -18,7 +18,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from mesh_lab.errors import PublishRefusedError, UnknownOutcomeError
-from mesh_lab.patterns.answers import TRANSIENT_ERR_CODES, ApiError
+from mesh_lab.patterns.answers import TRANSIENT_ERR_CODES, PublishAnswer
 
 MOST_MESSAGES = 1_000
 RETRY_S = (0.05, 0.25)
@@ -43,13 +43,6 @@ class BatchAck(msgspec.Struct, frozen=True):
     """Messages in the batch."""
 
 
-class _Answer(msgspec.Struct, frozen=True):
-    stream: str = ""
-    seq: int = 0
-    count: int = 0
-    error: ApiError | None = None
-
-
 async def publish_together(
     client: Client, messages: Sequence[BatchMessage], *, answer_within: float = 5.0, retry_for: float = 15.0
 ) -> BatchAck:
@@ -68,7 +61,8 @@ async def publish_together(
     Raises:
         ValueError: There are no messages or too many.
         PublishRefusedError: The server refused the batch: none of it is stored.
-        UnknownOutcomeError: No answer came to the last message: all of it is stored, or nothing.
+        UnknownOutcomeError: No answer came to the last message: all of it is stored, or nothing. Or one came that is
+            no stream's answer to a batch.
     """
     if not 1 <= len(messages) <= MOST_MESSAGES:
         raise ValueError(f"{len(messages):,} messages in an atomic batch, expected 1 to {MOST_MESSAGES:,}")
@@ -98,7 +92,18 @@ async def _attempt(client: Client, messages: Sequence[BatchMessage], answer_with
             await client.publish(message.subject, message.payload, headers=headers)
             continue
         # The first one is a question, so that a stream without this ability costs one message and not a thousand.
-        answer = _read(await _ask(client, message, headers, answer_within, commits=number == last), message)
+        msg = await _ask(client, message, headers, answer_within, commits=number == last)
+        answer = _read(msg, message)
+        if number < last and msg.data:
+            raise UnknownOutcomeError(
+                f"{message.subject}: the first message of a batch was answered {msg.data[:120]!r}, expected an empty "
+                "answer: the stream knows no batches (nats-server 2.12 does), and may have stored this message alone"
+            )
+    if not answer.stream or answer.count != last:
+        raise UnknownOutcomeError(
+            f"{messages[-1].subject}: the end of a batch of {last} was answered {msg.data[:120]!r}, expected its "
+            "acknowledgement: somebody else answers on the subject"
+        )
     return BatchAck(answer.stream, answer.seq, answer.count)
 
 
@@ -118,8 +123,8 @@ async def _ask(
         ) from err
 
 
-def _read(msg: Msg, message: BatchMessage) -> _Answer:
-    answer = msgspec.json.decode(msg.data, type=_Answer) if msg.data else _Answer()
+def _read(msg: Msg, message: BatchMessage) -> PublishAnswer:
+    answer = msgspec.json.decode(msg.data, type=PublishAnswer) if msg.data else PublishAnswer()
     if (error := answer.error) is None:
         return answer
     if error.err_code in TRANSIENT_ERR_CODES:

@@ -73,7 +73,8 @@ async def connect(options: ConnectOptions, *, within: float = 10.0, **more: Any)
     except (TimeoutError, OSError, nats.errors.Error) as err:
         raise NotReadyError(f"no server let us in within {within} s: {(last or [err])[0]!r}") from err
     if not client.is_connected:
-        # nats-py 2.16 returns such a client when the server hangs up while it authenticates.
+        # nats-py 2.16 returns such a client when the server hangs up while it authenticates, and goes on trying.
+        await client.close()
         raise NotReadyError("a server accepted the connection and hung up; check its log and the account")
     return client
 

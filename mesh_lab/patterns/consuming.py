@@ -24,6 +24,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
+from mesh_lab.patterns.answers import may_pass
 from mesh_lab.patterns.connecting import took_nothing
 
 REQUEST_EXPIRES_S = 30.0
@@ -131,8 +132,11 @@ class PullConsumer:
 
         Raises:
             nats.js.errors.NotFoundError: The consumer or its stream was deleted.
+            nats.errors.ConnectionClosedError: The client was closed, by its owner or because it may come in no longer.
         """
         while True:
+            if self._client.is_closed:
+                raise nats.errors.ConnectionClosedError
             await self._ask()
             try:
                 # Not wait_for: before Python 3.12 it swallows a cancellation that meets an arrival.
@@ -180,7 +184,8 @@ class PullConsumer:
 
     async def _on_message(self, msg: Msg) -> None:
         headers = msg.headers
-        if not headers or "Status" not in headers:
+        # A stored message may have a header of that name, too; it has a reply subject, and a server's word has none.
+        if msg.reply or not headers or "Status" not in headers:
             # The path of every message: nothing here that can be done once for many of them.
             self._buffer.append(msg)
             if len(self._buffer) == 1:
@@ -220,6 +225,8 @@ async def read_in_order(
 
     Raises:
         nats.js.errors.NotFoundError: There is no such stream.
+        nats.js.errors.APIError: The servers refuse a reader as it was asked for.
+        nats.errors.ConnectionClosedError: The client was closed.
     """
     following = start
     js = client.jetstream(timeout=2.0)
@@ -238,14 +245,14 @@ async def read_in_order(
                     num_replicas=1,
                 ),
             )
-        except nats.js.errors.NotFoundError:
-            raise
-        except (TimeoutError, nats.js.errors.APIError, nats.errors.Error):
+        except (TimeoutError, nats.errors.Error) as err:
+            if client.is_closed or (isinstance(err, nats.js.errors.APIError) and not may_pass(err)):
+                raise
             await asyncio.sleep(RETRY_S)
             continue
         expected = 1
-        async with PullConsumer(client, stream, info.name, prefetch=prefetch, lost_after=2.0) as consumer:
-            try:
+        try:
+            async with PullConsumer(client, stream, info.name, prefetch=prefetch, lost_after=2.0) as consumer:
                 async for batch in consumer.batches():
                     last = position(batch[-1])
                     # Deliveries are numbered without gaps, so the last number tells whether all are here.
@@ -253,5 +260,10 @@ async def read_in_order(
                         break  # one was lost on its way: read again from where we stand
                     expected, following = last.consumer_seq + 1, last.stream_seq + 1
                     yield batch
-            except nats.js.errors.NotFoundError:
-                continue  # the consumer went with its server; if it was the stream, making a new one says so
+        except nats.js.errors.NotFoundError:
+            pass  # the consumer went with its server; if it was the stream, making a new one says so
+        finally:
+            # Without waiting for an answer: if this gets lost, the server forgets the consumer after a minute.
+            with contextlib.suppress(nats.errors.Error, RuntimeError):  # the latter is uvloop's for a dead connection
+                await client.publish(f"$JS.API.CONSUMER.DELETE.{stream}.{info.name}")
+        await asyncio.sleep(RETRY_S)

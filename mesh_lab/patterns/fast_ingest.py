@@ -169,7 +169,9 @@ class FastIngest:
                 raise self._failure(self._end)
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), PING_AFTER_S)
+                # Not wait_for: before Python 3.12 it swallows a cancellation that meets an answer.
+                async with asyncio.timeout(PING_AFTER_S):
+                    await self._changed.wait()
                 continue
             if time.monotonic() - self._heard_at > self._patience:
                 why = "nobody takes the subject" if self._nobody else f"no answer in {self._patience:g} s"

@@ -49,7 +49,11 @@ class TokenBucket:
         # A token that is not there yet is taken all the same: the next in the queue owes one more, and waits longer.
         self._tokens -= 1
         if self._tokens < 0:
-            await asyncio.sleep(-self._tokens / self._rate_per_s)
+            try:
+                await asyncio.sleep(-self._tokens / self._rate_per_s)
+            except asyncio.CancelledError:
+                self._tokens += 1  # nothing will be sent for it
+                raise
 
     def _fill(self) -> None:
         now = self._clock()

@@ -18,7 +18,6 @@ readers). A stream that was made a moment ago can cause such a retry too: see :m
 """
 
 import asyncio
-import contextlib
 import random
 import time
 from collections.abc import Callable
@@ -33,26 +32,12 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from mesh_lab.errors import PublishRefusedError, UnknownOutcomeError
-from mesh_lab.patterns.answers import TRANSIENT_ERR_CODES, ApiError
+from mesh_lab.patterns.answers import TRANSIENT_ERR_CODES, Ack, PublishAnswer
 from mesh_lab.patterns.connecting import took_nothing
+from mesh_lab.patterns.waiting import ended
 
 SWEEP_S = 0.05
 Failure = PublishRefusedError | UnknownOutcomeError
-
-
-class Ack(msgspec.Struct, frozen=True):
-    """The server's answer to one message: it is stored (ADR-22)."""
-
-    stream: str
-    seq: int
-    duplicate: bool = False
-
-
-class _Answer(msgspec.Struct, frozen=True):
-    stream: str = ""
-    seq: int = 0
-    duplicate: bool = False
-    error: ApiError | None = None
 
 
 @dataclass(slots=True)
@@ -108,7 +93,7 @@ class WindowedPublisher:
         self._ack_timeout = ack_timeout
         self._retry_for = retry_for
         self._inbox = client.new_inbox()
-        self._decoder = msgspec.json.Decoder(_Answer)
+        self._decoder = msgspec.json.Decoder(PublishAnswer)
         self._outstanding: dict[str, _Outstanding] = {}
         self._failures: list[Failure] = []
         self._number = 0
@@ -121,6 +106,7 @@ class WindowedPublisher:
             f"{self._inbox}.*", cb=self._on_answer, pending_msgs_limit=0, pending_bytes_limit=0
         )
         self._sweeper = asyncio.create_task(self._sweep())
+        self._sweeper.add_done_callback(lambda _: self._changed.set())
         return self
 
     async def __aexit__(
@@ -131,9 +117,7 @@ class WindowedPublisher:
                 await self.flush()
         finally:
             if self._sweeper is not None:
-                self._sweeper.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await self._sweeper
+                await ended(self._sweeper)
             if self._subscription is not None and not self._client.is_closed:
                 await self._subscription.unsubscribe()
 
@@ -184,7 +168,12 @@ class WindowedPublisher:
         )
         reply = f"{self._inbox}.{self._number}"
         self._outstanding[reply] = message
-        await self._send(reply, message)
+        try:
+            await self._send(reply, message)
+        except BaseException:
+            # The caller is told now: it must not be sent again behind its back.
+            self._outstanding.pop(reply, None)
+            raise
 
     async def flush(self) -> None:
         """Wait until every message published so far has met its end.
@@ -195,18 +184,23 @@ class WindowedPublisher:
         """
         while self._outstanding:
             await self._change()
+        self._check_sweeper()
         if self._failures:
             raise self._failures[0]
 
     async def _change(self) -> None:
         """Wait until some message has met its end."""
-        if self._sweeper is None or self._sweeper.done():
-            raise UnknownOutcomeError(
-                f"{len(self._outstanding)} messages outstanding and nobody waits for their answers: "
-                "publish inside `async with WindowedPublisher(…)`"
-            )
+        self._check_sweeper()
         self._changed.clear()
         await self._changed.wait()
+
+    def _check_sweeper(self) -> None:
+        if self._sweeper is not None and not self._sweeper.done():
+            return
+        seen, problem = f"{len(self._outstanding)} messages outstanding and nobody waits for their answers: ", None
+        if self._sweeper is None or self._sweeper.cancelled() or (problem := self._sweeper.exception()) is None:
+            raise UnknownOutcomeError(seen + "publish inside `async with WindowedPublisher(…)`")
+        raise UnknownOutcomeError(f"{seen}{problem!r}") from problem
 
     async def _send(self, reply: str, message: _Outstanding) -> None:
         # While nats-py reconnects it would buffer copy after copy; the sweeper sends when it is back.
@@ -218,7 +212,6 @@ class WindowedPublisher:
             if not took_nothing(err):
                 raise
         except nats.errors.MaxPayloadError as err:
-            del self._outstanding[reply]
             raise PublishRefusedError(
                 f"{message.subject}: {len(message.payload):,} bytes, the server takes {self._client.max_payload:,}"
             ) from err
@@ -230,20 +223,27 @@ class WindowedPublisher:
         if not msg.data:  # 503: no leader takes the stream's subject at this moment, or no stream ever did
             message.resend_at = time.monotonic() + random.uniform(0.05, 0.25)
             return
-        answer = self._decoder.decode(msg.data)
-        if answer.error is None:
-            del self._outstanding[msg.subject]
+        try:
+            answer = self._decoder.decode(msg.data)
+        except msgspec.DecodeError:
+            return  # whoever that was, it was no stream
+        if answer.error is not None and answer.error.err_code in TRANSIENT_ERR_CODES:
+            message.resend_at = time.monotonic() + random.uniform(0.05, 0.25)
+        elif answer.error is not None:
+            self._end(msg.subject, PublishRefusedError(f"{message.name}: {answer.error}"))
+        elif answer.stream and answer.seq > 0:  # a stream's word, and not that of somebody else who subscribed
             self.stored += 1
             self.duplicates += answer.duplicate
-            if message.on_stored is not None:
-                message.on_stored(Ack(answer.stream, answer.seq, answer.duplicate))
-        elif answer.error.err_code in TRANSIENT_ERR_CODES:
-            message.resend_at = time.monotonic() + random.uniform(0.05, 0.25)
-            return
-        else:
-            del self._outstanding[msg.subject]
-            self._fail(message, PublishRefusedError(f"{message.name}: {answer.error}"))
-        self._changed.set()
+            self._end(msg.subject, Ack(answer.stream, answer.seq, answer.duplicate))
+
+    def _end(self, reply: str, end: Ack | Failure) -> None:
+        """Let a message meet its end, and tell who waits for it."""
+        message = self._outstanding.pop(reply)
+        self._changed.set()  # before the callbacks, which may raise
+        if not isinstance(end, Ack):
+            self._fail(message, end)
+        elif message.on_stored is not None:
+            message.on_stored(end)
 
     def _fail(self, message: _Outstanding, failure: Failure) -> None:
         if message.on_failed is not None:
@@ -258,15 +258,18 @@ class WindowedPublisher:
             now = time.monotonic()
             due = [item for item in self._outstanding.items() if item[1].resend_at <= now]
             for reply, message in due:
+                if reply not in self._outstanding:
+                    continue  # its answer came while another one was sent
                 if message.give_up_at <= now:
-                    del self._outstanding[reply]
                     failure = UnknownOutcomeError(
                         f"{message.name}: no answer in {self._retry_for} s; "
                         "it may be stored: read the stream before sending it under another id"
                     )
-                    self._fail(message, failure)
-                    self._changed.set()
-                elif reply in self._outstanding and self._client.is_connected:
+                    self._end(reply, failure)
+                elif self._client.is_connected:
                     message.resend_at = now + self._ack_timeout
                     self.resent += 1
-                    await self._send(reply, message)
+                    try:
+                        await self._send(reply, message)
+                    except PublishRefusedError as err:  # it was taken on while the client was reconnecting
+                        self._end(reply, err)

@@ -131,6 +131,30 @@ async def test_work_that_raises_is_told_to_its_asker_and_ends_nothing_else(clien
     assert desk.answers[0].headers[ERROR] == "KeyError('a')"
 
 
+async def test_an_answer_that_cannot_be_sent_is_told_to_its_asker_and_ends_nothing_else(client, desk):
+    async def work(msg: Msg) -> bytes:
+        match msg.data:
+            case b"a":
+                return bytes(2 * client.max_payload)
+            case b"b":
+                return None
+            case b"c":
+                raise asyncio.CancelledError
+            case b"d":
+                raise ValueError("two\nlines, and an é")
+        return b"done"
+
+    async with asyncio.timeout(10):
+        async with Admission(client, work, at_a_time=1, waiting=9, longest_wait=30) as admission:
+            subject = await open_desk(desk, admission)
+            await desk.ask(subject, "abcde")
+            await eventually(lambda: len(desk.answers) == 5, within=5)
+    assert [(msg.headers or {}).get(ERROR_CODE) for msg in desk.answers] == ["500"] * 4 + [None]
+    assert "MaxPayloadError" in desk.answers[0].headers[ERROR]
+    assert "two\\\\nlines, and an \\xe9" in desk.answers[3].headers[ERROR]
+    assert (admission.answered, admission.refused, admission.untold) == (1, 4, 0)
+
+
 async def test_leaving_finishes_what_was_taken_on_and_refuses_what_still_comes(client, desk):
     async def leave(admission: Admission) -> None:
         await admission.__aexit__(None, None, None)

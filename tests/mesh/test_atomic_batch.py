@@ -3,6 +3,7 @@
 import nats.js.errors
 import pytest
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 
 from mesh_lab.errors import PublishRefusedError, UnknownOutcomeError
@@ -66,6 +67,18 @@ async def test_a_subject_that_nobody_takes_is_refused_because_nothing_can_be_sto
 async def test_a_batch_of_a_wrong_size_is_refused_before_anything_is_sent(client: Client, count: int) -> None:
     with pytest.raises(ValueError, match=rf"{count:,} messages in an atomic batch, expected 1 to 1,000"):
         await publish_together(client, _messages("ATOMS", count))
+
+
+async def test_an_answer_of_somebody_who_is_no_stream_is_no_success(client: Client) -> None:
+    async def thank(msg: Msg) -> None:
+        await msg.respond(b"{}" if msg.headers["Nats-Batch-Sequence"] == "1" else b"")
+
+    await client.subscribe("nobody.batches", cb=thank)
+    messages = [BatchMessage("nobody.batches", b"") for _ in range(3)]
+    with pytest.raises(UnknownOutcomeError, match="the first message of a batch was answered b'{}', expected an empty"):
+        await publish_together(client, messages)
+    with pytest.raises(UnknownOutcomeError, match="the end of a batch of 1 was answered b'{}', expected its"):
+        await publish_together(client, messages[:1])
 
 
 async def test_a_leader_that_hangs_is_outlived_and_nothing_is_stored_in_part() -> None:

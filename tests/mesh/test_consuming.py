@@ -3,6 +3,7 @@
 import asyncio
 from contextlib import aclosing
 
+import nats.errors
 import nats.js.errors
 import pytest
 from nats.aio.client import Client
@@ -13,6 +14,7 @@ from mesh_lab.patterns.consuming import PullConsumer, position, read_in_order
 from mesh_lab.patterns.publishing import WindowedPublisher
 from mesh_lab.patterns.reaching import reachable
 from mesh_lab.patterns.waiting import eventually
+from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import start_mesh
 
 
@@ -114,6 +116,60 @@ async def test_a_stream_is_read_in_order_and_from_any_place(client: Client) -> N
                 if len(got) >= len(expected):
                     break
         assert got == expected
+
+
+async def test_a_message_with_a_header_named_status_is_a_message(client: Client) -> None:
+    js = await _filled(client, "CON7", 1)
+    await js.publish("CON7.x", b"2", headers={"Status": "new"})
+    await js.publish("CON7.x", b"3")
+    await js.add_consumer("CON7", ConsumerConfig(durable_name="all"))
+    read: list[bytes] = []
+    async with asyncio.timeout(10.0):
+        async with aclosing(read_in_order(client, "CON7")) as batches:
+            async for batch in batches:
+                read += [msg.data for msg in batch]
+                if len(read) == 3:
+                    break
+        async with PullConsumer(client, "CON7", "all") as consumer, aclosing(consumer.batches()) as batches:
+            async for batch in batches:
+                read += [msg.data for msg in batch]
+                if len(read) == 6:
+                    break
+    assert read == [b"1", b"2", b"3"] * 2
+
+
+async def test_a_reader_leaves_no_consumer_behind(client: Client) -> None:
+    js = await _filled(client, "CON8", 3)
+    for _ in range(3):
+        async with aclosing(read_in_order(client, "CON8")) as batches:
+            await anext(batches)
+
+    async def gone() -> bool:
+        return (await js.stream_info("CON8")).state.consumer_count == 0
+
+    await eventually(gone, within=5.0)
+
+
+async def test_a_reader_whose_client_is_closed_ends_and_says_so(client: Client, mesh: Mesh) -> None:
+    js = await _filled(client, "CON9", 1)
+    await js.add_consumer("CON9", ConsumerConfig(durable_name="all"))
+    own = await mesh.connect()
+    async with asyncio.timeout(10.0):
+        async with aclosing(read_in_order(own, "CON9")) as reading, PullConsumer(own, "CON9", "all") as consumer:
+            await anext(reading)
+            batches = consumer.batches()
+            await anext(batches)
+            await own.close()
+            for more in (reading, batches):
+                with pytest.raises(nats.errors.ConnectionClosedError):
+                    await anext(more)
+
+
+async def test_what_the_servers_refuse_for_good_is_not_asked_for_ever(client: Client) -> None:
+    await _filled(client, "CON10", 1)
+    async with asyncio.timeout(10.0):
+        with pytest.raises(nats.js.errors.APIError, match="invalid subject"):
+            await anext(read_in_order(client, "CON10", subject="CON10..x"))
 
 
 async def test_reading_a_stream_that_is_not_there_says_so(client: Client) -> None:

@@ -16,10 +16,17 @@ import psutil
 import pytest
 from nats.aio.client import Client
 
-from mesh_lab.errors import ServiceFailedError, WrongTotalsError
+from mesh_lab.errors import PublishRefusedError, ServiceFailedError, WrongTotalsError
 from mesh_lab.order_run import run_orders
 from mesh_lab.orders.dataset import EVERYTHING, read_orders
-from mesh_lab.orders.event_store import WORKERS, append, create_event_store, create_worker_group, read_order
+from mesh_lab.orders.event_store import (
+    WORKERS,
+    append,
+    create_event_store,
+    create_worker_group,
+    open_event_store,
+    read_order,
+)
 from mesh_lab.orders.order import STREAM, encode
 from mesh_lab.orders.publisher import place_orders
 from mesh_lab.orders.read_model import Summary, ask_read_model, serve_read_model
@@ -125,6 +132,49 @@ async def test_a_message_that_is_no_order_is_reported_and_does_not_hold_up_the_r
     report = await reports.next_msg(timeout=5.0)
     assert b"orders.eu.poison.placed: not an order" in report.data
     assert worker.rejected == 1
+
+
+async def test_bytes_that_are_no_text_are_reported_as_well(client: Client, store) -> None:
+    await client.publish("orders.eu.bad.placed", b'{"id":"\xff"}')
+    await store.publish("orders.eu.good.placed", encode(next(read_orders(first=1))))
+    worker = Worker(client)
+    working = asyncio.create_task(worker.run())
+    try:
+        await eventually(lambda: (worker.rejected, worker.processed) == (1, 1), within=10.0)
+    finally:
+        working.cancel()
+        await asyncio.wait({working})
+
+
+async def test_a_worker_whose_event_is_refused_ends_also_when_it_was_told_to_stop(client: Client, store) -> None:
+    await place_orders(client, read_orders(first=5))
+    config = (await store.stream_info(STREAM)).config
+    config.max_msgs, config.discard = 5, "new"
+    await store.update_stream(config)
+    stop = asyncio.Event()
+    asyncio.get_running_loop().call_later(1.0, stop.set)  # it has orders in hand, and their first events are refused
+    async with asyncio.timeout(10.0):
+        with pytest.raises(PublishRefusedError, match="maximum messages exceeded"):
+            await Worker(client).run(stop=stop)
+
+
+async def test_what_stands_is_opened_as_it_is(client: Client, store) -> None:
+    config = (await store.stream_info(STREAM)).config
+    config.max_msgs = 1_000
+    await store.update_stream(config)
+    await create_worker_group(store, ack_wait=60.0, max_ack_pending=100)
+    info = await open_event_store(client, replicas=1)
+    assert (info.config.num_replicas, info.config.max_msgs) == (3, 1_000)
+    group = (await store.consumer_info(STREAM, WORKERS)).config
+    assert (group.ack_wait, group.max_ack_pending) == (60.0, 100)
+
+
+async def test_the_main_job_counts_what_is_declined(tmp_path: Path) -> None:
+    path = tmp_path / "orders.txt"
+    path.write_text(HEADER + " 00001 19970101  1   11.77\n 00002 19970101  3 6000.00\n")
+    async with await start_mesh(servers=1) as mesh:
+        run = await run_orders(mesh, workers=1, file=path)
+    assert (run.totals.orders, run.totals.customers, run.totals.cds, run.totals.cents) == (2, 2, 1, 1_177)
 
 
 async def test_two_writers_cannot_both_append_the_same_step(client: Client, store) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import nats.errors
 import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -81,6 +82,46 @@ async def test_a_subject_without_a_stream_ends_as_unknown(client: Client) -> Non
     with pytest.raises(UnknownOutcomeError, match=r"nowhere.x \(1\): no answer in 0.6 s; it may be stored"):
         async with WindowedPublisher(client, ack_timeout=0.2, retry_for=0.6) as publisher:
             await publisher.publish("nowhere.x", b"", msg_id="1")
+
+
+async def test_an_answer_of_somebody_who_is_no_stream_is_none(client: Client) -> None:
+    async def answer(msg: Msg) -> None:
+        await msg.respond(b"{}" if msg.data == b"1" else b"thanks")
+
+    await client.subscribe("PUB7.x", cb=answer)
+    with pytest.raises(UnknownOutcomeError, match=r"PUB7.x \(\d\): no answer in 0.6 s"):
+        async with WindowedPublisher(client, ack_timeout=0.2, retry_for=0.6) as publisher:
+            await publisher.publish("PUB7.x", b"1", msg_id="1")
+            await publisher.publish("PUB7.x", b"2", msg_id="2")
+    assert publisher.stored == 0
+
+
+async def test_a_message_that_cannot_be_sent_is_told_at_once_and_not_tried_again(client: Client) -> None:
+    js = await _stream(client, "PUB8")
+    async with WindowedPublisher(client, ack_timeout=0.1) as publisher:
+        with pytest.raises(nats.errors.BadHeaderError):
+            await publisher.publish("PUB8.x", b"", msg_id="1", headers={"bad name": "x"})
+        assert publisher.outstanding == 0
+        await asyncio.sleep(0.3)  # the sweeper's time to trip over it
+        await publisher.publish("PUB8.x", b"", msg_id="2")
+    assert (await js.stream_info("PUB8")).state.messages == 1
+
+
+async def test_a_callback_that_raises_does_not_stop_the_publisher(client: Client) -> None:
+    await _stream(client, "PUB9")
+
+    def trip(_end: object) -> None:
+        raise KeyError("no such order")
+
+    async with asyncio.timeout(5.0):
+        async with WindowedPublisher(client) as publisher:
+            await publisher.publish("PUB9.x", b"", msg_id="1", on_stored=trip)
+        assert publisher.stored == 1
+        with pytest.raises(UnknownOutcomeError, match="nobody waits for their answers: KeyError"):
+            async with WindowedPublisher(client, ack_timeout=0.1, retry_for=0.2) as publisher:
+                await publisher.publish("nowhere.x", b"", msg_id="1", on_failed=trip)
+                await publisher.publish("nowhere.x", b"", msg_id="2", on_failed=trip)
+                await publisher.flush()
 
 
 @pytest.mark.parametrize("wrong", [{"window": 0}, {"ack_timeout": 0}, {"ack_timeout": 5.0, "retry_for": 1.0}])

@@ -121,6 +121,10 @@ COLUMNS = msgspec.to_builtins(OrderBatch.of(ORDERS))
         (b"plain", headers_of("json", "zstd"), "not zstd"),
         (b"[]", {**headers_of("json"), "Content-Encoding": "br"}, "Content-Encoding 'br', expected zstd"),
         (encode_batch(OrderBatch.of(ORDERS), "json", "zstd")[:-4], headers_of("json", "zstd"), "cut off"),
+        (encode_batch(OrderBatch.of(ORDERS), "json", "zstd") * 2, headers_of("json", "zstd"), "bytes behind its end"),
+        (b"[" * 100_000, headers_of("json"), "not a batch"),
+        (b"\x91" * 100_000, headers_of("msgpack"), "not a batch"),
+        (b"\x91" * 100_000, headers_of("columns"), "not a batch"),
     ],
 )
 def test_a_message_that_is_no_batch_is_refused_with_what_was_seen(payload: bytes, headers: dict, said: str) -> None:

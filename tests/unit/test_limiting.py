@@ -67,3 +67,15 @@ async def test_waiting_takers_are_served_in_order_at_the_rate() -> None:
 def test_a_bucket_that_lets_nothing_or_everything_pass_is_refused(rate: float, burst: int) -> None:
     with pytest.raises(ValueError, match=f"rate_per_s={rate}, burst={burst}: expected a finite rate above 0"):
         TokenBucket(rate, burst=burst)
+
+
+async def test_who_gives_up_waiting_gives_the_token_back() -> None:
+    bucket = TokenBucket(10)
+    await bucket.wait()
+    for _ in range(100):
+        waiting = asyncio.create_task(bucket.wait())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+    assert bucket.take() <= 0.1

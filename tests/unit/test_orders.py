@@ -97,6 +97,7 @@ def test_a_file_without_its_header_is_refused(tmp_path: Path) -> None:
     [
         (b"", "truncated"),
         (b"[]", "Expected `object`"),
+        (b'{"id":"\xff"}', "invalid start byte"),
         (b'{"id":"1"}', "missing required field `region`"),
         (b'{"id":"a.b","region":"eu","customer":1,"day":"1997-01-01","cds":1,"cents":1}', r"matching regex.*\$\.id"),
         (b'{"id":"*","region":"eu","customer":1,"day":"1997-01-01","cds":1,"cents":1}', r"\$\.id"),
