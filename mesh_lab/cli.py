@@ -11,12 +11,15 @@ import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import nats.errors
+
 from mesh_lab.chaos import KINDS
 from mesh_lab.errors import MeshLabError
 
 if TYPE_CHECKING:
     from mesh_lab.servers.compose import Project
 
+SHORTEST_CHAOS_S = 3
 FIRST_NOTEBOOK = Path("notebooks") / "00_start_here.ipynb"
 
 
@@ -38,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     orders = commands.add_parser("orders", help="send all real orders through a mesh and check every total")
     orders.add_argument("--workers", type=_count, default=2, help="worker processes (default: 2)")
     orders.add_argument("--first", type=_count, metavar="N", help="only the first N orders")
-    orders.add_argument("--file", type=Path, help="orders in the data set's format, instead of the data set")
+    orders.add_argument("--file", type=_file, help="orders in the data set's format, instead of the data set")
     orders.add_argument("--kill-one", action="store_true", help="kill the stream's leader half-way and restart it")
     orders.add_argument("--docker", action="store_true", help="in containers, servers and services alike")
     orders.set_defaults(run=_orders)
@@ -73,10 +76,14 @@ def main(arguments: list[str] | None = None) -> int:
     status.set_defaults(run=_status)
 
     options = parser.parse_args(arguments)
+    if options.command == "chaos" and options.power_cut and (options.seed or options.kind):
+        chaos.error("--seed and --kind choose faults; --power-cut is one of its own")
+    if options.command == "chaos" and not options.power_cut and options.seconds and options.seconds < SHORTEST_CHAOS_S:
+        chaos.error(f"--seconds {options.seconds}, expected {SHORTEST_CHAOS_S} or more: no fault fits into less")
     try:
         code: int = options.run(options)
-    except MeshLabError as err:
-        sys.stderr.write(f"mesh-lab {options.command}: {err}\n")
+    except (MeshLabError, nats.errors.Error, OSError) as err:  # the latter two: files, and servers that refuse
+        sys.stderr.write(f"mesh-lab {options.command}: {str(err) or repr(err)}\n")
         return 1
     except KeyboardInterrupt:
         return 130
@@ -87,6 +94,12 @@ def _count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number from 1")
     return int(text)
+
+
+def _file(text: str) -> Path:
+    if not (path := Path(text)).is_file():
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a file that is there")
+    return path
 
 
 def _lab(options: argparse.Namespace) -> int:

@@ -11,12 +11,16 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from mesh_lab.errors import ServiceFailedError
+from mesh_lab.orders.__main__ import CONNECT_VARIABLE
+from mesh_lab.security.tls import pack
 from mesh_lab.servers.compose import Project
 from mesh_lab.servers.docker import ContainerMesh
 from mesh_lab.servers.guard import OWNER_VARIABLE
 from mesh_lab.servers.mesh import Mesh
 
 BUILD_LIMIT_S = 900.0
+ENDS_WITHIN_S = 40.0
+"""How long a service may take to end: an election, and what its orders in hand then need."""
 KILLED = (-9, 137)  # by SIGKILL: as a process tells it, and as a container does
 _SERVICES = ("publisher", "worker", "read-model")
 
@@ -137,9 +141,9 @@ class _Processes(Services):
     async def stop(self) -> list[dict[str, object]]:
         for process in self._processes.values():
             process.terminate()
-        said = await asyncio.gather(*(asyncio.to_thread(p.communicate) for p in self._processes.values()))
+        said = await asyncio.gather(*(asyncio.to_thread(_last_words, *one) for one in self._processes.items()))
         self.check()
-        return [json.loads(out) for out, _ in said if out]
+        return [json.loads(out) for out in said if out]
 
     def kill(self) -> None:
         for process in self._processes.values():
@@ -213,11 +217,14 @@ class _Containers(Services):
 
 def _environment(mesh: Mesh, near: str | None) -> dict[str, str]:
     """Return the variables under which a process finds the mesh, and ends with it."""
-    options = mesh.connect_options(to=near)
-    user, password = options.get("user"), options.get("password")
-    urls = [u.replace("://", f"://{user}:{password}@", 1) if user else u for u in options["servers"]]
     # In the environment, not among the arguments: those any user of the machine can read.
-    environment = {**os.environ, "NATS_URL": ",".join(urls), OWNER_VARIABLE: mesh.owner}
-    if credentials := options.get("user_credentials"):
-        environment["NATS_CREDS"] = credentials
-    return environment
+    connect = json.dumps(pack(mesh.connect_options(to=near)))
+    return {**os.environ, CONNECT_VARIABLE: connect, OWNER_VARIABLE: mesh.owner}
+
+
+def _last_words(name: str, process: subprocess.Popen[str]) -> str:
+    """Return what a process that was told to end says in the end."""
+    try:
+        return process.communicate(timeout=ENDS_WITHIN_S)[0]
+    except subprocess.TimeoutExpired as err:
+        raise ServiceFailedError(f"{name} did not end within {ENDS_WITHIN_S:g} s of being told to") from err

@@ -56,7 +56,11 @@ async def _run(
         def step(name: str) -> None:
             bars.update(task, advance=1, description=name)
 
-        async with await start_mesh(servers=1) as single, await start_mesh(servers=3) as cluster:
+        # Local, whatever the environment names: each run removes its streams, which on other servers may be others'.
+        async with (
+            await start_mesh(servers=1, backend="local") as single,
+            await start_mesh(servers=3, backend="local") as cluster,
+        ):
             meshes = {1: single, 3: cluster}
             results = await climb(meshes, rungs, places, rounds=rounds, warmup=warmup, progress=step)
             peers: list[PeerResult] = []

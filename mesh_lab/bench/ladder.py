@@ -124,6 +124,8 @@ async def run_once(mesh: Mesh, rung: Rung, place: Place, *, payload_bytes: int =
             sent, got = await _run(mesh, rung, count, payload_bytes)
             stored = (await js.stream_info(bulk_lane.STREAM if rung.bulk else STREAM)).state.messages
             _check(rung, count, stored, got)
+            if rung.ladder == "consume" and sent[0].received != count:
+                raise WrongTotalsError(f"{rung.name}: {sent[0].received:,} messages received, expected {count:,}")
             ended = max(report.ended_ns for report in [*sent, *got])
             return (ended - sent[0].began_ns) / 1e9, stored, sent[0].server_version
         finally:

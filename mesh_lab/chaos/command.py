@@ -1,6 +1,7 @@
 """The command ``mesh-lab chaos``."""
 
 import asyncio
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
@@ -65,6 +66,10 @@ def run_power_cuts(*, seconds: float) -> int:
         NotReadyError: The servers were not well again in time, or the run proves nothing.
         StoreFormatError: A server's files are not as nats-server 2.15 writes them.
     """
+    # What would end the program at once ends it as Ctrl-C does: mounts and loop devices do not go with a process.
+    for ending in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, ending):
+            signal.signal(getattr(signal, ending), lambda *_: signal.raise_signal(signal.SIGINT))
     done: dict[str, ChaosRun] = {}
     for label, interval in INTERVALS.items():
         _say(f"sync_interval {label}")

@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mesh_lab.errors import StoreError
+from mesh_lab.errors import MeshLabError, StoreError
 from mesh_lab.home import HOME_VARIABLE, home
 from mesh_lab.measure.measurement import Measurement, rounded
 from mesh_lab.measure.reference import REFERENCE, Entry, read_reference, write_reference
@@ -188,7 +188,10 @@ def main(arguments: list[str] | None = None) -> None:
     export = commands.add_parser("export", help="make this machine's results the reference run")
     export.add_argument("path", nargs="?", type=Path, default=REFERENCE, help="file to write")
     chosen = parser.parse_args(arguments)
-    sys.stdout.write(f"{export_reference(chosen.path)}\n")
+    try:
+        sys.stdout.write(f"{export_reference(chosen.path)}\n")
+    except MeshLabError as err:
+        sys.exit(str(err))
 
 
 if __name__ == "__main__":

@@ -2,13 +2,15 @@
 
 import asyncio
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mesh_lab.notebook.service_cell import service_magic
 from mesh_lab.notebook.services import Services
+from mesh_lab.servers.mesh import Mesh
 
 if TYPE_CHECKING:
-    from IPython.core.interactiveshell import InteractiveShell
+    from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 
 services = Services()
 
@@ -27,6 +29,7 @@ def load(shell: "InteractiveShell") -> None:
     # Before a cell: what crashed while nobody looked. After it: what the cell made crash.
     for event in ("pre_run_cell", "post_run_cell"):
         shell.events.register(event, show_news)
+    shell.events.register("post_run_cell", partial(forget_meshes, shell))
 
 
 def allow_nested_loops() -> None:
@@ -44,6 +47,20 @@ def allow_nested_loops() -> None:
     import nest_asyncio2
 
     nest_asyncio2.apply(loop)
+
+
+def forget_meshes(shell: "InteractiveShell", _result: "ExecutionResult | None" = None) -> None:
+    """Take meshes out of the history of results, so that a cell that is run again leaves no servers of the old one.
+
+    A mesh that nobody holds any more is cleaned up; IPython holds what a cell shows, as ``_``, ``_7`` and ``Out[7]``.
+    """
+    for names in (vars(shell.displayhook), shell.user_ns, shell.user_ns_hidden):
+        names.update({name: "" for name in ("_", "__", "___") if isinstance(names.get(name), Mesh)})
+    history = shell.user_ns.get("_oh", {})
+    for number in [number for number, value in history.items() if isinstance(value, Mesh)]:
+        for names in (shell.user_ns, shell.user_ns_hidden):
+            names.pop(f"_{number}", None)
+        del history[number]
 
 
 def show_news(_cell: object = None) -> None:

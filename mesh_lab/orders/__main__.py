@@ -8,11 +8,12 @@ import asyncio
 import json
 import os
 import signal
+import ssl
 import sys
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import nats.errors
 from nats.aio.client import Client
@@ -26,6 +27,9 @@ from mesh_lab.orders.read_model import serve_read_model
 from mesh_lab.orders.worker import Worker
 from mesh_lab.patterns.connecting import ConnectOptions, connect
 
+DEFAULT_URL = "nats://127.0.0.1:4222"
+CONNECT_VARIABLE = "MESH_LAB_CONNECT"
+"""Arguments of ``nats.connect`` as JSON, for a service that a mesh starts: password, token or certificate included."""
 Report = dict[str, Any]
 T = TypeVar("T")
 
@@ -105,7 +109,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("service", choices=SERVICES)
     parser.add_argument(
         "--url",
-        default=os.environ.get("NATS_URL", "nats://127.0.0.1:4222"),
+        default=os.environ.get("NATS_URL"),
         help="servers, nearest first, separated by commas; or NATS_URL, which other users of the machine cannot see",
     )
     parser.add_argument("--creds", default=os.environ.get("NATS_CREDS"), help="credentials file, or NATS_CREDS")
@@ -120,15 +124,29 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 async def _run(options: argparse.Namespace) -> Report:
     stop = asyncio.Event()
     _on_stop_signal(asyncio.get_running_loop(), stop.set)
-    where = ConnectOptions(servers=options.url.split(","), name=options.name or options.service)
-    if options.creds:
-        where["user_credentials"] = options.creds
+    if packed := os.environ.pop(CONNECT_VARIABLE, None):  # from the mesh that started this
+        where = _unpacked(packed)
+    else:
+        where = ConnectOptions(servers=(options.url or DEFAULT_URL).split(","))
+        if options.creds:
+            where["user_credentials"] = options.creds
+    where["name"] = options.name or options.service
     # The first address is dialled first; and ids were validated when the order was decoded.
     client = await connect(where, dont_randomize=True, skip_subject_validation=True)
     try:
         return await SERVICES[options.service](client, options, stop)
     finally:
         await client.close()
+
+
+def _unpacked(packed: str) -> ConnectOptions:
+    """Return what :func:`mesh_lab.security.tls.pack` wrote, which is not at hand where a service runs on its own."""
+    options = json.loads(packed)
+    if files := options.get("tls"):
+        options["tls"] = ssl.create_default_context(cafile=files["authority"])
+        if files["certificate"] is not None:
+            options["tls"].load_cert_chain(files["certificate"], files["key"])
+    return cast(ConnectOptions, options)
 
 
 def _on_stop_signal(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:

@@ -15,7 +15,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import ConnectionClosedError, Error, MsgAlreadyAckdError, NoRespondersError
 from nats.js import JetStreamContext
-from nats.js.errors import APIError, NotFoundError
+from nats.js.errors import APIError
 
 from mesh_lab.errors import CircuitOpenError, PoisonMessageError
 from mesh_lab.patterns.dead_letters import bury
@@ -87,7 +87,6 @@ async def work_off(
         TimeoutError: Who keeps them did not answer in time, likewise.
         PublishRefusedError: A letter is too large with its payload, which the stream would not keep either.
         nats.errors.ConnectionClosedError: The client was closed.
-        nats.js.errors.APIError: The consumer was deleted.
     """
     js, backoff, stop = client.jetstream(), backoff or Backoff(), stop or asyncio.Event()
     messages = await js.pull_subscribe_bind(consumer, stream=stream)
@@ -123,9 +122,7 @@ async def _fetch(client: Client, messages: JetStreamContext.PullSubscription) ->
         return await messages.fetch(1, timeout=FETCH_WITHIN_S)
     except TimeoutError:
         return []  # nothing there
-    except APIError as err:
-        if isinstance(err, NotFoundError) or "Deleted" in (err.description or ""):
-            raise
+    except APIError:
         await asyncio.sleep(NO_LEADER_PAUSE_S)  # the consumer has no leader at the moment
         return []
 

@@ -5,10 +5,13 @@ lives in a vault (HashiCorp Vault, AWS Private CA, step-ca), and certificates li
 """
 
 import datetime
+import os
+import secrets
 from pathlib import Path
 
 import trustme
 
+from mesh_lab.errors import StoreError
 from mesh_lab.security.tls import ClientContext, TlsFiles
 
 LIVES_FOR = datetime.timedelta(days=1)
@@ -43,14 +46,17 @@ class Authority:
         paths = [stem.with_name(stem.name + end) for end in (".crt", ".key")]
         authority = self.write(directory)
         for path, blobs in zip(paths, (leaf.cert_chain_pems, [leaf.private_key_pem]), strict=True):
-            path.touch(mode=0o600)
-            path.write_bytes(b"".join(blob.bytes() for blob in blobs))
+            _write(path, b"".join(blob.bytes() for blob in blobs))
         return TlsFiles(str(authority), str(paths[0]), str(paths[1]))
 
     def write(self, directory: Path) -> Path:
-        """Write the authority's certificate, which is no secret, and return its path."""
+        """Write the authority's certificate, and return its path; a directory is for the files of one authority.
+
+        Raises:
+            StoreError: The directory cannot be written.
+        """
         path = directory / "authority.crt"
-        path.write_bytes(self._ca.cert_pem.bytes())
+        _write(path, self._ca.cert_pem.bytes())
         return path
 
     def context(self, directory: Path, *names: str) -> ClientContext:
@@ -64,3 +70,16 @@ class Authority:
             ValueError: A name cannot be certified.
         """
         return ClientContext(self.issue(directory, *names) if names else TlsFiles(str(self.write(directory))))
+
+
+def _write(path: Path, text: bytes) -> None:
+    """Write a file that nobody else may read, whoever might have read what stood there before."""
+    try:
+        new = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+        with open(new, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            file.write(text)
+        new.replace(path)  # at once: somebody may be reading the old one
+    except OSError as err:
+        raise StoreError(
+            f"cannot write {path.name} in {path.parent}: {err.strerror or err}; name a directory that can be written"
+        ) from err

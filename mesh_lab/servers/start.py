@@ -88,7 +88,7 @@ async def start_mesh(
 
     Raises:
         BadLayoutError: A number of servers is not 1, 3, 5 or 7, or a name is not legal in NATS or not unique.
-        ValueError: No backend has that name.
+        ValueError: No backend has that name, or settings contradict each other.
         NotOursError: Containers cannot be as many as asked for; containers or external servers cannot be joined or
             set up as asked for.
         NoEngineError: Containers were asked for, and no Docker engine answers.
@@ -155,7 +155,7 @@ def _choose(backend: str | None) -> Backend:
         return "external" if os.environ.get(URL_VARIABLE) else "local"
     known: tuple[Backend, ...] = get_args(Backend)
     if asked not in known:
-        raise ValueError(f"backend {asked!r} asked for, expected one of {', '.join(known)}")
+        raise SettingsError(f"backend {asked!r} asked for, expected one of {', '.join(known)}")
     if asked == "external" and not os.environ.get(URL_VARIABLE):
         raise SettingsError(f"backend 'external' needs an address; set {URL_VARIABLE}=nats://host:4222")
     return known[known.index(asked)]

@@ -1,7 +1,12 @@
 """Chaos runs on real servers: the promise is kept where it holds, and its breach is seen where it does not."""
 
 import asyncio
+import os
 import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from nats.js.api import StorageType, StreamConfig
@@ -172,6 +177,19 @@ async def test_an_order_that_was_synced_outlives_a_power_cut():
     run = await power_cut(sync_interval="always", seconds=2.0, writers=4)
     run.check()
     assert run.audit.acknowledged > 0
+
+
+@needs_power_cut
+async def test_a_power_cut_that_is_told_to_end_leaves_no_disk(tmp_path):
+    command = [sys.executable, "-m", "mesh_lab.cli", "chaos", "--power-cut", "--seconds", "30"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True) as running:
+        mounts = lambda: Path("/proc/mounts").read_text().count(str(tmp_path))  # noqa: E731
+        await eventually(lambda: mounts() == 3, within=30.0)
+        running.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(running.wait, 30.0) == 130
+    assert mounts() == 0
+    await eventually(lambda: not list(tmp_path.iterdir()), within=5.0)
 
 
 @needs_power_cut

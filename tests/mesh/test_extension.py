@@ -74,6 +74,20 @@ def outputs(*cells: str) -> list[list[str]]:
     return [[text(output) for output in cell.outputs] for cell in notebook.cells]
 
 
+def test_a_first_cell_that_runs_again_leaves_no_servers_of_the_mesh_before() -> None:
+    start = "%load_ext mesh_lab\nfrom mesh_lab import start_mesh\nmesh = await start_mesh(servers=1)\nmesh"
+    count = textwrap.dedent("""
+        import gc, psutil
+        from mesh_lab.servers.guard import OWNER_VARIABLE
+        gc.collect()
+        servers = [p for p in psutil.Process().children() if p.name() == "nats-server" and p.status() != "zombie"]
+        len(servers)
+    """)
+    *_, counted, shown, _ = outputs(start, start, start, count, "_", "await mesh.close()")
+    assert counted == ["1"]
+    assert shown == ["1"]  # the history of what is no mesh is as ever
+
+
 def test_a_notebook_runs_services_and_shows_what_crashes() -> None:
     shown = outputs(SETUP, WORKER, PUBLISH, CRASH, "services", CRASHING_CELL, TEARDOWN, "1 + 1")
     setup, worker, publish, crash, table, crashing_cell, teardown, after = shown

@@ -1,6 +1,8 @@
 """The live map: it sees what stands, who is there and what died; its buttons do what they say."""
 
 import asyncio
+import gc
+import warnings
 
 import pytest
 
@@ -142,6 +144,23 @@ async def test_servers_that_nobody_can_ask_are_said_to_be_so(mesh, monkeypatch):
 def _with_password(mesh):
     who = mesh.connect_options()
     return [url.replace("nats://", f"nats://{who['user']}:{who['password']}@") for url in who["servers"]]
+
+
+async def test_the_map_does_not_keep_its_mesh():
+    mesh = await start_mesh(servers=1)
+    directory, shown = mesh.directory, MeshMap(mesh, every=0.1)
+    await shown.look()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # of the children that nobody waited for
+        del mesh
+
+        def gone():
+            gc.collect()
+            return not directory.exists()
+
+        await eventually(gone, within=10.0)
+    await eventually(lambda: shown._said.value == "the mesh was closed", within=5.0)
+    assert repr(shown) == "MeshMap()"
 
 
 async def test_the_map_ends_with_its_mesh():

@@ -34,6 +34,7 @@ from mesh_lab.orders.totals import totals_of
 from mesh_lab.orders.worker import REJECTED, Worker
 from mesh_lab.patterns.reaching import reachable
 from mesh_lab.patterns.waiting import eventually
+from mesh_lab.security.certificates import Authority
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import start_mesh
 
@@ -335,6 +336,37 @@ def test_the_command_refuses_a_malformed_file_with_the_line(tmp_path: Path) -> N
     assert done.returncode == 1
     assert "mesh-lab orders: orders.txt line 3: number of CDs 'one', expected a number above 0" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("settings", "code", "said"),
+    [
+        ({"arguments": ["--file", "/no/such.txt"]}, 2, "'/no/such.txt', expected a file that is there"),
+        ({"MESH_LAB_BACKEND": "podman"}, 1, "mesh-lab orders: backend 'podman' asked for, expected one of local"),
+    ],
+)
+def test_the_command_says_what_it_cannot_use(settings: dict, code: int, said: str) -> None:
+    arguments = settings.pop("arguments", [])
+    done = subprocess.run(
+        _command(*arguments), capture_output=True, text=True, timeout=60, env={**os.environ, **settings}
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (code, False)
+    assert said in done.stderr
+
+
+async def test_services_reach_a_mesh_by_tls_and_an_external_one_by_its_own_user(monkeypatch) -> None:
+    async with await start_mesh(
+        servers=1, tls=Authority(), users_config='{ user: "shop/1", password: "p%?#word" }'
+    ) as mesh:
+        assert (await run_orders(mesh, workers=1, first=10)).totals == totals_of(read_orders(first=10))
+    async with await start_mesh(servers=1, users_config='{ user: "shop/1", password: "p%?#word" }') as mesh:
+        address = mesh.urls[0].replace("://", "://shop%2F1:p%25%3F%23word@")
+        monkeypatch.setenv("MESH_LAB_URL", address)
+        async with await start_mesh() as external:
+            assert external.backend == "external"
+            run = await run_orders(external, workers=1, first=10, keep=False)
+        assert run.totals == totals_of(read_orders(first=10))
+        assert await (await mesh.connect()).jetstream().streams_info() == []
 
 
 @pytest.mark.parametrize("arguments", [["--workers", "0"], ["--first", "-3"], ["--first", "many"]])

@@ -1,6 +1,7 @@
 """Certificates are made for whom they name, keys stay private, and contexts travel to other processes."""
 
 import json
+import os
 import ssl
 import stat
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mesh_lab.errors import StoreError
 from mesh_lab.security.certificates import Authority
 from mesh_lab.security.tls import ClientContext, TlsFiles, pack, server_block, unpack
 
@@ -58,3 +60,16 @@ def test_a_servers_block_names_its_files_also_on_windows() -> None:
     assert r'key_file: "C:\\lab\\n1.key"' in block
     assert "verify: true" in block
     assert "verify" not in server_block(TlsFiles("a", "b", "c"))
+
+
+def test_a_key_is_its_owner_s_also_where_an_open_file_stood(tmp_path) -> None:
+    (tmp_path / "shop.key").write_text("old")
+    (tmp_path / "shop.key").chmod(0o644)
+    files = Authority().issue(tmp_path, "shop")
+    assert stat.S_IMODE(os.stat(files.key).st_mode) == 0o600
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["authority.crt", "shop.crt", "shop.key"]
+
+
+def test_a_directory_that_is_not_there_is_named(tmp_path) -> None:
+    with pytest.raises(StoreError, match="cannot write authority.crt in .*/none: No such file or directory; name a"):
+        Authority().issue(tmp_path / "none", "shop")
