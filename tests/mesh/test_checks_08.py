@@ -42,7 +42,7 @@ async def lets_the_first_refusal_end_it(nc, messages):
     return told
 
 
-async def stops_at_a_refusal(nc, messages):
+async def waits_for_each(nc, messages, *, stops=False):
     told = {}
     for msg_id, subject, payload in messages:
         try:
@@ -50,8 +50,13 @@ async def stops_at_a_refusal(nc, messages):
             told[msg_id] = "stored"
         except APIError:
             told[msg_id] = "refused"
-            break
+            if stops:
+                break
     return told
+
+
+async def stops_at_a_refusal(nc, messages):
+    return await waits_for_each(nc, messages, stops=True)
 
 
 async def sends_no_ids(nc, messages):
@@ -87,17 +92,6 @@ async def tells_of_the_stored_ones_only(nc, messages):
                 on_stored=lambda ack, msg_id=msg_id: told.update({msg_id: "stored"}),
                 on_failed=lambda err: None,
             )
-    return told
-
-
-async def waits_for_each(nc, messages):
-    told = {}
-    for msg_id, subject, payload in messages:
-        try:
-            await nc.jetstream().publish(subject, payload, headers={"Nats-Msg-Id": msg_id})
-            told[msg_id] = "stored"
-        except APIError:
-            told[msg_id] = "refused"
     return told
 
 
