@@ -17,6 +17,10 @@ class MeshServer(Protocol):
         """Reads its monitoring endpoints; ``None`` where they cannot be reached."""
 
     @property
+    def host(self) -> str:
+        """Host for clients."""
+
+    @property
     def port(self) -> int:
         """Port for clients."""
 

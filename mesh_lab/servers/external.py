@@ -21,8 +21,10 @@ class ExternalServer:
     monitor: Monitor | None = None
     state = "running"
 
-    def __init__(self, name: str, *, url: str, port: int) -> None:
-        self.name, self.url, self.port = name, url, port
+    def __init__(self, name: str, *, url: str) -> None:
+        parts = urlsplit(url)
+        self.name, self.url = name, url
+        self.host, self.port = str(parts.hostname), int(parts.port or 0)
 
     def _refuse(self) -> NoReturn:
         raise NotOursError(
@@ -91,7 +93,7 @@ async def join_external(url: str, *, credentials: Path | None, directory: Path |
     servers = {}
     for number, address in enumerate(urls):
         label = name if number == 0 else f"{name}-{number + 1}"
-        servers[label] = ExternalServer(label, url=address, port=int(address.rpartition(":")[2]))
+        servers[label] = ExternalServer(label, url=address)
     options.pop("servers")
     workspace = await asyncio.to_thread(Workspace, directory)
     return Mesh(servers, backend="external", credentials=options, workspace=workspace)

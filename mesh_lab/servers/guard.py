@@ -51,8 +51,7 @@ class Guard:
 
     def release(self) -> None:
         """Let go of the pipe and wait while the guard cleans up; for a mesh that is forgotten unclosed."""
-        if self._process.stdin:
-            self._process.stdin.close()
+        self.forget()
         self._process.wait(10.0)
 
 

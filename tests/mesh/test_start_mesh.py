@@ -294,6 +294,8 @@ async def test_an_external_mesh_is_used_and_not_touched(monkeypatch) -> None:
         async with await start_mesh(servers=3) as mesh:
             assert newest_mesh() is mesh
             assert mesh.backend == "external"
+            (server,) = mesh.servers.values()
+            assert (server.host, server.port) == ("127.0.0.1", local.servers["n1"].port)  # for who speaks by hand
             assert options["password"] not in repr(mesh) + mesh._repr_html_()
             client = await mesh.connect()
             assert (await client.jetstream().account_info()).streams == 0
