@@ -1,9 +1,10 @@
 """The command ``mesh-lab chaos``."""
 
 import asyncio
+import contextlib
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -66,17 +67,33 @@ def run_power_cuts(*, seconds: float) -> int:
         NotReadyError: The servers were not well again in time, or the run proves nothing.
         StoreFormatError: A server's files are not as nats-server 2.15 writes them.
     """
-    # What would end the program at once ends it as Ctrl-C does: mounts and loop devices do not go with a process.
-    for ending in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, ending):
-            signal.signal(getattr(signal, ending), lambda *_: signal.raise_signal(signal.SIGINT))
     done: dict[str, ChaosRun] = {}
-    for label, interval in INTERVALS.items():
-        _say(f"sync_interval {label}")
-        done[label] = asyncio.run(power_cut(sync_interval=interval, seconds=seconds))
+    with _ended_as_by_ctrl_c():
+        for label, interval in INTERVALS.items():
+            _say(f"sync_interval {label}")
+            done[label] = asyncio.run(power_cut(sync_interval=interval, seconds=seconds))
     _print(done, _ROWS)
     done["always"].check()
     return 0
+
+
+@contextlib.contextmanager
+def _ended_as_by_ctrl_c() -> Iterator[None]:
+    """Let what would end the program at once end it as Ctrl-C does: mounts do not go with a process."""
+
+    def end(*_: object) -> None:
+        # A shell script starts what it runs in the background deaf to Ctrl-C, and it would be deaf to this too.
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.raise_signal(signal.SIGINT)
+
+    endings = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {ending: signal.signal(ending, end) for ending in endings}
+    try:
+        yield
+    finally:
+        for ending, handler in before.items():
+            signal.signal(ending, handler)
 
 
 def _say(line: str) -> None:

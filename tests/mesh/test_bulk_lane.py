@@ -9,6 +9,7 @@ import sys
 import msgspec
 import pytest
 from nats.aio.client import Client
+from programs import killed_at_the_end
 
 from mesh_lab.orders.bulk import OrderBatch, encode_batch, headers_of
 from mesh_lab.orders.bulk_lane import (
@@ -108,7 +109,7 @@ async def test_publisher_and_reader_run_as_services_of_their_own(mesh: Mesh, cli
     command = [sys.executable, "-m", "mesh_lab.orders", "--replicas=3"]
     environment = {**os.environ, "NATS_URL": ",".join(urls)}
     reading = [*command, "bulk-reader", f"--until={EVERYTHING.orders}"]
-    with subprocess.Popen(reading, env=environment, stdout=subprocess.PIPE, text=True) as reader:
+    with killed_at_the_end(subprocess.Popen(reading, env=environment, stdout=subprocess.PIPE, text=True)) as reader:
         done = subprocess.run([*command, "bulk-publisher"], env=environment, capture_output=True, text=True, timeout=60)
         assert json.loads(done.stdout)["acknowledged"] == EVERYTHING.orders, done.stderr
         report = json.loads(reader.communicate(timeout=30)[0])

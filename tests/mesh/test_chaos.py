@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from nats.js.api import StorageType, StreamConfig
+from programs import killed_at_the_end
 
 from mesh_lab import start_mesh
 from mesh_lab.chaos.audit import audit
@@ -180,10 +182,13 @@ async def test_an_order_that_was_synced_outlives_a_power_cut():
 
 
 @needs_power_cut
-async def test_a_power_cut_that_is_told_to_end_leaves_no_disk(tmp_path):
-    command = [sys.executable, "-m", "mesh_lab.cli", "chaos", "--power-cut", "--seconds", "30"]
+@pytest.mark.parametrize("before", ["", "trap '' INT; "], ids=["in front", "a script's background job"])
+async def test_a_power_cut_that_is_told_to_end_leaves_no_disk(before, tmp_path):
+    power_cuts = shlex.join([sys.executable, "-m", "mesh_lab.cli", "chaos", "--power-cut", "--seconds", "30"])
+    command = ["sh", "-c", f"{before}exec {power_cuts}"]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True) as running:
+    running = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
+    with killed_at_the_end(running):
         mounts = lambda: Path("/proc/mounts").read_text().count(str(tmp_path))  # noqa: E731
         await eventually(lambda: mounts() == 3, within=30.0)
         running.send_signal(signal.SIGTERM)

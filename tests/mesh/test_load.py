@@ -12,6 +12,7 @@ import psutil
 import pytest
 from nats.aio.client import Client
 from nats.js import JetStreamContext
+from programs import killed_at_the_end
 
 from mesh_lab.measure.load import LoadFailedError, deliver_load, publish_load
 from mesh_lab.measure.measurement import measure
@@ -215,7 +216,7 @@ async def test_children_die_with_a_parent_that_was_killed(mesh: Mesh) -> None:
         asyncio.run(deliver_load(msgspec.json.decode(sys.stdin.buffer.read()), messages=20_000_000))
     """)
     command = [sys.executable, "-c", program]
-    with await asyncio.to_thread(subprocess.Popen, command, stdin=subprocess.PIPE) as parent:
+    with killed_at_the_end(await asyncio.to_thread(subprocess.Popen, command, stdin=subprocess.PIPE)) as parent:
         assert parent.stdin is not None
         parent.stdin.write(msgspec.json.encode(mesh.connect_options()))
         parent.stdin.close()

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import psutil
 import pytest
+from programs import killed_at_the_end
 
 from mesh_lab.errors import NotOursError, ServerExitedError
 from mesh_lab.patterns.waiting import eventually
@@ -73,7 +74,7 @@ async def test_a_mesh_that_a_process_of_another_one_started_is_cleaned_up_with_i
     async with await start_mesh(servers=1) as outer:
         child, directory, owner = await started("pass", **{OWNER_VARIABLE: outer.owner})
         assert len(servers_of(owner)) == 1
-    with child:
+    with killed_at_the_end(child):
         assert await asyncio.to_thread(child.wait, 5.0) != 0  # killed, as a process of the outer mesh
     await eventually(lambda: not servers_of(owner) and not os.path.exists(directory), within=5.0)
 
@@ -81,7 +82,7 @@ async def test_a_mesh_that_a_process_of_another_one_started_is_cleaned_up_with_i
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 async def test_a_forked_child_does_not_keep_a_dead_program_s_servers_alive() -> None:
     child, directory, owner = await started("os.fork() or (time.sleep(60), os._exit(0))")
-    with child:
+    with killed_at_the_end(child):
         (forked,) = (
             p for p in psutil.Process(child.pid).children() if p.cmdline() == psutil.Process(child.pid).cmdline()
         )

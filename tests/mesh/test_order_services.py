@@ -15,6 +15,7 @@ import nats.js.errors
 import psutil
 import pytest
 from nats.aio.client import Client
+from programs import killed_at_the_end
 
 from mesh_lab.errors import PublishRefusedError, ServiceFailedError, WrongTotalsError
 from mesh_lab.order_run import run_orders
@@ -299,9 +300,8 @@ async def test_a_service_that_is_told_to_stop_reports_and_has_nothing_to_complai
     urls = [url.replace("://", f"://{options['user']}:{options['password']}@") for url in options["servers"]]
     command = [sys.executable, "-m", "mesh_lab.orders", service, "--replicas=3", f"--name={service}-told"]
     environment = {**os.environ, "NATS_URL": ",".join(urls)}
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with killed_at_the_end(subprocess.Popen(command, env=environment, text=True, **pipes)) as process:
 
         def connected() -> bool:
             connections = (c for s in mesh.servers.values() for c in s.monitor.connz("subs=1")["connections"])
@@ -378,7 +378,8 @@ def test_the_command_refuses_numbers_that_make_no_sense(arguments: list[str]) ->
 
 async def test_killing_the_command_leaves_no_process_and_no_store(tmp_path: Path) -> None:
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    with subprocess.Popen(_command(), env=environment, stdout=subprocess.DEVNULL, start_new_session=True) as command:
+    command = subprocess.Popen(_command(), env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+    with killed_at_the_end(command):
 
         def family() -> list[psutil.Process]:
             return psutil.Process(command.pid).children(recursive=True)

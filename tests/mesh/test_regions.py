@@ -11,6 +11,7 @@ import time
 import psutil
 import pytest
 from nats.js.api import ExternalStream, Placement, StreamSource
+from programs import killed_at_the_end
 
 from mesh_lab.errors import BadLayoutError, NotOursError, UnknownServerError
 from mesh_lab.patterns.reaching import reachable
@@ -230,7 +231,7 @@ async def test_killing_the_program_leaves_no_server_no_link_and_no_store() -> No
     child = await asyncio.to_thread(
         subprocess.Popen, [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True
     )
-    with child:
+    with killed_at_the_end(child):
         directory, owner = (await asyncio.to_thread(child.stdout.readline)).split()
         assert len(_owned(owner)) == 8, "seven servers and the process of the links"
         child.kill()

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import os
 import re
+import signal
 import socket
 import stat
 import statistics
@@ -16,6 +17,7 @@ import nats
 import nats.errors
 import psutil
 import pytest
+from programs import killed_at_the_end
 
 from mesh_lab.errors import (
     MeshClosedError,
@@ -268,11 +270,12 @@ async def test_killing_the_program_leaves_no_server_and_no_store(signal_name: st
     child = await asyncio.to_thread(
         subprocess.Popen, [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True
     )
-    with child:
+    with killed_at_the_end(child):
         line = await asyncio.to_thread(child.stdout.readline)
         directory, owner = line.split()
         assert len(_owned_servers(owner)) == 3
-        child.send_signal(getattr(__import__("signal"), signal_name))
+        child.send_signal(getattr(signal, signal_name))
+        await asyncio.to_thread(child.wait, 10.0)
     await eventually(lambda: not _owned_servers(owner) and not os.path.exists(directory), within=5.0)
 
 
