@@ -30,7 +30,7 @@ class Monitor:
 
     host: str
     port: int
-    timeout_s: float = 1.0
+    timeout_s: float = 3.0
 
     def read(self, path: str) -> tuple[int, dict[str, Any]]:
         """Return the status and the decoded JSON body of one endpoint.

@@ -26,6 +26,7 @@ from mesh_lab.orders.publisher import place_orders
 from mesh_lab.orders.read_model import serve_read_model
 from mesh_lab.orders.worker import Worker
 from mesh_lab.patterns.connecting import ConnectOptions, connect
+from mesh_lab.patterns.waiting import ended
 
 DEFAULT_URL = "nats://127.0.0.1:4222"
 CONNECT_VARIABLE = "MESH_LAB_CONNECT"
@@ -88,10 +89,8 @@ async def _until_stopped(service: Coroutine[Any, Any, T], stop: asyncio.Event) -
     """Return what a service returns; nothing, if it is told to stop before."""
     serving, stopping = asyncio.create_task(service), asyncio.create_task(stop.wait())
     await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    serving.cancel()
-    stopping.cancel()
     # It cleans up on the connection, which is closed next.
-    await asyncio.wait({serving, stopping})
+    await ended(serving, stopping)
     return None if serving.cancelled() else serving.result()
 
 

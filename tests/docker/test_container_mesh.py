@@ -153,14 +153,15 @@ async def test_a_stream_outlives_all_its_servers(mesh: Mesh) -> None:
         await mesh.kill(name)
     await asyncio.gather(*(asyncio.to_thread(server.start) for server in mesh.servers.values()))
     async with await start_mesh(servers=3, backend="docker") as other:
-        js = (await other.connect()).jetstream(timeout=1.0)
+        client = await other.connect()
+        js = client.jetstream(timeout=1.0)
 
         async def kept() -> bytes | None:
             with contextlib.suppress(TimeoutError, nats.js.errors.APIError):  # the stream elects its leader
                 return (await js.get_msg("KEPT", 1)).data
 
         assert await eventually(kept, within=20.0) == b"an order"
-        await js.delete_stream("KEPT")
+        await client.jetstream(timeout=10.0).delete_stream("KEPT")
 
 
 async def test_nobody_without_the_password_is_let_in(mesh: Mesh) -> None:

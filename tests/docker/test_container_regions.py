@@ -3,13 +3,14 @@
 import asyncio
 import re
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 from containers import leftovers
 
 from mesh_lab.observe.monitoring import Monitor
 from mesh_lab.patterns.connecting import ConnectOptions, connect
-from mesh_lab.patterns.reaching import reachable
+from mesh_lab.patterns.reaching import answered, reachable
 from mesh_lab.patterns.waiting import eventually
 from mesh_lab.servers.compose import Container, Project
 
@@ -58,10 +59,13 @@ async def test_a_message_crosses_from_one_region_into_the_other(regions: Regions
 
     await eventually(ready, within=60.0, every=0.2)
     for name, monitor in monitors.items():
-        _, gateways = await asyncio.to_thread(monitor.read, "/gatewayz")
         own, other = name[:2], next(region for region in REGIONS if region != name[:2])
-        assert gateways["name"] == own
-        assert list(gateways["outbound_gateways"]) == [other]
+
+        async def met(monitor: Monitor = monitor, expected: tuple[str, list[str]] = (own, [other])) -> bool:
+            _, gateways = await asyncio.to_thread(monitor.read, "/gatewayz")
+            return (gateways["name"], list(gateways["outbound_gateways"])) == expected
+
+        await eventually(met, within=20.0, every=0.1)
     clients = {}
     for region in REGIONS:
         urls = [f"nats://127.0.0.1:{containers[f'{region}-{n}'].ports[4222]}" for n in (1, 2, 3)]
@@ -85,7 +89,8 @@ async def test_a_message_crosses_from_one_region_into_the_other(regions: Regions
         own = {f"127.0.0.1:{containers[f'{region}-{n}'].ports[4222]}" for n in (1, 2, 3)}
         assert set(client._server_info["connect_urls"]) <= own, "a client is told of its own region only"
         js = client.jetstream(timeout=5.0)
-        await js.add_stream(name=f"PLACED_{region}", subjects=[f"stored.{region}.>"], num_replicas=3)
+        placed = {"name": f"PLACED_{region}", "subjects": [f"stored.{region}.>"], "num_replicas": 3}
+        await answered(partial(js.add_stream, **placed))
         await reachable(client, f"PLACED_{region}")
         assert (await js.publish(f"stored.{region}.000001", b"an order")).stream == f"PLACED_{region}"
         info = await js.stream_info(f"PLACED_{region}")

@@ -10,6 +10,7 @@ from exercise_cells import ExerciseCells
 
 from mesh_lab.notebook.exercises import check
 from mesh_lab.orders.dataset import read_orders
+from mesh_lab.patterns.waiting import eventually
 from mesh_lab.servers import start
 
 CELLS = ExerciseCells("00_start_here", read_orders=read_orders)
@@ -39,7 +40,7 @@ async def test_the_cell_for_the_reader_is_not_attempted(mesh, at):
 async def test_the_solution_in_the_notebook_is_correct(mesh, at):
     [verdict] = await CELLS.run(CELLS.tagged("solution")[at])
     assert verdict.startswith("correct: ")
-    assert mesh.healthy
+    await eventually(lambda: mesh.healthy, within=20.0)
 
 
 async def test_a_check_leaves_nothing_behind_that_spoils_the_next_one(mesh):
@@ -226,4 +227,4 @@ async def keeps_it(mesh, server, news):
 )
 async def test_0_4_refuses(mesh, answer, reason):
     await refused("0.4", answer, reason)
-    assert mesh.healthy
+    await eventually(lambda: mesh.healthy, within=20.0)

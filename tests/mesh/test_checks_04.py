@@ -111,11 +111,6 @@ async def stops_with_the_last_processed(nc, subject, payloads):
         (stops_at_the_first_answer, "it returned before the worker had done its last order"),
         (waits_and_times_the_buffer, "the rate is many times what the worker can do; expected the clock to stop with"),
         (counts_refusals, "refused orders count as processed; expected only answers without the header"),
-        (
-            starts_with_the_first_answer,
-            "the rate is above what the worker did; expected a clock from the first publish",
-        ),
-        (stops_with_the_last_processed, "the rate is above what the worker did; expected a clock from the first"),
         (counts_only_refusals_of_half_the_time, "the rate is far below what the worker did"),
         (returns_the_time, "a str was returned; expected a number"),
         (returns_nothing, "0 orders a second; expected a rate above 0"),
@@ -125,10 +120,20 @@ async def test_a_benchmark_that_still_lies_is_told_how(mesh, answer, said):
     assert said in await refused("4.1", answer)
 
 
+@pytest.mark.parametrize("answer", [starts_with_the_first_answer, stops_with_the_last_processed])
+async def test_a_clock_that_starts_late_or_stops_early_is_told_so(mesh, answer):
+    # They are half as fast again as the worker; a machine that stands still for a moment makes that more or less.
+    for _ in range(3):
+        verdict = repr(await check("4.1", answer))
+        if "the rate is above what the worker did; expected a clock from the first publish" in verdict:
+            return
+    pytest.fail(f"three times: {verdict}")
+
+
 async def test_requests_side_by_side_with_their_own_timeout_tell_it_as_well(mesh):
     async def side_by_side(nc, subject, payloads):
         began = time.perf_counter()
-        replies = await asyncio.gather(*(nc.request(subject, payload) for payload in payloads))
+        replies = await asyncio.gather(*(nc.request(subject, payload, timeout=2) for payload in payloads))
         return sum(not reply.headers for reply in replies) / (time.perf_counter() - began)
 
     verdict = await check("4.1", side_by_side)

@@ -179,7 +179,7 @@ def asking(*, codes=("429", "503"), pause=None, limit=True, tries=100, looks=Tru
         (asking(looks=False), "refused twice: b'' was returned; expected b'accepted an order'"),
         (asking(tries=1), "refused twice: None was returned; expected b'accepted an order'"),
         (asking(pause=0.0), "refused twice: asked again before 0.3 s were over"),
-        (asking(pause=0.3), "refused twice: asked again before 0.6 s were over"),
+        (asking(pause=0.3), "refused twice: asked again before 1.2 s were over"),
         (asking(codes=("503",)), "refused twice: None was returned"),
         (asking(codes=("400", "429", "503")), "refused with 400: b'accepted an order' was returned; expected None"),
         (asking(limit=False), "told to come back too late: b'accepted an order' was returned; expected None"),

@@ -250,7 +250,7 @@ async def ends_with_an_empty_one(queue, size, patience):
     [
         (waits_until_it_is_full, "of an order that came alone: nothing in time"),
         (looks_at_the_clock_when_an_order_comes, "of an order that came alone: nothing in time"),
-        (starts_the_clock_anew, "left in 1 batch; expected one at least every 0.4 s"),
+        (starts_the_clock_anew, "the first order's clock does not start anew"),
         (drops_what_was_begun, "at the end came nothing in time; expected [6]"),
         (sends_each_by_itself, "at the end came"),
         (ends_with_an_empty_one, "after the end came []"),

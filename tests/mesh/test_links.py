@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import statistics
 import time
 from functools import partial
 
@@ -11,7 +10,7 @@ import pytest
 from nats.js.api import ExternalStream, Placement, StreamSource
 
 from mesh_lab.errors import LinksFailedError, MeshClosedError, NotOursError, UnknownLinkError, UnknownServerError
-from mesh_lab.patterns.reaching import reachable
+from mesh_lab.patterns.reaching import answered, reachable
 from mesh_lab.patterns.waiting import eventually
 from mesh_lab.servers.start import start_mesh
 
@@ -19,14 +18,14 @@ ONE_WAY_S = 0.06
 
 
 async def seconds(make, runs: int = 5) -> float:
-    """Return the median time of a call, after one that warms up what it meets for the first time."""
+    """Return the least time of a call, after one that warms up what it meets for the first time."""
     await make()
     taken = []
     for _ in range(runs):
         begun = time.perf_counter()
         await make()
         taken.append(time.perf_counter() - begun)
-    return statistics.median(taken)
+    return min(taken)  # a busy machine only adds
 
 
 async def carried(mesh, one: str, other: str) -> int:
@@ -36,8 +35,13 @@ async def carried(mesh, one: str, other: str) -> int:
 
 async def whole(mesh) -> bool:
     """Whether every server calls itself healthy, and each region has its gateways, routes and leaf nodes again."""
-    if not mesh.healthy:
+    try:
+        return mesh.healthy and linked(mesh)
+    except OSError:  # too busy to answer
         return False
+
+
+def linked(mesh) -> bool:
     for name, server in mesh.servers.items():
         monitor = server.monitor
         if name in mesh.layout.leaves:
@@ -156,7 +160,8 @@ async def test_a_rate_limits_bytes_a_second(regions) -> None:
         taken = time.perf_counter() - begun
     finally:
         await regions.heal()
-    assert taken == pytest.approx(count * 1_030 / rate, rel=0.25)
+    # A machine that stands still adds; nothing but a lane without its limit takes less.
+    assert 0.75 < taken / (count * 1_030 / rate) < 3
 
 
 @pytest.mark.parametrize("mode", ["silent", "reset"])
@@ -202,7 +207,8 @@ async def test_a_silent_cut_of_seconds_heals_within_ten_more() -> None:
     async with await start_mesh(regions={"eu": 3, "us": 3}) as mesh:
         client = await mesh.connect(region="eu")
         here = client.jetstream(timeout=2.0)
-        await here.add_stream(name="ORDERS", subjects=["orders.>"], num_replicas=3, placement=Placement(cluster="eu"))
+        orders = {"subjects": ["orders.>"], "num_replicas": 3, "placement": Placement(cluster="eu")}
+        await answered(lambda: here.add_stream(name="ORDERS", **orders))
         await reachable(client, "ORDERS")
         await mesh.cut("eu", "us")
         end = time.monotonic() + 6.0
@@ -228,7 +234,7 @@ async def test_orders_taken_while_the_store_is_cut_off_arrive_once_each_after_it
     hub = (await regions.connect(region="eu")).jetstream()
     await edge.add_stream(name="TAKEN", subjects=["taken.>"])
     source = StreamSource(name="TAKEN", external=ExternalStream(api="$JS.store-berlin.API"))
-    await hub.add_stream(name="ARRIVED", sources=[source], num_replicas=3)
+    await answered(lambda: hub.add_stream(name="ARRIVED", sources=[source], num_replicas=3))
     for mode in ("silent", "reset"):
         await regions.cut("store-berlin", "eu", mode=mode)
         for number in range(200):
@@ -236,13 +242,13 @@ async def test_orders_taken_while_the_store_is_cut_off_arrive_once_each_after_it
         assert not [m for m in await stored(hub, "ARRIVED") if mode in m]
         await regions.heal()
         expected = await stored(edge, "TAKEN")
-        await eventually(partial(same, hub, len(expected)), within=20.0)
+        await eventually(partial(same, hub, len(expected)), within=40.0)
         assert await stored(hub, "ARRIVED") == expected
     assert len(expected) == len(set(expected)) == 400
 
 
 async def same(js, count: int) -> bool:
-    return (await js.stream_info("ARRIVED")).state.messages == count
+    return (await answered(lambda: js.stream_info("ARRIVED"))).state.messages == count
 
 
 async def stored(js, stream: str) -> list[str]:

@@ -47,7 +47,7 @@ async def store(client: Client):
     """An empty event store on the shared mesh, with the workers' group."""
     js = client.jetstream(timeout=5.0)
     await create_event_store(js, replicas=3)
-    await create_worker_group(js, ack_wait=1.0)
+    await create_worker_group(js, ack_wait=5.0)
     await reachable(client, STREAM)
     yield js
     await js.delete_stream(STREAM)
@@ -154,7 +154,7 @@ async def test_a_worker_whose_event_is_refused_ends_also_when_it_was_told_to_sto
     config.max_msgs, config.discard = 5, "new"
     await store.update_stream(config)
     stop = asyncio.Event()
-    asyncio.get_running_loop().call_later(1.0, stop.set)  # it has orders in hand, and their first events are refused
+    asyncio.get_running_loop().call_later(3.0, stop.set)  # it has orders in hand, and their first events are refused
     async with asyncio.timeout(10.0):
         with pytest.raises(PublishRefusedError, match="maximum messages exceeded"):
             await Worker(client).run(stop=stop)
@@ -207,7 +207,7 @@ async def test_the_main_job_is_exact() -> None:
 async def test_the_main_job_is_exact_while_the_streams_leader_is_killed_and_restarted() -> None:
     async with await start_mesh(servers=3) as mesh:
         run = await run_orders(mesh, workers=2, kill_one=True)
-        assert mesh.healthy
+        await eventually(lambda: mesh.healthy, within=20.0)
     assert run.totals == EVERYTHING
     assert [fault.split()[1] for fault in run.faults] == ["killed", "restarted"]
 
@@ -243,9 +243,9 @@ async def test_an_order_that_nobody_placed_is_found_with_the_difference() -> Non
                 sent = client.jetstream(timeout=5.0).publish(intruder.subject("placed"), encode(intruder))
                 planting.append(asyncio.create_task(sent))
 
-        expected = r"orders: seen 2,001, expected 2,000 \(\+1\); customers: .*\(\+1\); cds: .*\(\+1\); cents: .*\(\+5\)"
+        expected = r"orders: seen 20,001, expected 20,000 \(\+1\); customers: .*\(\+1\); cds: .*\(\+1\); .*\(\+5\)"
         with pytest.raises(WrongTotalsError, match=expected):
-            await run_orders(mesh, first=2_000, progress=plant)
+            await run_orders(mesh, first=20_000, progress=plant)
 
 
 async def test_an_order_that_got_lost_is_found_with_the_difference() -> None:
@@ -304,7 +304,10 @@ async def test_a_service_that_is_told_to_stop_reports_and_has_nothing_to_complai
     with killed_at_the_end(subprocess.Popen(command, env=environment, text=True, **pipes)) as process:
 
         def connected() -> bool:
-            connections = (c for s in mesh.servers.values() for c in s.monitor.connz("subs=1")["connections"])
+            try:
+                connections = [c for s in mesh.servers.values() for c in s.monitor.connz("subs=1")["connections"]]
+            except OSError:  # too busy to answer
+                return False
             return any(c.get("name") == f"{service}-told" and c.get("subscriptions", 0) >= 2 for c in connections)
 
         await eventually(connected, within=20.0, every=0.1)

@@ -158,7 +158,7 @@ async def test_no_message_is_lost_or_doubled_when_the_leader_goes(fault: str) ->
         async with asyncio.timeout(45.0):
             await publish()
         assert len(set(stored)) == len(stored) == 6_000
-        assert (await js.stream_info("FAULT")).state.messages == 6_000
+        assert (await answered(lambda: js.stream_info("FAULT"))).state.messages == 6_000
         if fault == "pause":
             await mesh.resume(leader)  # it holds itself for the leader until it hears otherwise, and answers so
         else:

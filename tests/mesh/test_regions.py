@@ -26,7 +26,7 @@ async def test_regions_and_a_leaf_node_take_streams_at_once() -> None:
     for _ in range(3):
         async with await start_mesh(regions=REGIONS, leaves=LEAVES) as mesh:
             assert list(mesh.servers) == ["eu-1", "eu-2", "eu-3", "us-1", "us-2", "us-3", "store-berlin"]
-            assert mesh.healthy
+            await eventually(lambda: mesh.healthy, within=20.0)
             for region in REGIONS:
                 client = await mesh.connect(region=region)
                 js = client.jetstream(timeout=2.0)

@@ -203,10 +203,10 @@ def test_a_cell_that_fails_before_main_shows_its_line(mesh: Mesh, services: Serv
 def test_a_main_that_does_not_come_to_wait_is_told_with_its_log(
     mesh: Mesh, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "READY_S", 0.5)
+    monkeypatch.setattr(launch, "READY_S", 2.0)
     cell = "import time\nasync def main(nc):\n    print('busy')\n    time.sleep(60)\n"
     with pytest.raises(
-        NotReadyError, match=r"worker-1 not ready after 1\.0 s: its main\(nc\) did not come to wait; .*\nbusy$"
+        NotReadyError, match=r"worker-1 not ready after 2\.5 s: its main\(nc\) did not come to wait; .*\nbusy$"
     ):
         run(services, "worker", cell)
     assert services["worker"].states == {1: "stopped"}
@@ -224,11 +224,11 @@ def test_a_main_that_returns_is_finished(mesh: Mesh, services: Services) -> None
 async def test_a_crash_without_a_traceback_and_one_of_a_group_are_told_in_a_line(
     mesh: Mesh, services: Services
 ) -> None:
-    gone = "async def main(nc):\n    print('so long')\n    asyncio.get_running_loop().call_later(0.2, os._exit, 7)\n"
+    gone = "async def main(nc):\n    print('so long')\n    asyncio.get_running_loop().call_later(1.0, os._exit, 7)\n"
     run(services, "gone", gone + "    await asyncio.Event().wait()\n")
     group = """
     async def fail():
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(1.0)
         raise KeyError("k")
 
     async def main(nc):
@@ -236,7 +236,7 @@ async def test_a_crash_without_a_traceback_and_one_of_a_group_are_told_in_a_line
             tasks.create_task(fail())
     """
     run(services, "group", textwrap.dedent(group))
-    await eventually(lambda: repr(services).count("crashed") == 2, within=5.0)
+    await eventually(lambda: repr(services).count("crashed") == 2, within=10.0)
     assert repr(services) == "gone-1   crashed   exited with code 7\ngroup-1  crashed   KeyError: 'k'"
     news = services.news()
     assert news.startswith("gone-1 crashed:\nexited with code 7; its last log lines:\nso long\ngroup-1 crashed:\n")

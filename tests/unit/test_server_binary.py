@@ -363,7 +363,7 @@ def test_a_place_that_nothing_listens_at_is_named(cache: Path) -> None:
 def test_a_place_that_never_answers_is_given_up(releases: Releases, cache: Path) -> None:
     releases.before_answer = lambda name: wait_until_over(releases.over)
     with pytest.raises(NoServerBinaryError, match=r"release: .*SHA256SUMS: timed out"):
-        ensure_server(cache=cache, releases_url=releases.url, timeout=0.2)
+        ensure_server(cache=cache, releases_url=releases.url, timeout=1.0)
 
 
 def test_a_name_that_nobody_resolves_is_given_up(

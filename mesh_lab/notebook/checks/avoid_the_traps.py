@@ -121,6 +121,7 @@ async def _is_stolen(js: JetStreamContext, answer: Any, made: ConsumerInfo, sett
 # 15.3
 
 ACK_WAIT_S = 1.0
+AGAIN = not_yet("while the work went on, the message was delivered again", "one delivery")
 
 
 @exercise(
@@ -140,8 +141,12 @@ async def holds_on(mesh: Mesh, answer: Any) -> Verdict:
         await answered(lambda: js.add_stream(name="WORK", subjects=["work"]))
         await js.add_consumer("WORK", ConsumerConfig(durable_name="desk", ack_wait=ACK_WAIT_S))
         await reachable(client, "WORK", "desk")
+        verdict = await _long_work(js, answer)
+        if verdict == AGAIN:  # a machine that stands still for ack_wait looks the same, once
+            await js.purge_stream("WORK")
+            verdict = await _long_work(js, answer)
         return (
-            await _long_work(js, answer)
+            verdict
             or await _failing_work(js, answer)
             or correct("the server waits for as long as it hears that the work goes on")
         )
@@ -165,7 +170,8 @@ async def _long_work(js: JetStreamContext, answer: Any) -> Verdict | None:
         except TimeoutError:
             continue
         holding.cancel()
-        return not_yet("while the work went on, the message was delivered again", "one delivery")
+        await asyncio.wait({holding}, timeout=ACK_WAIT_S)
+        return AGAIN
     await holding
     if not worked.is_set():
         return not_yet("it returned before the work was done", "that it waits")

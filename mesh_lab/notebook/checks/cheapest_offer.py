@@ -19,7 +19,7 @@ Offers = list[tuple[float, str, int]]
 
 EVERYBODY: Offers = [(0, "north", 480), (0, "east", 450), (0, "south", 470), (0.05, "west", 420)]
 # South comes soon enough to keep a wait of 0.4 s for each offer going, until west is there, too late.
-SOME_LATE: Offers = [(0, "north", 480), (0, "east", 450), (0.25, "south", 470), (0.6, "west", 300)]
+SOME_LATE: Offers = [(0, "north", 480), (0, "east", 450), (0.25, "south", 470), (0.48, "west", 300)]
 ALL_LATE: Offers = [(0.6, "west", 300)]
 
 

@@ -1,6 +1,5 @@
 """The checks of notebook 05: placement, what a majority waits for, and collecting from the edge."""
 
-import statistics
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -136,7 +135,7 @@ async def _publish_ms(js: JetStreamContext) -> float:
         began = time.perf_counter()
         await js.publish("check52", b"an order")
         taken.append(1_000 * (time.perf_counter() - began))
-    return statistics.median(taken[1:])
+    return min(taken[1:])  # a busy machine only adds
 
 
 # 5.3

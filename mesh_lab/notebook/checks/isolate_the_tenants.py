@@ -20,7 +20,7 @@ from mesh_lab.security.accounts import Account, Operator, User
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import start_mesh
 
-SEAT_S = 2.0
+SEAT_S = 3.0
 LATE_S = 1.5
 
 

@@ -202,7 +202,7 @@ class _Shop:
             async with self._between_orders:
                 assert self.client is not None  # noqa: S101 (for mypy: it moved before it sells)
                 try:
-                    await self.client.jetstream().publish("orders.eu.000001.placed", b"{}", timeout=1.0)
+                    await self.client.jetstream().publish("orders.eu.000001.placed", b"{}", timeout=5.0)
                 except (nats.errors.Error, OSError):
                     self.lost += 1
                 self.tried += 1

@@ -245,14 +245,14 @@ _CASES: tuple[tuple[str, list[dict[str, str] | None], float, bytes | None, list[
     ("welcome at once", [None], 5.0, b"accepted an order", []),
     (
         "refused twice",
-        [_refused("503", "0.300"), _refused("429", "0.600"), None],
+        [_refused("503", "0.300"), _refused("429", "1.200"), None],
         5.0,
         b"accepted an order",
-        [0.3, 0.6],
+        [0.3, 1.2],
     ),
     ("refused with 400", [_refused("400"), None], 5.0, None, []),
     ("told to come back too late", [_refused("503", "30.000"), None], 1.0, None, []),
-    ("refused again and again", [_refused("503", "0.600")], 1.7, None, [0.6, 0.6]),
+    ("refused again and again", [_refused("503", "1.000")], 2.9, None, [1.0, 1.0]),
 )
 
 

@@ -165,8 +165,13 @@ async def _ages(js: JetStreamContext, answer: Any) -> Verdict | None:
         return not_yet(
             "all is acknowledged, and an age was returned", "0.0: what else the stream holds is not this consumer's"
         )
+
+    async def one_waits() -> bool:
+        return bool((await js.consumer_info("WORK", "desk")).num_pending == 1)
+
     await asyncio.sleep(0.05)
     await js.publish("work", b"")
+    await eventually(one_waits, within=10.0)  # the consumer hears of a message after its publisher does
     if await age(5) > 0.001:
         return not_yet(
             "a message waits behind one of another subject, and the age is not its own",
