@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import nats.errors
 
-from mesh_lab.chaos import KINDS
+from mesh_lab.chaos.kinds import KINDS
 from mesh_lab.errors import MeshLabError
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def _install_server(options: argparse.Namespace) -> int:
 
 
 def _orders(options: argparse.Namespace) -> int:
-    from mesh_lab.orders_report import run_with_progress
+    from mesh_lab.orders.job.report import run_with_progress
 
     return asyncio.run(
         run_with_progress(

@@ -26,7 +26,7 @@ reader expects. A message says what happened with its numbers, what was expected
     ├── UnknownServiceError (LookupError)         no service or replica has that name
     ├── MeshClosedError (RuntimeError)            the mesh was closed before
     ├── NoMeshError (RuntimeError)                a service needs a mesh and none is open
-    ├── NotOursError (NotImplementedError)        the backend lacks the power that was asked for
+    ├── UnsupportedByBackendError (NotImplementedError)        the backend lacks the power that was asked for
     ├── ServiceCellError (ValueError)             a %%service cell cannot be run as it stands
     ├── ServiceCrashedError (ChildProcessError)   a service crashed before it was ready
     ├── OrderFormatError (ValueError)             a row or a message is not an order
@@ -129,7 +129,7 @@ class NoMeshError(MeshLabError, RuntimeError):
     """A service was asked for while no mesh is open."""
 
 
-class NotOursError(MeshLabError, NotImplementedError):
+class UnsupportedByBackendError(MeshLabError, NotImplementedError):
     """The backend lacks the power that was asked for, such as stopping an external server."""
 
 

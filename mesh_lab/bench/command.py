@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from mesh_lab.bench.ladder import Place, Result, climb
+from mesh_lab.bench.cases import CASES, BenchCase
 from mesh_lab.bench.peer import COMMANDS, PeerResult, find_peer, run_peer
 from mesh_lab.bench.report import json_schema, report_of, write
-from mesh_lab.bench.rungs import ALL, Rung
+from mesh_lab.bench.suite import Result, StreamSetup, run_suite
 from mesh_lab.servers.start import start_mesh
 
 ROUNDS, QUICK_ROUNDS = 5, 2
 WARMUP, QUICK_WARMUP = 1, 0  # a round to warm up would take a third of the minute
-PLACES = (Place(1, "file"), Place(3, "file"), Place(1, "memory"), Place(3, "memory"))
+PLACES = (StreamSetup(1, "file"), StreamSetup(3, "file"), StreamSetup(1, "memory"), StreamSetup(3, "memory"))
 QUICK_PLACES = PLACES[:2]
 
 
@@ -37,7 +37,7 @@ def run_bench(*, quick: bool, as_json: bool, peer: bool, ladders: Sequence[str] 
         LoadFailedError: A child ended without a result.
     """
     path = find_peer() if peer else None
-    rungs = [rung for rung in ALL if (rung.quick or not quick) and (not ladders or rung.ladder in ladders)]
+    rungs = [rung for rung in CASES if (rung.quick or not quick) and (not ladders or rung.ladder in ladders)]
     places = QUICK_PLACES if quick else PLACES
     rounds, warmup = (QUICK_ROUNDS, QUICK_WARMUP) if quick else (ROUNDS, WARMUP)
     results, peers = asyncio.run(_run(rungs, places, rounds, warmup, path))
@@ -46,7 +46,7 @@ def run_bench(*, quick: bool, as_json: bool, peer: bool, ladders: Sequence[str] 
 
 
 async def _run(
-    rungs: Sequence[Rung], places: Sequence[Place], rounds: int, warmup: int, path: str | None
+    rungs: Sequence[BenchCase], places: Sequence[StreamSetup], rounds: int, warmup: int, path: str | None
 ) -> tuple[list[Result], list[PeerResult]]:
     runs = len(rungs) * len(places) * (rounds + warmup) + (2 * len(COMMANDS) if path else 0)
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
@@ -62,7 +62,7 @@ async def _run(
             await start_mesh(servers=3, backend="local") as cluster,
         ):
             meshes = {1: single, 3: cluster}
-            results = await climb(meshes, rungs, places, rounds=rounds, warmup=warmup, progress=step)
+            results = await run_suite(meshes, rungs, places, rounds=rounds, warmup=warmup, progress=step)
             peers: list[PeerResult] = []
             if path is not None:
                 for replicas, mesh in meshes.items():

@@ -16,8 +16,8 @@ from rich.bar import Bar
 from rich.console import Console, Group
 from rich.table import Table
 
-from mesh_lab.bench.ladder import Result
 from mesh_lab.bench.peer import PeerResult
+from mesh_lab.bench.suite import Result
 from mesh_lab.measure.measurement import NOISY_SPREAD, rounded
 from mesh_lab.measure.reference import Machine, memory_gib
 

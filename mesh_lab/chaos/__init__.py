@@ -2,15 +2,29 @@
 
 The promise under test is JetStream's own: what was acknowledged is stored. A run writes down what became of every
 order (:mod:`~mesh_lab.chaos.history`), while servers die, hang and lose each other (:mod:`~mesh_lab.chaos.schedule`),
-and compares that with what a client reads and with what lies on each server's disk (:mod:`~mesh_lab.chaos.audit`).
+and compares that with what a client reads and with what lies on each server's disk (:mod:`~mesh_lab.chaos.invariants`).
 The method is that of Jepsen's report on NATS 2.12.1 (https://jepsen.io/analyses/nats-2.12.1).
 """
 
-from typing import Literal, get_args
+from mesh_lab.chaos.history import Attempt, History, Outcome
+from mesh_lab.chaos.invariants import audit
+from mesh_lab.chaos.power_cut import why_not
+from mesh_lab.chaos.run import caught_up, chaos_run, read_replicas
+from mesh_lab.chaos.schedule import draw_schedule
+from mesh_lab.chaos.stored import Stored, read_stream
+from mesh_lab.chaos.writers import Writers
 
-Kind = Literal["kill", "stop", "pause", "cut", "reset", "kill all"]
-"""``kill``: SIGKILL. ``stop``: SIGTERM. ``pause``: SIGSTOP. ``cut``: nothing gets through between one
-server and the others. ``reset``: its connections to the others break and are refused. ``kill all``: SIGKILL to all."""
-KINDS: tuple[Kind, ...] = get_args(Kind)
-LINKED: frozenset[Kind] = frozenset({"cut", "reset"})
-"""Kinds that need a mesh with links."""
+__all__ = [
+    "Attempt",
+    "History",
+    "Outcome",
+    "Stored",
+    "Writers",
+    "audit",
+    "caught_up",
+    "chaos_run",
+    "draw_schedule",
+    "read_replicas",
+    "read_stream",
+    "why_not",
+]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from mesh_lab.chaos import Kind
+from mesh_lab.chaos.kinds import Kind
 from mesh_lab.chaos.power_cut import power_cut
 from mesh_lab.chaos.run import ChaosRun, chaos_run
 from mesh_lab.servers.start import start_mesh

@@ -24,8 +24,8 @@ from mesh_lab.chaos.writers import Writers
 from mesh_lab.errors import NoPowerCutError
 from mesh_lab.orders.event_store import open_event_store
 from mesh_lab.orders.order import STREAM
-from mesh_lab.patterns.reaching import reachable
-from mesh_lab.patterns.waiting import to_its_end
+from mesh_lab.patterns.jetstream_wait import wait_routable
+from mesh_lab.patterns.waiting import run_shielded
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import start_mesh
 
@@ -148,17 +148,17 @@ async def power_cut(*, sync_interval: str | None = None, seconds: float = 8.0, w
     async with await start_mesh(servers=3, backend="local", jetstream_config=setting) as mesh, _disks(mesh) as disks:
         client = await mesh.connect(name="power-cut")
         await open_event_store(client, replicas=3)
-        await reachable(client, STREAM)
+        await wait_routable(client, STREAM)
         async with Writers(mesh, number=writers) as working:
             await asyncio.sleep(seconds)
             began_s = working.now_s
             await asyncio.gather(*(mesh.pause(name) for name in mesh.servers))
             for disk in disks:
-                await to_its_end(asyncio.to_thread(disk.freeze))
+                await run_shielded(asyncio.to_thread(disk.freeze))
             history = await working.stop(wait=False)
         await asyncio.gather(*(mesh.kill(name) for name in mesh.servers))
         for disk in disks:
-            await to_its_end(asyncio.to_thread(disk.cut))
+            await run_shielded(asyncio.to_thread(disk.cut))
         await start_all(mesh)
         hit = Hit(Step(seconds, "kill all", "all", 0.0), "all", began_s, working.now_s)
         return await look(mesh, history, [hit])
@@ -174,11 +174,11 @@ async def _disks(mesh: Mesh) -> AsyncIterator[list[Disk]]:
         try:
             for name in mesh.servers:
                 disks.append(closing.enter_context(contextlib.closing(Disk(Path(place), mesh.directory / name))))
-                await to_its_end(asyncio.to_thread(disks[-1].mount))
+                await run_shielded(asyncio.to_thread(disks[-1].mount))
             await start_all(mesh)
             yield disks
         finally:
-            await to_its_end(_put_away(mesh, closing))
+            await run_shielded(_put_away(mesh, closing))
 
 
 async def _put_away(mesh: Mesh, disks: contextlib.ExitStack) -> None:

@@ -5,17 +5,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mesh_lab.chaos import KINDS, LINKED, Kind
-from mesh_lab.chaos.audit import Audit, audit
 from mesh_lab.chaos.history import History
+from mesh_lab.chaos.invariants import Audit, audit
+from mesh_lab.chaos.kinds import KINDS, LINKED, Kind
 from mesh_lab.chaos.schedule import Hit, draw_schedule, inflict, start_all
 from mesh_lab.chaos.stored import Stored, read_replica, read_stream
 from mesh_lab.chaos.writers import Writers
-from mesh_lab.errors import NotOursError, NotReadyError
+from mesh_lab.errors import NotReadyError, UnsupportedByBackendError
 from mesh_lab.orders.event_store import open_event_store
 from mesh_lab.orders.order import STREAM
-from mesh_lab.patterns.reaching import reachable
-from mesh_lab.patterns.waiting import eventually, to_its_end
+from mesh_lab.patterns.jetstream_wait import wait_routable
+from mesh_lab.patterns.waiting import eventually, run_shielded
 from mesh_lab.servers.backend import MeshServer
 from mesh_lab.servers.mesh import Mesh
 
@@ -78,7 +78,7 @@ async def chaos_run(
         told: Called with a line about each fault.
 
     Raises:
-        NotOursError: The servers are not three local ones, or the mesh lacks the power that a fault needs.
+        UnsupportedByBackendError: The servers are not three local ones, or the mesh lacks the power that a fault needs.
         ValueError: The stream is not empty, or a kind of fault is unknown.
         NotReadyError: The servers were not well again in time.
         StoreFormatError: A server's files are not as nats-server 2.15 writes them.
@@ -94,7 +94,7 @@ async def chaos_run(
             raise ValueError(
                 f"stream {STREAM} holds {there:,} messages, expected none: an earlier run's orders have the same ids"
             )
-        await reachable(client, STREAM)
+        await wait_routable(client, STREAM)
     async with Writers(mesh, number=writers) as working:
         hits = await inflict(mesh, STREAM, steps, now=lambda: working.now_s, told=told)
         await asyncio.sleep(max(seconds - working.now_s, 0.0))
@@ -113,7 +113,7 @@ async def look(mesh: Mesh, history: History, hits: Sequence[Hit]) -> ChaosRun:
         hits: The faults.
 
     Raises:
-        NotOursError: The servers are not three local ones.
+        UnsupportedByBackendError: The servers are not three local ones.
         NotReadyError: The servers were not ready again in time.
         StoreFormatError: A server's files are not as nats-server 2.15 writes them.
         TimeoutError: The stream could not be read.
@@ -134,16 +134,16 @@ async def read_replicas(mesh: Mesh, stream: str) -> dict[str, list[Stored]]:
         stream: Name of a stream with a copy on each, neither compressed nor encrypted.
 
     Raises:
-        NotOursError: The servers are not three local ones.
+        UnsupportedByBackendError: The servers are not three local ones.
         StoreFormatError: A file is not as nats-server 2.15 writes it.
         NotReadyError: The servers were not ready again in time.
     """
     _check_mesh(mesh)
     try:
-        await to_its_end(_stop_all(mesh))
+        await run_shielded(_stop_all(mesh))
         return {name: await asyncio.to_thread(read_replica, mesh.directory / name, stream) for name in mesh.servers}
     finally:
-        await to_its_end(start_all(mesh))
+        await run_shielded(start_all(mesh))
 
 
 async def _stop_all(mesh: Mesh) -> None:
@@ -152,7 +152,7 @@ async def _stop_all(mesh: Mesh) -> None:
 
 def _check_mesh(mesh: Mesh) -> None:
     if mesh.backend != "local" or len(mesh.servers) != REPLICAS:
-        raise NotOursError(
+        raise UnsupportedByBackendError(
             f"{len(mesh.servers)} servers of backend {mesh.backend!r}, expected 3 local ones, each with a copy of "
             "every order on its disk; use start_mesh(servers=3, backend='local')"
         )
@@ -190,7 +190,9 @@ async def caught_up(mesh: Mesh, history: History) -> bool:
 def _state(server: MeshServer) -> tuple[int, int]:
     """Return number of messages and last number of the stream on one server; zeros if it is not there."""
     if server.monitor is None:
-        raise NotOursError(f"server {server.name!r} cannot be asked what it holds; use backend='local' here")
+        raise UnsupportedByBackendError(
+            f"server {server.name!r} cannot be asked what it holds; use backend='local' here"
+        )
     accounts = server.monitor.jsz("accounts=1&streams=1").get("account_details", [])
     streams = [stream for account in accounts for stream in account.get("stream_detail", [])]
     state = next((stream["state"] for stream in streams if stream["name"] == STREAM), None)

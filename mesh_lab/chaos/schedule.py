@@ -8,10 +8,10 @@ from typing import Literal
 
 from nats.aio.client import Client
 
-from mesh_lab.chaos import KINDS, Kind
+from mesh_lab.chaos.kinds import KINDS, Kind
 from mesh_lab.errors import NotReadyError
-from mesh_lab.patterns.reaching import answered
-from mesh_lab.patterns.waiting import eventually, to_its_end
+from mesh_lab.patterns.jetstream_wait import retry
+from mesh_lab.patterns.waiting import eventually, run_shielded
 from mesh_lab.servers.mesh import Mesh
 
 Target = Literal["leader", "follower", "all"]
@@ -93,7 +93,7 @@ async def inflict(
         told: Called with a line about each fault, when it was put in.
 
     Raises:
-        NotOursError: The mesh has no links to cut, or no servers to kill.
+        UnsupportedByBackendError: The mesh has no links to cut, or no servers to kill.
         NotReadyError: A server was not well again in time, or the stream named no leader.
         TimeoutError: Nobody said who leads the stream.
     """
@@ -115,7 +115,7 @@ async def _target(client: Client, stream: str, target: Target, servers: Sequence
         return "all"
 
     async def leader_named() -> str | None:
-        info = await answered(lambda: client.jetstream(timeout=1.0).stream_info(stream))
+        info = await retry(lambda: client.jetstream(timeout=1.0).stream_info(stream))
         return info.cluster.leader if info.cluster is not None else None
 
     # While servers elect, the old leader may still be named, and a moment later nobody.
@@ -128,10 +128,10 @@ async def _target(client: Client, stream: str, target: Target, servers: Sequence
 async def _endure(mesh: Mesh, step: Step, server: str) -> None:
     """Put a fault in, wait, and take it out again, also when cancelled meanwhile."""
     try:
-        await to_its_end(_put_in(mesh, step.kind, server))
+        await run_shielded(_put_in(mesh, step.kind, server))
         await asyncio.sleep(step.lasts_s)
     finally:
-        await to_its_end(_take_out(mesh, step.kind, server))
+        await run_shielded(_take_out(mesh, step.kind, server))
 
 
 async def _put_in(mesh: Mesh, kind: Kind, server: str) -> None:

@@ -14,7 +14,7 @@ from nats.aio.client import Client
 
 from mesh_lab.errors import StoreFormatError
 from mesh_lab.patterns.consuming import position, read_in_order
-from mesh_lab.patterns.reaching import answered
+from mesh_lab.patterns.jetstream_wait import retry
 
 # One record of a block file, little-endian: length (its highest bit: has headers), sequence, time, length of the
 # subject; then the subject, the length of the headers if there are any, the headers, the payload, and a checksum.
@@ -50,7 +50,7 @@ async def read_stream(client: Client, stream: str) -> list[Stored]:
         TimeoutError: The stream has no leader, or lost it while it was read.
     """
     try:
-        state = (await answered(lambda: client.jetstream(timeout=3.0).stream_info(stream))).state
+        state = (await retry(lambda: client.jetstream(timeout=3.0).stream_info(stream))).state
     except nats.js.errors.NotFoundError:
         return []
     found: list[Stored] = []

@@ -14,7 +14,7 @@ from mesh_lab.chaos.history import Attempt, History, Outcome
 from mesh_lab.errors import PublishRefusedError
 from mesh_lab.orders.dataset import read_orders
 from mesh_lab.orders.order import Order, encode
-from mesh_lab.patterns.answers import Ack
+from mesh_lab.patterns.api_replies import Ack
 from mesh_lab.patterns.publishing import Failure, WindowedPublisher
 from mesh_lab.servers.mesh import Mesh
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mesh_lab.errors import MeshLabError, StoreError
-from mesh_lab.home import HOME_VARIABLE, home
+from mesh_lab.measure.data_dir import HOME_VARIABLE, data_dir
 from mesh_lab.measure.measurement import Measurement, rounded
 from mesh_lab.measure.reference import REFERENCE, Entry, read_reference, write_reference
 
@@ -124,7 +124,7 @@ def export_reference(path: Path = REFERENCE) -> Path:
     """
     notebooks = {notebook: latest(notebook) for notebook, _ in _read()}
     if not notebooks:
-        raise StoreError(f"the ledger in {home()} is empty; run the notebooks first, then export")
+        raise StoreError(f"the ledger in {data_dir()} is empty; run the notebooks first, then export")
     write_reference(path, notebooks)
     return path
 
@@ -132,7 +132,7 @@ def export_reference(path: Path = REFERENCE) -> Path:
 @contextmanager
 def _ledger() -> Iterator[sqlite3.Connection]:
     """Open the ledger for one transaction, make it if it is not there, and close it again."""
-    path = home() / "ledger.sqlite"
+    path = data_dir() / "ledger.sqlite"
     advice = f"move it away to begin a new one, or name another directory with the variable {HOME_VARIABLE}"
     try:
         # SQLite's own journal, not WAL: WAL needs shared memory, which a home directory on a network lacks.
@@ -175,7 +175,7 @@ def _read() -> list[tuple[str, Measurement]]:
             measurements.append((notebook, Measurement(**facts)))
         except (ValueError, TypeError) as err:
             raise StoreError(
-                f"the ledger in {home()} holds something that is no measurement ({facts['name']!r}: {err}); "
+                f"the ledger in {data_dir()} holds something that is no measurement ({facts['name']!r}: {err}); "
                 "move ledger.sqlite away to begin a new one"
             ) from err
     return measurements

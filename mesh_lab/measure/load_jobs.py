@@ -16,7 +16,7 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from mesh_lab.patterns.reaching import listened_to
+from mesh_lab.patterns.jetstream_wait import wait_interest
 
 HEADER = struct.Struct(">4sI")
 """Every payload begins with the run's mark and the message's number, so that each one can be told apart."""
@@ -152,7 +152,7 @@ async def publish_acknowledged(client: Client, parent: Parent) -> Report:
     padding = bytes(task.payload_bytes - HEADER.size)
     js = client.jetstream()
     duplicates = 0
-    await listened_to(client, task.subject)
+    await wait_interest(client, task.subject)
     await parent.ready()
     parent.stage = "acknowledgements"
     began = time.perf_counter_ns()
@@ -169,7 +169,7 @@ async def publish_windowed(client: Client, parent: Parent) -> Report:
     task = parent.task
     padding = bytes(task.payload_bytes - HEADER.size)
     mark = task.mark.hex()
-    await listened_to(client, task.subject)
+    await wait_interest(client, task.subject)
     async with WindowedPublisher(client, window=task.window) as publisher:
         await parent.ready()
         parent.stage = "acknowledgements"

@@ -14,7 +14,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from mesh_lab.measure.load_jobs import HEADER, Job, Parent, Report, Task
-from mesh_lab.patterns.reaching import listened_to
+from mesh_lab.patterns.jetstream_wait import wait_interest
 
 # What became of a message, a byte each.
 UNANSWERED, ANSWERED, REFUSED, NOBODY = range(4)
@@ -85,7 +85,7 @@ async def paced(client: Client, parent: Parent) -> Report:
         await client.subscribe(f"{inbox}.*", cb=on_answer, pending_msgs_limit=0, pending_bytes_limit=0)
     await client.flush()
     if task.until == "ack":
-        await listened_to(client, task.subject)
+        await wait_interest(client, task.subject)
     await parent.ready()
     parent.stage = "the answers"
     # From here on nothing is computed for all messages at once: the first ones would be late.

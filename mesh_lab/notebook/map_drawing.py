@@ -5,7 +5,7 @@ from html import escape
 from math import cos, log10, pi, sin
 
 from mesh_lab.notebook.chart_style import BLUE, FAINT, GREEN, INK, MUTED, ORANGE, RED
-from mesh_lab.observe.looking import Look, rate_per_s
+from mesh_lab.observe.snapshots import ServerSnapshot, rate_per_s
 from mesh_lab.servers.card import COLOURS
 from mesh_lab.servers.layout import Layout
 
@@ -19,7 +19,10 @@ SHOWN_CLIENTS = 2
 
 
 def draw(
-    layout: Layout, states: Mapping[str, str], looks: Mapping[str, Look], before: Mapping[str, Look] | None = None
+    layout: Layout,
+    states: Mapping[str, str],
+    looks: Mapping[str, ServerSnapshot],
+    before: Mapping[str, ServerSnapshot] | None = None,
 ) -> str:
     """Return an SVG of a mesh.
 
@@ -81,8 +84,8 @@ def _line(
     kind: str,
     ends: tuple[str, str],
     places: Mapping[str, Point],
-    looks: Mapping[str, Look],
-    before: Mapping[str, Look],
+    looks: Mapping[str, ServerSnapshot],
+    before: Mapping[str, ServerSnapshot],
 ) -> list[str]:
     """Draw a connection that stands, with its rate; a route that does not stand is dashed."""
     one, other = ends
@@ -100,7 +103,9 @@ def _line(
     return lines
 
 
-def _server(name: str, place: Point, state: str, look: Look | None, before: Look | None) -> list[str]:
+def _server(
+    name: str, place: Point, state: str, look: ServerSnapshot | None, before: ServerSnapshot | None
+) -> list[str]:
     x, y = place
     left, top, colour = x - BOX[0] / 2, y - BOX[1] / 2, COLOURS.get(state, RED)
     rate = rate_per_s(before, look) if look is not None else None

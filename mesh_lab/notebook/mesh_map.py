@@ -6,7 +6,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from mesh_lab.notebook.map_drawing import draw
-from mesh_lab.observe.looking import Look, look_at
+from mesh_lab.observe.snapshots import ServerSnapshot, snapshot
 from mesh_lab.servers.mesh import Mesh
 
 FAULTS = ("kill", "pause", "resume", "restart")
@@ -36,7 +36,7 @@ class MeshMap:
 
         if every < 0.1:
             raise ValueError(f"every={every} s, expected 0.1 or more: being watched must cost the servers little")
-        self.looks: dict[str, Look] = {}
+        self.looks: dict[str, ServerSnapshot] = {}
         self._seen = weakref.ref(mesh)
         self._every = every
         self._doing: set[asyncio.Task[None]] = set()
@@ -130,7 +130,7 @@ class MeshMap:
         return {**bundle, "text/plain": repr(self), "image/svg+xml": self.svg}
 
 
-def _look(mesh: Mesh) -> tuple[dict[str, str], dict[str, Look]]:
+def _look(mesh: Mesh) -> tuple[dict[str, str], dict[str, ServerSnapshot]]:
     """Return the state of each server's process, and what each server says; it blocks, on the engine of containers."""
     processes: dict[str, str] = {name: server.state for name, server in mesh.servers.items()}
     monitors = {
@@ -138,4 +138,4 @@ def _look(mesh: Mesh) -> tuple[dict[str, str], dict[str, Look]]:
         for name, server in mesh.servers.items()
         if server.monitor is not None and processes[name] == "running"
     }
-    return processes, look_at(monitors)
+    return processes, snapshot(monitors)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mesh_lab.errors import StoreError
-from mesh_lab.home import home
+from mesh_lab.measure.data_dir import data_dir
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ def solved_numbers() -> frozenset[str]:
 
 @contextmanager
 def _database() -> Iterator[sqlite3.Connection]:
-    path: Path = home() / "progress.sqlite"
+    path: Path = data_dir() / "progress.sqlite"
     try:
         # sqlite3 connections do not close themselves when a `with` block ends.
         with closing(sqlite3.connect(path)) as database:

@@ -3,3 +3,41 @@
 Everything here takes a nats-py connection or a URL and needs only nats-py, msgspec and the standard library, so
 that the same code runs in a notebook, in a container and against a managed NATS.
 """
+
+from mesh_lab.orders.bulk import OrderBatch, decode_batch, encode_batch, headers_of
+from mesh_lab.orders.bulk_lane import batched
+from mesh_lab.orders.dataset import EVERYTHING, read_orders
+from mesh_lab.orders.event_store import WORKERS, create_event_store, create_worker_group, open_event_store, read_order
+from mesh_lab.orders.order import STREAM, Event, Order, decode, encode
+from mesh_lab.orders.publisher import place_orders
+from mesh_lab.orders.read_model import ReadModel, Summary, ask_read_model, serve_read_model
+from mesh_lab.orders.totals import check_totals, totals_of
+from mesh_lab.orders.worker import Worker
+
+__all__ = [
+    "EVERYTHING",
+    "STREAM",
+    "WORKERS",
+    "Event",
+    "Order",
+    "OrderBatch",
+    "ReadModel",
+    "Summary",
+    "Worker",
+    "ask_read_model",
+    "batched",
+    "check_totals",
+    "create_event_store",
+    "create_worker_group",
+    "decode",
+    "decode_batch",
+    "encode",
+    "encode_batch",
+    "headers_of",
+    "open_event_store",
+    "place_orders",
+    "read_order",
+    "read_orders",
+    "serve_read_model",
+    "totals_of",
+]

@@ -26,7 +26,7 @@ from mesh_lab.orders.publisher import place_orders
 from mesh_lab.orders.read_model import serve_read_model
 from mesh_lab.orders.worker import Worker
 from mesh_lab.patterns.connecting import ConnectOptions, connect
-from mesh_lab.patterns.waiting import ended
+from mesh_lab.patterns.waiting import cancel_and_join
 
 DEFAULT_URL = "nats://127.0.0.1:4222"
 CONNECT_VARIABLE = "MESH_LAB_CONNECT"
@@ -90,7 +90,7 @@ async def _until_stopped(service: Coroutine[Any, Any, T], stop: asyncio.Event) -
     serving, stopping = asyncio.create_task(service), asyncio.create_task(stop.wait())
     await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
     # It cleans up on the connection, which is closed next.
-    await ended(serving, stopping)
+    await cancel_and_join(serving, stopping)
     return None if serving.cancelled() else serving.result()
 
 

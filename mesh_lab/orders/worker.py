@@ -15,7 +15,7 @@ from nats.aio.msg import Msg
 from mesh_lab.errors import OrderFormatError
 from mesh_lab.orders.event_store import WORKERS
 from mesh_lab.orders.order import STREAM, Event, Order, decode, next_events
-from mesh_lab.patterns.answers import Ack
+from mesh_lab.patterns.api_replies import Ack
 from mesh_lab.patterns.consuming import PullConsumer
 from mesh_lab.patterns.publishing import Failure, WindowedPublisher
 

@@ -18,7 +18,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from mesh_lab.errors import PublishRefusedError, UnknownOutcomeError
-from mesh_lab.patterns.answers import TRANSIENT_ERR_CODES, PublishAnswer
+from mesh_lab.patterns.api_replies import TRANSIENT_ERR_CODES, PublishReply
 
 MOST_MESSAGES = 1_000
 RETRY_S = (0.05, 0.25)
@@ -123,8 +123,8 @@ async def _ask(
         ) from err
 
 
-def _read(msg: Msg, message: BatchMessage) -> PublishAnswer:
-    answer = msgspec.json.decode(msg.data, type=PublishAnswer) if msg.data else PublishAnswer()
+def _read(msg: Msg, message: BatchMessage) -> PublishReply:
+    answer = msgspec.json.decode(msg.data, type=PublishReply) if msg.data else PublishReply()
     if (error := answer.error) is None:
         return answer
     if error.err_code in TRANSIENT_ERR_CODES:

@@ -79,7 +79,7 @@ async def connect(options: ConnectOptions, *, within: float = 10.0, **more: Any)
     return client
 
 
-def took_nothing(err: Exception) -> bool:
+def is_send_failure(err: Exception) -> bool:
     """Say whether ``client.publish`` raised only because the connection can take nothing at this moment.
 
     nats-py may hold a connection for alive that uvloop closed a moment ago, whose word for that is a ``RuntimeError``.

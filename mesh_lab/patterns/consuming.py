@@ -24,8 +24,8 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
-from mesh_lab.patterns.answers import may_pass
-from mesh_lab.patterns.connecting import took_nothing
+from mesh_lab.patterns.api_replies import is_transient
+from mesh_lab.patterns.connecting import is_send_failure
 
 REQUEST_EXPIRES_S = 30.0
 HEARTBEAT_S = 0.5
@@ -170,7 +170,7 @@ class PullConsumer:
         try:
             await self._client.publish(self._subject, json.dumps(request).encode(), reply=self._inbox)
         except (nats.errors.OutboundBufferLimitError, RuntimeError) as err:
-            if not took_nothing(err):
+            if not is_send_failure(err):
                 raise
             return
         self._asked_for += room
@@ -246,7 +246,7 @@ async def read_in_order(
                 ),
             )
         except (TimeoutError, nats.errors.Error) as err:
-            if client.is_closed or (isinstance(err, nats.js.errors.APIError) and not may_pass(err)):
+            if client.is_closed or (isinstance(err, nats.js.errors.APIError) and not is_transient(err)):
                 raise
             await asyncio.sleep(RETRY_S)
             continue

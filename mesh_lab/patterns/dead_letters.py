@@ -9,7 +9,7 @@ from nats.js.api import RetentionPolicy
 from nats.js.errors import APIError
 
 from mesh_lab.errors import PublishRefusedError
-from mesh_lab.patterns.reaching import answered
+from mesh_lab.patterns.jetstream_wait import retry
 
 BURY_WITHIN_S = 20.0  # longer than an election
 REASON, SUBJECT, SEQUENCE, DELIVERIES = "Dead-Reason", "Dead-Subject", "Dead-Sequence", "Dead-Deliveries"
@@ -77,7 +77,7 @@ async def _kept(client: Client, dead: str, payload: bytes, headers: dict[str, st
         return False
     js = client.jetstream(timeout=2.0)
     try:
-        await answered(lambda: js.publish(dead, payload, headers=headers), within=BURY_WITHIN_S)
+        await retry(lambda: js.publish(dead, payload, headers=headers), within=BURY_WITHIN_S)
     except APIError as err:
         if err.err_code != TOO_LARGE:
             raise
@@ -87,7 +87,7 @@ async def _kept(client: Client, dead: str, payload: bytes, headers: dict[str, st
 
 async def _keep_without_payload(msg: Msg, client: Client, dead: str, headers: dict[str, str]) -> None:
     about = msg.metadata
-    config = (await answered(lambda: client.jetstream(timeout=2.0).stream_info(about.stream))).config
+    config = (await retry(lambda: client.jetstream(timeout=2.0).stream_info(about.stream))).config
     if config.retention not in (None, RetentionPolicy.LIMITS):  # once it is taken off, it is gone
         raise PublishRefusedError(
             f"message {about.sequence.stream} of {about.stream}, {len(msg.data):,} bytes, is too large for a letter on "

@@ -30,8 +30,8 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from mesh_lab.errors import BatchEndedError, PublishRefusedError, UnknownOutcomeError
-from mesh_lab.patterns.answers import ApiError
-from mesh_lab.patterns.connecting import took_nothing
+from mesh_lab.patterns.api_replies import ApiError
+from mesh_lab.patterns.connecting import is_send_failure
 
 GapMode = Literal["fail", "ok"]
 START, APPEND, _COMMIT_LAST, END, PING = range(5)
@@ -188,7 +188,7 @@ class FastIngest:
             try:
                 await self._client.publish(self._subject, reply=f"{self._prefix}{number}.{operation}.$FI")
             except (nats.errors.OutboundBufferLimitError, RuntimeError) as err:
-                if not took_nothing(err):
+                if not is_send_failure(err):
                     raise
 
     async def _on_answer(self, msg: Msg) -> None:

@@ -14,7 +14,7 @@ from nats.aio.msg import Msg
 
 from mesh_lab.patterns.consuming import position, read_in_order
 from mesh_lab.patterns.group_claims import TRANSIENT, Claim, ConflictError, Group, GroupBucket
-from mesh_lab.patterns.waiting import ended
+from mesh_lab.patterns.waiting import cancel_and_join
 
 RECORD_EVERY_S = 0.2
 
@@ -65,13 +65,13 @@ class Partition:
             while self.mine and not working.done():
                 await asyncio.wait({working}, timeout=RECORD_EVERY_S)
                 if self.leaving and not self._handling:
-                    working.cancel()  # again: the first time may have been lost, as `ended` says
+                    working.cancel()  # again: the first time may have been lost, as `cancel_and_join` says
                 due = time.monotonic() - self._renewed_at > self._lease / 3
                 if self.mine and (due or self.done != self._claim.done):
                     await self._record(self._claim.owner)
         finally:
             self.leaving = True
-            await ended(working)  # a handler at work on what is somebody else's by now is told, too
+            await cancel_and_join(working)  # a handler at work on what is somebody else's by now is told, too
             while self.mine and self._claim.owner:
                 await self._record("")
         if not working.cancelled():

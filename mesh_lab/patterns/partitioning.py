@@ -44,7 +44,7 @@ from mesh_lab.patterns.group_claims import (
     check_name,
 )
 from mesh_lab.patterns.owned_partition import RECORD_EVERY_S, Handler, Partition
-from mesh_lab.patterns.waiting import ended
+from mesh_lab.patterns.waiting import cancel_and_join
 
 __all__ = ["GroupMember", "Handler", "Partition"]
 
@@ -141,8 +141,8 @@ class GroupMember:
             for partition in self.partitions.values():
                 partition.leaving = True
             # A partition that is handed over takes a moment, and at most its lease.
-            await ended(*self._owning.values(), again_after=self._lease + 1.0)
-            await ended(watching, stopped)
+            await cancel_and_join(*self._owning.values(), again_after=self._lease + 1.0)
+            await cancel_and_join(watching, stopped)
             await self._leave()
 
     async def _until(

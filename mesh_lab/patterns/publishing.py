@@ -14,7 +14,7 @@ already. That makes retrying safe for as long as the stream's ``duplicate_window
 
 What is sent again lands behind what was sent after it: retries give up the order. Who needs the order of a key waits
 for each of the key's acknowledgements before its next message (:mod:`mesh_lab.patterns.partitioning` keeps it for
-readers). A stream that was made a moment ago can cause such a retry too: see :mod:`mesh_lab.patterns.reaching`.
+readers). A stream that was made a moment ago can cause such a retry too: see :mod:`mesh_lab.patterns.jetstream_wait`.
 """
 
 import asyncio
@@ -32,9 +32,9 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from mesh_lab.errors import PublishRefusedError, UnknownOutcomeError
-from mesh_lab.patterns.answers import TRANSIENT_ERR_CODES, Ack, PublishAnswer
-from mesh_lab.patterns.connecting import took_nothing
-from mesh_lab.patterns.waiting import ended
+from mesh_lab.patterns.api_replies import TRANSIENT_ERR_CODES, Ack, PublishReply
+from mesh_lab.patterns.connecting import is_send_failure
+from mesh_lab.patterns.waiting import cancel_and_join
 
 SWEEP_S = 0.05
 Failure = PublishRefusedError | UnknownOutcomeError
@@ -93,7 +93,7 @@ class WindowedPublisher:
         self._ack_timeout = ack_timeout
         self._retry_for = retry_for
         self._inbox = client.new_inbox()
-        self._decoder = msgspec.json.Decoder(PublishAnswer)
+        self._decoder = msgspec.json.Decoder(PublishReply)
         self._outstanding: dict[str, _Outstanding] = {}
         self._failures: list[Failure] = []
         self._number = 0
@@ -117,7 +117,7 @@ class WindowedPublisher:
                 await self.flush()
         finally:
             if self._sweeper is not None:
-                await ended(self._sweeper)
+                await cancel_and_join(self._sweeper)
             if self._subscription is not None and not self._client.is_closed:
                 await self._subscription.unsubscribe()
 
@@ -209,7 +209,7 @@ class WindowedPublisher:
         try:
             await self._client.publish(message.subject, message.payload, reply=reply, headers=message.headers)
         except (nats.errors.OutboundBufferLimitError, RuntimeError) as err:
-            if not took_nothing(err):
+            if not is_send_failure(err):
                 raise
         except nats.errors.MaxPayloadError as err:
             raise PublishRefusedError(

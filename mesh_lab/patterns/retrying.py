@@ -50,7 +50,7 @@ class Backoff:
         return wait * (1 - self.jitter * random.random())
 
 
-async def work_off(
+async def consume_with_retries(
     client: Client,
     stream: str,
     consumer: str,

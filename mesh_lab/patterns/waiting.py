@@ -54,7 +54,7 @@ async def eventually(condition: Callable[[], Any], *, within: float, every: floa
     raise NotReadyError(f"condition not met within {within} s ({seen}), expected something true")
 
 
-async def ended(*tasks: "asyncio.Task[Any]", again_after: float = 1.0) -> None:
+async def cancel_and_join(*tasks: "asyncio.Task[Any]", again_after: float = 1.0) -> None:
     """Cancel tasks, and return when all of them have ended; what they raised is theirs to tell.
 
     Once is not always enough. In Python 3.11, ``asyncio.wait_for`` loses a cancellation that comes together with the
@@ -75,7 +75,7 @@ async def ended(*tasks: "asyncio.Task[Any]", again_after: float = 1.0) -> None:
             task.exception()  # looked at, so that asyncio does not warn of it
 
 
-async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
+async def run_shielded(work: Coroutine[Any, Any, T]) -> T:
     """Return what a piece of work returns; who is cancelled meanwhile, however often, waits until it has ended.
 
     A thread cannot be cancelled: ``asyncio.to_thread`` gives up waiting, and the thread goes on beside whatever is

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mesh_lab.security.tokens import Key, credentials, encode
+from mesh_lab.security.tokens import Key, credentials, encode_token
 
 UNLIMITED = -1
 # To the server, a limit that is left out is 0, which lets nobody in: so each is named.
@@ -61,7 +61,7 @@ class Account:
             "imports": self.imports,
             "revocations": self.revoked,
         }
-        return encode("account", claims, subject=self.public, signer=self.operator, name=self.name)
+        return encode_token("account", claims, subject=self.public, signer=self.operator, name=self.name)
 
     def user(
         self,
@@ -84,7 +84,7 @@ class Account:
         for what, allowed in (("pub", publish), ("sub", subscribe)):
             claims[what] = {} if allowed is None else {"allow": list(allowed)}
         expires = None if lives_for is None else time.time() + lives_for
-        token = encode("user", claims, subject=key.public, signer=self.key, name=name, expires=expires)
+        token = encode_token("user", claims, subject=key.public, signer=self.key, name=name, expires=expires)
         return User(name, key.public, credentials(token, key))
 
     def revoke(self, user: User) -> None:
@@ -122,7 +122,7 @@ class Operator:
     def token(self) -> str:
         """Return what the operator says of itself: the one thing that a server has to be given."""
         claims = {"system_account": self.system.public}
-        return encode("operator", claims, subject=self.key.public, signer=self.key, name=self.name)
+        return encode_token("operator", claims, subject=self.key.public, signer=self.key, name=self.name)
 
 
 def server_block(operator: Operator, accounts: Mapping[str, str], *, directory: str) -> str:

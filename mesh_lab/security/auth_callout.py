@@ -15,7 +15,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from mesh_lab.errors import BadTokenError
-from mesh_lab.security.tokens import Key, decode, encode
+from mesh_lab.security.tokens import Key, decode_token, encode_token
 
 SUBJECT = "$SYS.REQ.USER.AUTH"
 AUDIENCE = "nats-authorization-request"
@@ -75,14 +75,16 @@ async def serve_logins(client: Client, issuer: Key, decide: Decide) -> Subscript
         user = asked["user_nkey"]
         reply = {"jwt": _user(grant, user, issuer)} if grant is not None else {"error": why}
         to = asked["server_id"]["id"]
-        await msg.respond(encode("authorization_response", reply, subject=user, signer=issuer, audience=to).encode())
+        await msg.respond(
+            encode_token("authorization_response", reply, subject=user, signer=issuer, audience=to).encode()
+        )
 
     return await client.subscribe(SUBJECT, queue="logins", cb=answer)
 
 
 def _request(data: bytes) -> dict[str, Any]:
     """Return what a server asks; anybody in the account can publish, so it must be signed by the server it names."""
-    request = decode(data.decode(errors="replace"))
+    request = decode_token(data.decode(errors="replace"))
     asked = request.get("nats")
     server = asked.get("server_id") if isinstance(asked, dict) else None
     signer = str(request["iss"])
@@ -104,4 +106,6 @@ def _user(grant: Grant, user: str, issuer: Key) -> str:
         **dict.fromkeys(("subs", "data", "payload"), -1),
     }
     expires = None if grant.lives_for is None else time.time() + grant.lives_for
-    return encode("user", claims, subject=user, signer=issuer, name=grant.name, expires=expires, audience=grant.account)
+    return encode_token(
+        "user", claims, subject=user, signer=issuer, name=grant.name, expires=expires, audience=grant.account
+    )

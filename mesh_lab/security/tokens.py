@@ -56,7 +56,7 @@ class Key:
         return bytes(nkeys.from_seed(bytearray(self.seed.encode())).sign(data))
 
 
-def encode(
+def encode_token(
     role: str,
     claims: Mapping[str, Any],
     *,
@@ -90,7 +90,7 @@ def encode(
     return f"{signed}.{_text(signer.sign(signed.encode()))}"
 
 
-def decode(token: str) -> dict[str, Any]:
+def decode_token(token: str) -> dict[str, Any]:
     """Return what a token says, after its signature was checked against the key that it names as its issuer.
 
     Whether that issuer may say so is for the caller to decide.

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NoReturn
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from mesh_lab.errors import NotOursError, NotReadyError
+from mesh_lab.errors import NotReadyError, UnsupportedByBackendError
 from mesh_lab.observe.monitoring import Monitor
 from mesh_lab.patterns import connecting
 from mesh_lab.servers.mesh import Mesh
@@ -27,7 +27,7 @@ class ExternalServer:
         self.host, self.port = str(parts.hostname), int(parts.port or 0)
 
     def _refuse(self) -> NoReturn:
-        raise NotOursError(
+        raise UnsupportedByBackendError(
             f"server {self.name!r} is external: the lab did not start it, so it does not stop, pause or restart it; "
             "unset MESH_LAB_URL for a mesh whose servers are yours"
         )

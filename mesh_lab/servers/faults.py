@@ -5,7 +5,7 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
-from mesh_lab.errors import NotOursError, NotReadyError
+from mesh_lab.errors import NotReadyError, UnsupportedByBackendError
 from mesh_lab.servers.backend import Backend, MeshServer
 from mesh_lab.servers.layout import Layout
 from mesh_lab.servers.links import CutMode, Lane, Links
@@ -50,7 +50,7 @@ class Faults:
 
         Raises:
             UnknownServerError: No server has that name; the message lists those there are.
-            NotOursError: The mesh is external.
+            UnsupportedByBackendError: The mesh is external.
             EngineRefusedError: The mesh is of containers, and the engine refused; so for pause, resume, restart.
         """
         await asyncio.to_thread(self._server(server).kill)
@@ -62,7 +62,7 @@ class Faults:
         Raises:
             UnknownServerError: No server has that name.
             ServerExitedError: It does not run.
-            NotOursError: The mesh is external.
+            UnsupportedByBackendError: The mesh is external.
         """
         await asyncio.to_thread(self._server(server).pause)
         return Fault(server, "paused")
@@ -73,7 +73,7 @@ class Faults:
         Raises:
             UnknownServerError: No server has that name.
             ServerExitedError: It does not run.
-            NotOursError: The mesh is external.
+            UnsupportedByBackendError: The mesh is external.
         """
         await asyncio.to_thread(self._server(server).resume)
 
@@ -91,7 +91,7 @@ class Faults:
         Raises:
             UnknownServerError: No server has that name.
             NotReadyError: It was not ready in time.
-            NotOursError: The mesh is external.
+            UnsupportedByBackendError: The mesh is external.
         """
         from mesh_lab.servers.joining import wait_until_routed
         from mesh_lab.servers.placing import wait_until_placeable
@@ -119,7 +119,7 @@ class Faults:
             ValueError: The latency is negative, or the rate is not above 0.
             UnknownServerError: Nothing has that name.
             UnknownLinkError: The two are not joined.
-            NotOursError: The mesh has no links that could be slowed.
+            UnsupportedByBackendError: The mesh has no links that could be slowed.
         """
         if not 0 <= latency < float("inf") or (rate is not None and not 0 < rate < float("inf")):
             raise ValueError(f"latency={latency!r} s, rate={rate!r} bytes/s, expected 0 or more, and above 0 or None")
@@ -141,7 +141,7 @@ class Faults:
             ValueError: There is no such mode.
             UnknownServerError: Nothing has that name.
             UnknownLinkError: The two are not joined.
-            NotOursError: The mesh has no links that could be cut.
+            UnsupportedByBackendError: The mesh has no links that could be cut.
         """
         if mode not in get_args(CutMode):
             raise ValueError(f"mode {mode!r} asked for, expected one of {', '.join(get_args(CutMode))}")
@@ -153,7 +153,7 @@ class Faults:
         """Let every link carry again, without delay or limit; the servers find each other again within seconds.
 
         Raises:
-            NotOursError: The mesh has no links.
+            UnsupportedByBackendError: The mesh has no links.
         """
         await asyncio.to_thread(self._running_links().heal)
 
@@ -161,7 +161,7 @@ class Faults:
         """Return what each direction of each link is doing, and how many bytes it has carried.
 
         Raises:
-            NotOursError: The mesh has no links.
+            UnsupportedByBackendError: The mesh has no links.
         """
         return await asyncio.to_thread(self._running_links().lanes)
 
@@ -169,5 +169,5 @@ class Faults:
         self._check_open()
         if self._links is None:
             ours = "start_mesh(links=True)" if self.backend == "local" else "start_mesh(backend='local', links=True)"
-            raise NotOursError(f"the servers of this mesh are joined directly, not by links; use {ours}")
+            raise UnsupportedByBackendError(f"the servers of this mesh are joined directly, not by links; use {ours}")
         return self._links

@@ -9,9 +9,9 @@ from typing import Any, Self
 
 from nats.aio.client import Client
 
-from mesh_lab.errors import MeshClosedError, NotOursError, UnknownServerError
+from mesh_lab.errors import MeshClosedError, UnknownServerError, UnsupportedByBackendError
 from mesh_lab.patterns import connecting
-from mesh_lab.patterns.waiting import to_its_end
+from mesh_lab.patterns.waiting import run_shielded
 from mesh_lab.servers import card
 from mesh_lab.servers.backend import Backend, MeshServer
 from mesh_lab.servers.faults import Faults
@@ -96,14 +96,16 @@ class Mesh(Faults):
 
         Raises:
             UnknownServerError: No server or region has that name.
-            NotOursError: The system account of this mesh is not ours.
+            UnsupportedByBackendError: The system account of this mesh is not ours.
             MeshClosedError: The mesh was closed.
         """
         self._check_open()
         names = self.layout.near(self._server(to).name if to is not None else None, region)
         who = self._system if system else self._credentials
         if who is None:
-            raise NotOursError("the system account of this mesh is not ours; unset MESH_LAB_URL for a mesh that is")
+            raise UnsupportedByBackendError(
+                "the system account of this mesh is not ours; unset MESH_LAB_URL for a mesh that is"
+            )
         return {**who, "servers": self._urls(names)}
 
     # Effects
@@ -129,7 +131,7 @@ class Mesh(Faults):
 
         Raises:
             UnknownServerError: No server or region has that name.
-            NotOursError: The system account of this mesh is not ours.
+            UnsupportedByBackendError: The system account of this mesh is not ours.
             MeshClosedError: The mesh was closed.
             NotReadyError: No server let the client in.
         """
@@ -173,7 +175,7 @@ class Mesh(Faults):
 
         Raises:
             BadConfigError: A server refused the text; the message says why. All keep what they had.
-            NotOursError: The servers are not local processes.
+            UnsupportedByBackendError: The servers are not local processes.
         """
         from mesh_lab.servers.reloading import reload
 
@@ -199,7 +201,7 @@ class Mesh(Faults):
         """
         if not self._closed:
             self._closed = True
-            await to_its_end(self._end())
+            await run_shielded(self._end())
 
     async def _end(self) -> None:
         ends = await asyncio.gather(*(_close_client(client) for client in self._clients), return_exceptions=True)
@@ -266,5 +268,5 @@ async def _close_client(client: Client) -> None:
     except (TimeoutError, OSError):
         return
     except RuntimeError as err:
-        if not connecting.took_nothing(err):
+        if not connecting.is_send_failure(err):
             raise

@@ -4,7 +4,7 @@ import asyncio
 import signal
 from collections.abc import Mapping
 
-from mesh_lab.errors import NotOursError, ServerExitedError
+from mesh_lab.errors import ServerExitedError, UnsupportedByBackendError
 from mesh_lab.patterns.waiting import eventually
 from mesh_lab.servers import config
 from mesh_lab.servers.backend import MeshServer
@@ -22,15 +22,17 @@ async def reload(servers: Mapping[str, MeshServer], more: Mapping[str, str | Non
 
     Raises:
         BadConfigError: A server refused the text; all keep what they had.
-        NotOursError: The servers are not local processes.
+        UnsupportedByBackendError: The servers are not local processes.
         NotReadyError: A server did not read its file in time.
         ServerExitedError: A server does not run.
     """
     local = [server for server in servers.values() if isinstance(server, LocalServer)]
     if len(local) < len(servers):
-        raise NotOursError("these servers' users are not ours to change; use backend='local' here")
+        raise UnsupportedByBackendError("these servers' users are not ours to change; use backend='local' here")
     if any("\noperator: " in server.configuration.read_text() for server in local):
-        raise NotOursError("this mesh's accounts and users are its operator's; send a token to $SYS.REQ.CLAIMS.UPDATE")
+        raise UnsupportedByBackendError(
+            "this mesh's accounts and users are its operator's; send a token to $SYS.REQ.CLAIMS.UPDATE"
+        )
     if down := [server for server in local if server.state != "running"]:
         raise ServerExitedError(f"server {down[0].name!r} is {down[0].state}, expected all to run; restart it first")
     old = [server.configuration.read_text() for server in local]

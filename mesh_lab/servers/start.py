@@ -11,9 +11,9 @@ from mesh_lab.errors import (
     LinksFailedError,
     MeshLabError,
     NoMeshError,
-    NotOursError,
     ServerExitedError,
     SettingsError,
+    UnsupportedByBackendError,
 )
 from mesh_lab.servers.backend import Backend
 from mesh_lab.servers.binary import ensure_server
@@ -89,8 +89,8 @@ async def start_mesh(
     Raises:
         BadLayoutError: A number of servers is not 1, 3, 5 or 7, or a name is not legal in NATS or not unique.
         ValueError: No backend has that name, or settings contradict each other.
-        NotOursError: Containers cannot be as many as asked for; containers or external servers cannot be joined or
-            set up as asked for.
+        UnsupportedByBackendError: Containers cannot be as many as asked for; containers or external
+            servers cannot be joined or set up as asked for.
         NoEngineError: Containers were asked for, and no Docker engine answers.
         EngineRefusedError: The engine could not start the containers; the message says why.
         SettingsError: ``docker/.env`` is not as the containers need it, or ``MESH_LAB_URL`` is not set.
@@ -108,16 +108,20 @@ async def start_mesh(
         raise ValueError(f"clients known by {known_by!r}; expected 'password', or 'certificate' with tls=Authority()")
     if chosen != "local" and (tls or operator):
         what = "tls" if tls else "an operator"
-        raise NotOursError(f"{what} asked for, but the servers of backend {chosen!r} stand as they are; {_LOCAL}")
+        raise UnsupportedByBackendError(
+            f"{what} asked for, but the servers of backend {chosen!r} stand as they are; {_LOCAL}"
+        )
     if operator is not None and (known_by == "certificate" or leaves or further.of_accounts):
         raise ValueError(
             "an operator's tokens say who may come in; no users, accounts, certificates or leaves beside it"
         )
     if chosen != "local" and (joined or links):
         what = "regions and leaf nodes" if joined else "links"
-        raise NotOursError(f"{what} asked for, but the servers of backend {chosen!r} stand as they are; {_LOCAL}")
+        raise UnsupportedByBackendError(
+            f"{what} asked for, but the servers of backend {chosen!r} stand as they are; {_LOCAL}"
+        )
     if chosen == "external" and any(further):
-        raise NotOursError(f"further settings asked for, but external servers stand as they are; {_LOCAL}")
+        raise UnsupportedByBackendError(f"further settings asked for, but external servers stand as they are; {_LOCAL}")
     match chosen:
         case "external":
             credentials = os.environ.get(CREDS_VARIABLE)
@@ -167,7 +171,7 @@ async def _start_docker(count: int, directory: Path | None, further: Further, wi
 
     if count > 3 or any(further):
         what = "further settings" if any(further) else f"{count} servers"
-        raise NotOursError(
+        raise UnsupportedByBackendError(
             f"{what} asked for, but the containers are three with the settings of docker/nats-server.conf; "
             "use backend='local' here"
         )

@@ -12,9 +12,9 @@ import nats.js.errors
 import pytest
 from containers import assert_locked_down, command, leftovers
 
-from mesh_lab.errors import EngineRefusedError, NotOursError, ServerExitedError
+from mesh_lab.errors import EngineRefusedError, ServerExitedError, UnsupportedByBackendError
 from mesh_lab.patterns.connecting import connect
-from mesh_lab.patterns.reaching import reachable
+from mesh_lab.patterns.jetstream_wait import wait_routable
 from mesh_lab.patterns.waiting import eventually
 from mesh_lab.servers.compose import CLIENT_PORT, MONITOR_PORT, Project
 from mesh_lab.servers.mesh import Mesh
@@ -52,7 +52,7 @@ async def test_three_containers_take_a_replicated_stream_at_once(mesh: Mesh) -> 
     client = await mesh.connect()
     js = client.jetstream(timeout=5.0)
     info = await js.add_stream(name="TAKEN", subjects=["taken.>"], num_replicas=3)
-    await reachable(client, "TAKEN")  # a moment later, the server that this client is at knows who leads it
+    await wait_routable(client, "TAKEN")  # a moment later, the server that this client is at knows who leads it
     assert (await js.publish("taken.1", b"an order")).seq == 1
     assert len(info.cluster.replicas) == 2
     await js.delete_stream("TAKEN")
@@ -146,7 +146,7 @@ async def test_a_stream_outlives_all_its_servers(mesh: Mesh) -> None:
     client = await mesh.connect()
     js = client.jetstream(timeout=5.0)
     await js.add_stream(name="KEPT", subjects=["kept.>"], num_replicas=3)
-    await reachable(client, "KEPT")
+    await wait_routable(client, "KEPT")
     await js.publish("kept.1", b"an order")
     await client.close()  # nats-py 2.16 leaves sockets open where it redials a server that hangs up on it
     for name in mesh.servers:
@@ -198,9 +198,11 @@ async def test_the_health_check_means_ready(project: Project, mesh: Mesh) -> Non
 
 
 async def test_containers_are_three_and_configured_in_their_own_file(project: Project) -> None:
-    with pytest.raises(NotOursError, match="5 servers asked for, but the containers are three"):
+    with pytest.raises(UnsupportedByBackendError, match="5 servers asked for, but the containers are three"):
         await start_mesh(servers=5, backend="docker")
-    with pytest.raises(NotOursError, match="further settings asked for.*docker/nats-server.conf.*backend='local'"):
+    with pytest.raises(
+        UnsupportedByBackendError, match="further settings asked for.*docker/nats-server.conf.*backend='local'"
+    ):
         await start_mesh(servers=3, backend="docker", extra_config="debug: true")
 
 

@@ -14,8 +14,8 @@ import pytest
 from containers import SERVICES, assert_locked_down, command, leftovers
 
 from mesh_lab.errors import ServiceFailedError, WrongTotalsError
-from mesh_lab.order_run import run_orders
 from mesh_lab.orders.dataset import EVERYTHING, read_orders
+from mesh_lab.orders.job.run import run_orders
 from mesh_lab.orders.order import STREAM
 from mesh_lab.orders.read_model import Summary, ask_read_model
 from mesh_lab.orders.totals import totals_of

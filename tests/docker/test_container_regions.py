@@ -10,7 +10,7 @@ from containers import leftovers
 
 from mesh_lab.observe.monitoring import Monitor
 from mesh_lab.patterns.connecting import ConnectOptions, connect
-from mesh_lab.patterns.reaching import answered, reachable
+from mesh_lab.patterns.jetstream_wait import retry, wait_routable
 from mesh_lab.patterns.waiting import eventually
 from mesh_lab.servers.compose import Container, Project
 
@@ -90,8 +90,8 @@ async def test_a_message_crosses_from_one_region_into_the_other(regions: Regions
         assert set(client._server_info["connect_urls"]) <= own, "a client is told of its own region only"
         js = client.jetstream(timeout=5.0)
         placed = {"name": f"PLACED_{region}", "subjects": [f"stored.{region}.>"], "num_replicas": 3}
-        await answered(partial(js.add_stream, **placed))
-        await reachable(client, f"PLACED_{region}")
+        await retry(partial(js.add_stream, **placed))
+        await wait_routable(client, f"PLACED_{region}")
         assert (await js.publish(f"stored.{region}.000001", b"an order")).stream == f"PLACED_{region}"
         info = await js.stream_info(f"PLACED_{region}")
         assert info.cluster.name == region, "a stream stays in the region in which it was made"

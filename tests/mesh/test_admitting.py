@@ -7,8 +7,8 @@ from collections import Counter
 import pytest
 from nats.aio.msg import Msg
 
-from mesh_lab.patterns.admitting import DEADLINE, ERROR, ERROR_CODE, RETRY_AFTER, Admission
 from mesh_lab.patterns.limiting import TokenBucket
+from mesh_lab.patterns.load_shedding import DEADLINE, ERROR, ERROR_CODE, RETRY_AFTER, AdmissionController
 from mesh_lab.patterns.waiting import eventually
 
 
@@ -58,7 +58,7 @@ async def open_desk(desk, admission):
 
 
 async def test_so_many_are_worked_on_so_many_wait_and_the_next_are_refused_at_once(client, desk):
-    async with Admission(client, desk.work, at_a_time=2, waiting=3, longest_wait=30) as admission:
+    async with AdmissionController(client, desk.work, at_a_time=2, waiting=3, longest_wait=30) as admission:
         subject = await open_desk(desk, admission)
         await desk.ask(subject, "abcdefgh")
         await eventually(lambda: desk.codes["503"] == 3, within=5)
@@ -73,7 +73,7 @@ async def test_so_many_are_worked_on_so_many_wait_and_the_next_are_refused_at_on
 
 
 async def test_what_has_waited_too_long_is_refused_and_not_worked_on(client, desk):
-    async with Admission(client, desk.work, at_a_time=1, waiting=3, longest_wait=0.05) as admission:
+    async with AdmissionController(client, desk.work, at_a_time=1, waiting=3, longest_wait=0.05) as admission:
         subject = await open_desk(desk, admission)
         await desk.ask(subject, "ab")
         began = time.monotonic()
@@ -87,7 +87,7 @@ async def test_what_has_waited_too_long_is_refused_and_not_worked_on(client, des
 
 async def test_a_request_whose_asker_has_given_up_is_not_worked_on(client, desk):
     desk.gate.set()
-    async with Admission(client, desk.work, at_a_time=1, waiting=8, longest_wait=5) as admission:
+    async with AdmissionController(client, desk.work, at_a_time=1, waiting=8, longest_wait=5) as admission:
         subject = await open_desk(desk, admission)
         await desk.ask(subject, "a", {DEADLINE: f"{time.time() - 1:.3f}"})
         await desk.ask(subject, "b", {DEADLINE: f"{time.time() + 60:.3f}"})
@@ -98,7 +98,7 @@ async def test_a_request_whose_asker_has_given_up_is_not_worked_on(client, desk)
 
 
 async def test_a_deadline_that_is_no_time_is_told_what_was_expected(client, desk):
-    async with Admission(client, desk.work, at_a_time=1, waiting=8, longest_wait=5) as admission:
+    async with AdmissionController(client, desk.work, at_a_time=1, waiting=8, longest_wait=5) as admission:
         await desk.ask(await open_desk(desk, admission), "a", {DEADLINE: "soon"})
         await eventually(lambda: len(desk.answers) == 1, within=5)
     headers = desk.answers[0].headers
@@ -109,7 +109,9 @@ async def test_a_deadline_that_is_no_time_is_told_what_was_expected(client, desk
 async def test_whoever_goes_faster_than_agreed_is_told_when_to_come_back(client, desk):
     desk.gate.set()
     agreed = TokenBucket(0.1, burst=2)
-    async with Admission(client, desk.work, at_a_time=4, waiting=8, longest_wait=5, agreed=agreed) as admission:
+    async with AdmissionController(
+        client, desk.work, at_a_time=4, waiting=8, longest_wait=5, agreed=agreed
+    ) as admission:
         await desk.ask(await open_desk(desk, admission), "abc")
         await eventually(lambda: len(desk.answers) == 3, within=5)
     assert desk.codes == {"accepted": 2, "429": 1}
@@ -124,7 +126,7 @@ async def test_work_that_raises_is_told_to_its_asker_and_ends_nothing_else(clien
             raise KeyError("a")
         return b"done"
 
-    async with Admission(client, fail_at_a, at_a_time=1, waiting=8, longest_wait=5) as admission:
+    async with AdmissionController(client, fail_at_a, at_a_time=1, waiting=8, longest_wait=5) as admission:
         await desk.ask(await open_desk(desk, admission), "ab")
         await eventually(lambda: len(desk.answers) == 2, within=5)
     assert desk.codes == {"accepted": 1, "500": 1}
@@ -145,21 +147,21 @@ async def test_an_answer_that_cannot_be_sent_is_told_to_its_asker_and_ends_nothi
         return b"done"
 
     async with asyncio.timeout(10):
-        async with Admission(client, work, at_a_time=1, waiting=9, longest_wait=30) as admission:
+        async with AdmissionController(client, work, at_a_time=1, waiting=9, longest_wait=30) as admission:
             subject = await open_desk(desk, admission)
             await desk.ask(subject, "abcde")
             await eventually(lambda: len(desk.answers) == 5, within=5)
     assert [(msg.headers or {}).get(ERROR_CODE) for msg in desk.answers] == ["500"] * 4 + [None]
     assert "MaxPayloadError" in desk.answers[0].headers[ERROR]
     assert "two\\\\nlines, and an \\xe9" in desk.answers[3].headers[ERROR]
-    assert (admission.answered, admission.refused, admission.untold) == (1, 4, 0)
+    assert (admission.answered, admission.refused, admission.unsent_replies) == (1, 4, 0)
 
 
 async def test_leaving_finishes_what_was_taken_on_and_refuses_what_still_comes(client, desk):
-    async def leave(admission: Admission) -> None:
+    async def leave(admission: AdmissionController) -> None:
         await admission.__aexit__(None, None, None)
 
-    admission = await Admission(client, desk.work, at_a_time=1, waiting=8, longest_wait=5).__aenter__()
+    admission = await AdmissionController(client, desk.work, at_a_time=1, waiting=8, longest_wait=5).__aenter__()
     subject = await open_desk(desk, admission)
     await desk.ask(subject, "ab")
     await eventually(lambda: desk.began == [b"a"], within=5)
@@ -176,7 +178,7 @@ async def test_leaving_finishes_what_was_taken_on_and_refuses_what_still_comes(c
 
 async def test_a_message_that_asks_for_no_answer_is_worked_on_and_answered_nowhere(client, desk):
     desk.gate.set()
-    async with Admission(client, desk.work, at_a_time=1, waiting=1, longest_wait=5) as admission:
+    async with AdmissionController(client, desk.work, at_a_time=1, waiting=1, longest_wait=5) as admission:
         subject = await open_desk(desk, admission)
         await client.publish(subject, b"a")
         await eventually(lambda: desk.ended == [b"a"], within=5)
@@ -192,10 +194,10 @@ async def test_a_policy_that_takes_nothing_on_is_refused_with_its_numbers(client
     policy = {"at_a_time": 4, "waiting": 16, "longest_wait": 0.1} | bad
     [(name, value)] = bad.items()
     with pytest.raises(ValueError, match=f"{name}={value}.* expected 1 or more"):
-        Admission(client, desk.work, **policy)
+        AdmissionController(client, desk.work, **policy)
 
 
 async def test_a_request_before_anybody_works_is_an_error_that_says_what_to_do(client, desk):
-    admission = Admission(client, desk.work, at_a_time=1, waiting=1, longest_wait=1)
+    admission = AdmissionController(client, desk.work, at_a_time=1, waiting=1, longest_wait=1)
     with pytest.raises(RuntimeError, match="x: a request and nobody to work on it; admit inside `async with"):
         await admission.admit(Msg(client, subject="x"))

@@ -8,7 +8,7 @@ from nats.js import JetStreamContext
 
 from mesh_lab.errors import PublishRefusedError, UnknownOutcomeError
 from mesh_lab.patterns.atomic_batch import BatchMessage, publish_together
-from mesh_lab.patterns.reaching import reachable
+from mesh_lab.patterns.jetstream_wait import wait_routable
 from mesh_lab.patterns.waiting import eventually
 from mesh_lab.servers.start import start_mesh
 
@@ -16,7 +16,7 @@ from mesh_lab.servers.start import start_mesh
 async def _stream(client: Client, name: str, **config) -> JetStreamContext:
     js = client.jetstream(timeout=5.0)
     await js.add_stream(name=name, subjects=[f"{name}.*"], num_replicas=3, **{"allow_atomic": True, **config})
-    await reachable(client, name)
+    await wait_routable(client, name)
     return js
 
 

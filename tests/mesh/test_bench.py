@@ -12,24 +12,24 @@ import msgspec
 import pytest
 
 from mesh_lab.bench import peer
-from mesh_lab.bench.ladder import Place, _check, climb, messages_of, run_once
+from mesh_lab.bench.cases import CASES, END_TO_END, PUBLISH, BenchCase
 from mesh_lab.bench.report import BenchReport, as_json, json_schema, report_of
-from mesh_lab.bench.rungs import ALL, END_TO_END, PUBLISH, Rung
+from mesh_lab.bench.suite import StreamSetup, _check, messages_of, run_once, run_suite
 from mesh_lab.errors import LoadFailedError, NoPeerError, WrongTotalsError
 from mesh_lab.measure.load_jobs import Report
 from mesh_lab.orders.dataset import EVERYTHING
 from mesh_lab.servers.mesh import Mesh
 
-HERE = Place(3, "file")
+HERE = StreamSetup(3, "file")
 WINDOWED = next(rung for rung in PUBLISH if rung.name == "windowed publisher")
 
 
-def _small(rung: Rung) -> Rung:
+def _small(rung: BenchCase) -> BenchCase:
     return dataclasses.replace(rung, messages=1_500)
 
 
-@pytest.mark.parametrize("rung", ALL, ids=lambda rung: rung.name)
-async def test_every_rung_runs_and_stores_or_counts_all_of_it(mesh: Mesh, rung: Rung) -> None:
+@pytest.mark.parametrize("rung", CASES, ids=lambda rung: rung.name)
+async def test_every_rung_runs_and_stores_or_counts_all_of_it(mesh: Mesh, rung: BenchCase) -> None:
     seconds, stored, version = await run_once(mesh, _small(rung), HERE)
     assert seconds > 0
     assert version.startswith("2.")
@@ -43,7 +43,7 @@ async def test_every_rung_runs_and_stores_or_counts_all_of_it(mesh: Mesh, rung: 
 async def test_a_climb_has_its_runs_without_the_first_and_the_report_has_the_schema(mesh: Mesh) -> None:
     rungs = [_small(PUBLISH[-1]), _small(END_TO_END[0])]
     started: list[str] = []
-    results = await climb({3: mesh}, rungs, [HERE], rounds=2, seed=1, progress=started.append)
+    results = await run_suite({3: mesh}, rungs, [HERE], rounds=2, seed=1, progress=started.append)
     assert len(started) == 6
     assert [result.measurement.runs for result in results] == [2, 2]
     report = report_of(results)
@@ -59,7 +59,7 @@ async def test_a_climb_has_its_runs_without_the_first_and_the_report_has_the_sch
 
 async def test_no_rounds_are_refused(mesh: Mesh) -> None:
     with pytest.raises(ValueError, match="rounds=0, warmup=1: expected rounds >= 1"):
-        await climb({3: mesh}, [PUBLISH[0]], [HERE], rounds=0)
+        await run_suite({3: mesh}, [PUBLISH[0]], [HERE], rounds=0)
 
 
 async def test_a_stream_that_does_not_hold_everything_is_an_error_and_no_figure(mesh: Mesh) -> None:

@@ -24,7 +24,7 @@ from mesh_lab.orders.bulk_lane import (
 )
 from mesh_lab.orders.dataset import EVERYTHING, read_orders
 from mesh_lab.orders.totals import totals_of
-from mesh_lab.patterns.reaching import reachable
+from mesh_lab.patterns.jetstream_wait import wait_routable
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import start_mesh
 
@@ -34,7 +34,7 @@ async def lane(client: Client):
     js = client.jetstream(timeout=5.0)
     await create_bulk_lane(js, replicas=3)
     for stream in (STREAM, REJECTED_STREAM):
-        await reachable(client, stream)
+        await wait_routable(client, stream)
     yield js
     for stream in (STREAM, REJECTED_STREAM):
         await js.delete_stream(stream)

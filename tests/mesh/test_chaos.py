@@ -14,17 +14,17 @@ from nats.js.api import StorageType, StreamConfig
 from programs import killed_at_the_end
 
 from mesh_lab import start_mesh
-from mesh_lab.chaos.audit import audit
 from mesh_lab.chaos.command import run_chaos, run_power_cuts
+from mesh_lab.chaos.invariants import audit
 from mesh_lab.chaos.power_cut import power_cut, why_not
 from mesh_lab.chaos.run import caught_up, chaos_run, look, read_replicas
 from mesh_lab.chaos.schedule import Step, inflict, start_all
 from mesh_lab.chaos.stored import read_stream
 from mesh_lab.chaos.writers import Writers
-from mesh_lab.errors import NoPowerCutError, NotOursError
+from mesh_lab.errors import NoPowerCutError, UnsupportedByBackendError
 from mesh_lab.orders.event_store import open_event_store
 from mesh_lab.orders.order import ALL_SUBJECTS, STREAM
-from mesh_lab.patterns.reaching import reachable
+from mesh_lab.patterns.jetstream_wait import wait_routable
 from mesh_lab.patterns.waiting import eventually
 
 
@@ -49,7 +49,7 @@ async def test_what_is_acknowledged_outlives_every_kind_of_fault():
     async with await start_mesh(servers=3, links=True) as mesh:
         client = await mesh.connect()
         await open_event_store(client, replicas=3)
-        await reachable(client, STREAM)
+        await wait_routable(client, STREAM)
         told: list[str] = []
         async with Writers(mesh) as writing:
             hits = await inflict(mesh, STREAM, steps, now=lambda: writing.now_s, told=told.append)
@@ -79,14 +79,14 @@ async def test_three_copies_in_memory_are_lost_together_and_that_is_seen():
         await client.jetstream().add_stream(
             StreamConfig(name=STREAM, subjects=[ALL_SUBJECTS], num_replicas=3, storage=StorageType.MEMORY)
         )
-        await reachable(client, STREAM)
+        await wait_routable(client, STREAM)
         async with Writers(mesh, number=2) as writing:
             await eventually(lambda: len(writing.history) > 200, within=20.0)
         for name in mesh.servers:
             await mesh.kill(name)
         await start_all(mesh)
         reader = await mesh.connect()
-        await reachable(reader, STREAM, within=30.0)
+        await wait_routable(reader, STREAM, within=30.0)
         found = audit(writing.history, await read_stream(reader, STREAM))
         assert len(found.lost) == found.acknowledged > 200
         assert not await caught_up(mesh, writing.history)
@@ -96,7 +96,7 @@ async def test_the_disks_hold_what_a_client_reads():
     async with await start_mesh(servers=3) as mesh:
         client = await mesh.connect()
         await open_event_store(client, replicas=3)
-        await reachable(client, STREAM)
+        await wait_routable(client, STREAM)
         async with Writers(mesh, number=2) as writing:
             await eventually(lambda: len(writing.history) > 200, within=20.0)
         assert await caught_up(mesh, writing.history)
@@ -141,13 +141,13 @@ async def test_a_run_that_is_broken_off_leaves_all_servers_running_and_no_link_c
 async def test_other_meshes_than_three_local_servers_are_refused():
     async with await start_mesh(servers=1) as mesh:
         for run in (chaos_run(mesh, seed=1, seconds=3.0), read_replicas(mesh, STREAM)):
-            with pytest.raises(NotOursError, match="1 servers of backend 'local', expected 3 local ones"):
+            with pytest.raises(UnsupportedByBackendError, match="1 servers of backend 'local', expected 3 local ones"):
                 await run
 
 
 async def test_links_that_are_not_there_cannot_be_cut():
     async with await start_mesh(servers=3) as mesh:
-        with pytest.raises(NotOursError, match=r"start_mesh\(links=True\)"):
+        with pytest.raises(UnsupportedByBackendError, match=r"start_mesh\(links=True\)"):
             await chaos_run(mesh, seed=1, seconds=3.0, kinds=["cut"])
 
 
@@ -155,7 +155,7 @@ async def test_writers_that_are_stopped_at_once_call_what_is_on_its_way_unknown(
     async with await start_mesh(servers=1) as mesh:
         client = await mesh.connect()
         await open_event_store(client)
-        await reachable(client, STREAM)
+        await wait_routable(client, STREAM)
         async with Writers(mesh, number=2) as writing:
             await eventually(lambda: len(writing.history) > 50, within=20.0)
             await mesh.pause("n1")

@@ -9,8 +9,8 @@ import pytest
 from exercise_cells import ExerciseCells
 
 from mesh_lab.notebook.exercises import check
-from mesh_lab.orders.dataset import read_orders
-from mesh_lab.patterns.waiting import eventually
+from mesh_lab.orders import read_orders
+from mesh_lab.patterns import eventually
 from mesh_lab.servers import start
 
 CELLS = ExerciseCells("00_start_here", read_orders=read_orders)

@@ -7,7 +7,7 @@ import pytest
 from exercise_cells import ExerciseCells
 
 from mesh_lab.notebook.exercises import check
-from mesh_lab.orders.order import encode
+from mesh_lab.orders import encode
 
 CELLS = ExerciseCells("01_publish_and_subscribe", encode=encode)
 NUMBERS = ["1.1", "1.2", "1.3"]

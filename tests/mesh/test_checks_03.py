@@ -8,7 +8,7 @@ from nats.js.errors import APIError
 
 from mesh_lab.errors import OrderFormatError
 from mesh_lab.notebook.exercises import check
-from mesh_lab.orders.order import decode
+from mesh_lab.orders import decode
 
 CELLS = ExerciseCells("03_keep_orders_in_jetstream", imports=("mesh_lab.", "nats.", "contextlib"))
 NUMBERS = ["3.1", "3.2", "3.3"]

@@ -7,7 +7,7 @@ import pytest
 from exercise_cells import ExerciseCells, refused
 
 from mesh_lab.notebook.exercises import check
-from mesh_lab.patterns.waiting import eventually
+from mesh_lab.patterns import eventually
 
 CELLS = ExerciseCells("04_measure_without_lying", imports=("mesh_lab.patterns",), asyncio=asyncio, time=time)
 NUMBERS = ["4.1", "4.2", "4.3"]

@@ -7,7 +7,7 @@ import pytest
 from exercise_cells import ExerciseCells, refused
 from nats.js.errors import APIError
 
-from mesh_lab.patterns.publishing import WindowedPublisher
+from mesh_lab.patterns import WindowedPublisher
 
 CELLS = ExerciseCells("08_batch_and_compress", asyncio=asyncio, json=json, WindowedPublisher=WindowedPublisher)
 NUMBERS = ["8.1", "8.2", "8.3"]

@@ -8,7 +8,7 @@ import pytest
 from exercise_cells import ExerciseCells, refused
 from nats.js.errors import APIError, BadRequestError, NotFoundError
 
-from mesh_lab.orders.order import encode
+from mesh_lab.orders import encode
 
 FIRST = {"Nats-Expected-Last-Subject-Sequence": "0"}
 CELLS = ExerciseCells(

@@ -3,7 +3,7 @@
 import pytest
 from exercise_cells import ExerciseCells, refused
 
-from mesh_lab.orders.order import decode
+from mesh_lab.orders import decode
 
 CELLS = ExerciseCells("14_run_the_order_mesh", imports=("mesh_lab.orders",))
 NUMBERS = ["14.1", "14.2"]

@@ -11,8 +11,8 @@ from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig
 
 from mesh_lab.patterns.consuming import PullConsumer, position, read_in_order
+from mesh_lab.patterns.jetstream_wait import wait_routable
 from mesh_lab.patterns.publishing import WindowedPublisher
-from mesh_lab.patterns.reaching import reachable
 from mesh_lab.patterns.waiting import eventually
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import start_mesh
@@ -21,7 +21,7 @@ from mesh_lab.servers.start import start_mesh
 async def _filled(client: Client, name: str, messages: int, **config) -> JetStreamContext:
     js = client.jetstream(timeout=5.0)
     await js.add_stream(name=name, subjects=[f"{name}.>"], **config)
-    await reachable(client, name)
+    await wait_routable(client, name)
     async with WindowedPublisher(client) as publisher:
         for n in range(1, messages + 1):
             await publisher.publish(f"{name}.{n % 3}", b"%d" % n, msg_id=str(n))
@@ -220,9 +220,9 @@ async def test_a_worker_goes_on_when_its_consumers_leader_is_killed() -> None:
 async def test_a_reader_that_is_cancelled_again_while_it_leaves_keeps_the_client_alive(client: Client) -> None:
     js = client.jetstream(timeout=5.0)
     await js.add_stream(name="TWICE", subjects=["TWICE.*"])
-    await reachable(client, "TWICE")
+    await wait_routable(client, "TWICE")
     await js.add_consumer("TWICE", durable_name="workers", ack_policy="explicit")
-    await reachable(client, "TWICE", "workers")
+    await wait_routable(client, "TWICE", "workers")
 
     async def read(entered: asyncio.Event) -> None:
         async with PullConsumer(client, "TWICE", "workers") as consumer:

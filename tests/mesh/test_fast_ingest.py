@@ -8,7 +8,7 @@ from nats.js import JetStreamContext
 
 from mesh_lab.errors import BatchEndedError, PublishRefusedError, UnknownOutcomeError
 from mesh_lab.patterns.fast_ingest import FastIngest, ingest
-from mesh_lab.patterns.reaching import answered, reachable
+from mesh_lab.patterns.jetstream_wait import retry, wait_routable
 from mesh_lab.patterns.waiting import eventually
 from mesh_lab.servers.start import start_mesh
 
@@ -17,12 +17,12 @@ async def _stream(client: Client, name: str, **config) -> JetStreamContext:
     js = client.jetstream(timeout=5.0)
     settings = {"allow_batched": True, "num_replicas": 3, **config}
     await js.add_stream(name=name, subjects=[f"{name}.*"], **settings)
-    await reachable(client, name)
+    await wait_routable(client, name)
     return js
 
 
 async def _stored(js: JetStreamContext, stream: str) -> int:
-    return (await answered(lambda: js.stream_info(stream))).state.messages
+    return (await retry(lambda: js.stream_info(stream))).state.messages
 
 
 @pytest.mark.parametrize("flow", [1, 7, 1_000])

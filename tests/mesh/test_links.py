@@ -9,8 +9,14 @@ import psutil
 import pytest
 from nats.js.api import ExternalStream, Placement, StreamSource
 
-from mesh_lab.errors import LinksFailedError, MeshClosedError, NotOursError, UnknownLinkError, UnknownServerError
-from mesh_lab.patterns.reaching import answered, reachable
+from mesh_lab.errors import (
+    LinksFailedError,
+    MeshClosedError,
+    UnknownLinkError,
+    UnknownServerError,
+    UnsupportedByBackendError,
+)
+from mesh_lab.patterns.jetstream_wait import retry, wait_routable
 from mesh_lab.patterns.waiting import eventually
 from mesh_lab.servers.start import start_mesh
 
@@ -208,8 +214,8 @@ async def test_a_silent_cut_of_seconds_heals_within_ten_more() -> None:
         client = await mesh.connect(region="eu")
         here = client.jetstream(timeout=2.0)
         orders = {"subjects": ["orders.>"], "num_replicas": 3, "placement": Placement(cluster="eu")}
-        await answered(lambda: here.add_stream(name="ORDERS", **orders))
-        await reachable(client, "ORDERS")
+        await retry(lambda: here.add_stream(name="ORDERS", **orders))
+        await wait_routable(client, "ORDERS")
         await mesh.cut("eu", "us")
         end = time.monotonic() + 6.0
         acknowledged = 0
@@ -234,7 +240,7 @@ async def test_orders_taken_while_the_store_is_cut_off_arrive_once_each_after_it
     hub = (await regions.connect(region="eu")).jetstream()
     await edge.add_stream(name="TAKEN", subjects=["taken.>"])
     source = StreamSource(name="TAKEN", external=ExternalStream(api="$JS.store-berlin.API"))
-    await answered(lambda: hub.add_stream(name="ARRIVED", sources=[source], num_replicas=3))
+    await retry(lambda: hub.add_stream(name="ARRIVED", sources=[source], num_replicas=3))
     for mode in ("silent", "reset"):
         await regions.cut("store-berlin", "eu", mode=mode)
         for number in range(200):
@@ -248,7 +254,7 @@ async def test_orders_taken_while_the_store_is_cut_off_arrive_once_each_after_it
 
 
 async def same(js, count: int) -> bool:
-    return (await answered(lambda: js.stream_info("ARRIVED"))).state.messages == count
+    return (await retry(lambda: js.stream_info("ARRIVED"))).state.messages == count
 
 
 async def stored(js, stream: str) -> list[str]:
@@ -302,7 +308,9 @@ async def test_an_unknown_place_or_link_is_named_beside_the_known_ones(regions) 
 
 async def test_a_mesh_without_links_says_how_to_get_them(mesh) -> None:
     for attempt in (lambda: mesh.slow("n1", "n2", latency=0.1), lambda: mesh.cut("n1", "n2"), mesh.heal, mesh.lanes):
-        with pytest.raises(NotOursError, match=r"joined directly, not by links; use start_mesh\(links=True\)"):
+        with pytest.raises(
+            UnsupportedByBackendError, match=r"joined directly, not by links; use start_mesh\(links=True\)"
+        ):
             await attempt()
 
 

@@ -17,7 +17,7 @@ from programs import killed_at_the_end
 
 from mesh_lab.measure.load import LoadFailedError, deliver_load, publish_load
 from mesh_lab.measure.measurement import measure
-from mesh_lab.patterns.reaching import reachable, read_by_server
+from mesh_lab.patterns.jetstream_wait import flush_through, wait_routable
 from mesh_lab.patterns.waiting import eventually
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import start_mesh
@@ -35,7 +35,7 @@ async def orders(client: Client) -> AsyncIterator[JetStreamContext]:
     """A stream of orders on three servers, gone after the test."""
     js = client.jetstream()
     await js.add_stream(name="LOAD", subjects=["orders.*.*.placed"], num_replicas=3)
-    await reachable(client, "LOAD")
+    await wait_routable(client, "LOAD")
     yield js
     await js.delete_stream("LOAD")
 
@@ -131,7 +131,7 @@ async def test_a_message_that_somebody_sent_again_is_counted_as_a_duplicate(mesh
             await client.flush()
 
     await (await client.subscribe("orders.eu.*.placed", cb=repeat)).unsubscribe(limit=1)  # it hears the first alone
-    await read_by_server(client)
+    await flush_through(client)
     run = await deliver_load(mesh.connect_options(), messages=60_000)
     assert len(repeated) == 1
     assert (run.lost, run.duplicates) == (0, 1)

@@ -9,10 +9,10 @@ import nats.errors
 import nkeys
 import pytest
 
-from mesh_lab.errors import BadConfigError, NotOursError
+from mesh_lab.errors import BadConfigError, UnsupportedByBackendError
 from mesh_lab.measure.load import deliver_load
 from mesh_lab.notebook.services import Services
-from mesh_lab.patterns.reaching import read_by_server
+from mesh_lab.patterns.jetstream_wait import flush_through
 from mesh_lab.patterns.waiting import eventually
 from mesh_lab.security.certificates import Authority
 from mesh_lab.servers.mesh import Mesh
@@ -39,7 +39,7 @@ async def test_regions_and_leaf_nodes_talk_tls_too() -> None:
     async with await start_mesh(regions={"eu": 1, "us": 1}, leaves=["shop"], tls=Authority()) as mesh:
         berlin, texas = await mesh.connect(to="shop"), await mesh.connect(region="us")
         sub = await texas.subscribe("orders.eu")
-        await read_by_server(texas)
+        await flush_through(texas)
 
         async def heard() -> bool:
             await berlin.publish("orders.eu", b"an order")
@@ -78,7 +78,7 @@ async def test_a_service_connects_by_tls(tmp_path) -> None:
     async with await start_mesh(tls=Authority()) as mesh:
         client, services = await mesh.connect(), Services()
         asked = await client.subscribe("hello")
-        await read_by_server(client)
+        await flush_through(client)
         services.run("greeter", "async def main(nc):\n    await nc.publish('hello', b'from a service')\n", replicas=1)
         try:
             assert (await asked.next_msg(timeout=10)).data == b"from a service"
@@ -95,7 +95,9 @@ async def test_known_by_certificate_without_tls_is_refused() -> None:
 
 async def test_tls_for_containers_is_refused(monkeypatch) -> None:
     monkeypatch.setenv("MESH_LAB_BACKEND", "docker")
-    with pytest.raises(NotOursError, match="tls asked for, but the servers of backend 'docker' stand as they are"):
+    with pytest.raises(
+        UnsupportedByBackendError, match="tls asked for, but the servers of backend 'docker' stand as they are"
+    ):
         await start_mesh(servers=3, tls=Authority())
 
 
@@ -169,7 +171,7 @@ async def test_a_second_flush_comes_after_the_server_s_complaint() -> None:
 
             client = await nats.connect(mesh.urls, nkeys_seed_str=seed.decode(), error_cb=note)
             await client.publish("orders.eu", b"")
-            await read_by_server(client)
+            await flush_through(client)
             assert len(complaints) == 1
             await asyncio.wait_for(client.close(), 5)
 
@@ -180,7 +182,7 @@ async def test_who_may_hear_one_level_may_hear_all_below() -> None:
     async with await start_mesh(users_config=user(seed, 'subscribe: "work.*"')) as mesh:
         client, other = await nats.connect(mesh.urls, nkeys_seed_str=seed.decode()), await mesh.connect()
         deep = await client.subscribe("work.>")
-        await read_by_server(client)
+        await flush_through(client)
         await other.publish("work.ada.exam", b"")
         await eventually(lambda: deep.pending_msgs == 1, within=5.0)
         await client.close()

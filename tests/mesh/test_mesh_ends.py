@@ -12,7 +12,7 @@ import psutil
 import pytest
 from programs import killed_at_the_end
 
-from mesh_lab.errors import NotOursError, ServerExitedError
+from mesh_lab.errors import ServerExitedError, UnsupportedByBackendError
 from mesh_lab.patterns.waiting import eventually
 from mesh_lab.servers.binary import ensure_server
 from mesh_lab.servers.external import _address
@@ -123,7 +123,9 @@ async def test_a_reload_with_a_dead_server_changes_nothing() -> None:
 
 async def test_settings_for_an_external_mesh_are_refused(monkeypatch) -> None:
     monkeypatch.setenv("MESH_LAB_URL", "nats://127.0.0.1:9")
-    with pytest.raises(NotOursError, match="further settings asked for, but external servers stand as they are"):
+    with pytest.raises(
+        UnsupportedByBackendError, match="further settings asked for, but external servers stand as they are"
+    ):
         await start_mesh(users_config="{ user: x, password: y }")
 
 

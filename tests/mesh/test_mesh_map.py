@@ -8,8 +8,8 @@ import pytest
 
 from mesh_lab import start_mesh
 from mesh_lab.notebook.mesh_map import MeshMap
-from mesh_lab.observe.looking import look_at, rate_per_s
-from mesh_lab.patterns.reaching import read_by_server
+from mesh_lab.observe.snapshots import rate_per_s, snapshot
+from mesh_lab.patterns.jetstream_wait import flush_through
 from mesh_lab.patterns.waiting import eventually
 
 
@@ -21,7 +21,7 @@ async def all_answer(mesh):
     """Look until every server answers within its second, which a busy machine may not give it at once."""
 
     async def look():
-        looks = await asyncio.to_thread(look_at, monitors(mesh))
+        looks = await asyncio.to_thread(snapshot, monitors(mesh))
         return looks if set(looks) == set(mesh.servers) else None
 
     return await eventually(look, within=20.0)
@@ -54,7 +54,7 @@ async def test_a_look_sees_clients_leaders_and_what_passed(mesh):
         heard.append(msg)
 
     await reader.subscribe("seen.>", cb=note)
-    await read_by_server(reader)
+    await flush_through(reader)
     await eventually(lambda: probed(till, heard), within=10.0, every=0.1)
     heard.clear()
     js = till.jetstream(timeout=10.0)
@@ -80,9 +80,9 @@ async def test_who_is_dead_or_frozen_does_not_hold_up_the_look():
     async with await start_mesh(servers=3) as mesh:
         await mesh.kill("n1")
         await mesh.pause("n2")
-        looks = await asyncio.to_thread(look_at, monitors(mesh))
+        looks = await asyncio.to_thread(snapshot, monitors(mesh))
         assert set(looks) == {"n3"}
-        assert look_at({}) == {}
+        assert snapshot({}) == {}
 
 
 async def test_the_map_follows_and_its_buttons_break_and_mend():

@@ -18,7 +18,6 @@ from nats.aio.client import Client
 from programs import killed_at_the_end
 
 from mesh_lab.errors import PublishRefusedError, ServiceFailedError, WrongTotalsError
-from mesh_lab.order_run import run_orders
 from mesh_lab.orders.dataset import EVERYTHING, read_orders
 from mesh_lab.orders.event_store import (
     WORKERS,
@@ -28,12 +27,13 @@ from mesh_lab.orders.event_store import (
     open_event_store,
     read_order,
 )
+from mesh_lab.orders.job.run import run_orders
 from mesh_lab.orders.order import STREAM, encode
 from mesh_lab.orders.publisher import place_orders
 from mesh_lab.orders.read_model import Summary, ask_read_model, serve_read_model
 from mesh_lab.orders.totals import totals_of
 from mesh_lab.orders.worker import REJECTED, Worker
-from mesh_lab.patterns.reaching import reachable
+from mesh_lab.patterns.jetstream_wait import wait_routable
 from mesh_lab.patterns.waiting import eventually
 from mesh_lab.security.certificates import Authority
 from mesh_lab.servers.mesh import Mesh
@@ -48,7 +48,7 @@ async def store(client: Client):
     js = client.jetstream(timeout=5.0)
     await create_event_store(js, replicas=3)
     await create_worker_group(js, ack_wait=5.0)
-    await reachable(client, STREAM)
+    await wait_routable(client, STREAM)
     yield js
     await js.delete_stream(STREAM)
 

@@ -23,7 +23,7 @@ from mesh_lab.notebook.services import Services
 from mesh_lab.orders.dataset import read_orders
 from mesh_lab.orders.order import decode, encode
 from mesh_lab.patterns.consuming import PullConsumer, read_in_order
-from mesh_lab.patterns.reaching import reachable
+from mesh_lab.patterns.jetstream_wait import wait_routable
 from mesh_lab.patterns.waiting import eventually
 from mesh_lab.servers.guard import OWNER_VARIABLE
 from mesh_lab.servers.mesh import Mesh
@@ -38,7 +38,7 @@ STREAM = "ACCEPTED"
 # A shop's desk: it stores an order, and only then says "accepted". What differs is who may wait for it.
 DESK = """
 from mesh_lab.orders.order import decode
-from mesh_lab.patterns.admitting import Admission
+from mesh_lab.patterns.load_shedding import AdmissionController
 
 
 async def main(nc):
@@ -51,7 +51,7 @@ async def main(nc):
         return b"accepted"
 """
 PROTECTED = f"""
-    async with Admission(nc, accept, at_a_time=4, waiting=32, longest_wait={LONGEST_WAIT_S}) as admission:
+    async with AdmissionController(nc, accept, at_a_time=4, waiting=32, longest_wait={LONGEST_WAIT_S}) as admission:
         await nc.subscribe("desk.place", queue="desk", cb=admission.admit)
         await asyncio.Event().wait()
 """
@@ -110,7 +110,7 @@ async def overload(mesh: Mesh, services: Services, desk: str, *, seconds: float)
         js = client.jetstream(timeout=10)
         # A short memory for ids: what the servers need for it is not what is measured here.
         await js.add_stream(name=STREAM, subjects=["accepted.*"], num_replicas=3, duplicate_window=1)
-        await reachable(client, STREAM)
+        await wait_routable(client, STREAM)
         services.run("desk", DESK + desk)
         load: dict[str, Any] = {"options": mesh.connect_options(), "subject": "desk.place"}
         calm = await paced_load(**load, rate_per_s=CAPACITY_PER_S / 4, seconds=2, payloads=payloads[:CALM])
@@ -183,7 +183,7 @@ async def test_a_full_stream_refuses_and_keeps_everything_that_it_acknowledged(m
     js = client.jetstream(timeout=10)
     name = f"FULL-{next(iter(limit))}"
     await js.add_stream(name=name, subjects=[f"{name}.*"], discard="new", retention="workqueue", **limit)
-    await reachable(client, name)
+    await wait_routable(client, name)
     payloads = [encode(order) for order in read_orders(first=600)]
     load = {"subject": f"{name}.{{n}}", "until": "ack", "payloads": payloads, "patience": 10}
     run = await paced_load(mesh.connect_options(), rate_per_s=400, seconds=1.5, **load)
@@ -197,7 +197,7 @@ async def test_a_full_stream_refuses_and_keeps_everything_that_it_acknowledged(m
 
     # A worker takes one, and there is room for one.
     taker = await js.pull_subscribe(f"{name}.*", durable="taker", stream=name)
-    await reachable(client, name, "taker")
+    await wait_routable(client, name, "taker")
     kept = []
     while len(kept) < len(acknowledged) + 1:
         for msg in await taker.fetch(100 if kept else 1, timeout=5):
@@ -213,11 +213,11 @@ async def test_max_ack_pending_bounds_what_all_workers_together_have_in_hand(cli
     js = client.jetstream(timeout=10)
     name = f"HANDS-{limit}"
     await js.add_stream(name=name, subjects=[f"{name}.*"])
-    await reachable(client, name)
+    await wait_routable(client, name)
     for n in range(500):
         await client.publish(f"{name}.{n}")
     await js.add_consumer(name, durable_name="workers", ack_policy="explicit", max_ack_pending=limit)
-    await reachable(client, name, "workers")
+    await wait_routable(client, name, "workers")
     in_hand, seen, done = 0, [0], []
 
     async def work() -> None:

@@ -11,7 +11,7 @@ from nats.js import JetStreamContext
 
 from mesh_lab.errors import LoadFailedError
 from mesh_lab.measure.paced import PacedRun, paced_load
-from mesh_lab.patterns.reaching import reachable
+from mesh_lab.patterns.jetstream_wait import wait_routable
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import start_mesh
 
@@ -40,7 +40,7 @@ async def stream(desk: Client) -> AsyncIterator[JetStreamContext]:
     """A stream that takes 30 messages and refuses the next one."""
     js = desk.jetstream(timeout=10)
     await js.add_stream(name="PACED", subjects=["paced.store.*"], max_msgs=30, discard="new")
-    await reachable(desk, "PACED")
+    await wait_routable(desk, "PACED")
     yield js
     await js.delete_stream("PACED")
 

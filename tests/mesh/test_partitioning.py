@@ -27,9 +27,9 @@ from nats.js.api import SubjectTransform
 from mesh_lab.errors import GroupMismatchError, MemberNameTakenError
 from mesh_lab.orders.dataset import read_orders
 from mesh_lab.patterns.consuming import position, read_in_order
+from mesh_lab.patterns.jetstream_wait import wait_routable
 from mesh_lab.patterns.partitioning import GroupMember, Partition
 from mesh_lab.patterns.publishing import WindowedPublisher
-from mesh_lab.patterns.reaching import reachable
 from mesh_lab.patterns.waiting import eventually
 from mesh_lab.servers.mesh import Mesh
 
@@ -54,7 +54,7 @@ async def make_stream(client: Client, name: str, partitions: int = PARTITIONS) -
     await js.add_stream(
         name=name, subjects=[f"{low}.*.*.*"], subject_transform=SubjectTransform(src=f"{low}.*.*.*", dest=to)
     )
-    await reachable(client, name)  # an event that is sent again would come behind the next one of its order
+    await wait_routable(client, name)  # an event that is sent again would come behind the next one of its order
     return f"{low}.{{partition}}.>"
 
 

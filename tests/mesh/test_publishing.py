@@ -9,8 +9,8 @@ from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 
 from mesh_lab.errors import PublishRefusedError, UnknownOutcomeError
+from mesh_lab.patterns.jetstream_wait import retry, wait_routable
 from mesh_lab.patterns.publishing import WindowedPublisher
-from mesh_lab.patterns.reaching import answered, reachable
 from mesh_lab.patterns.waiting import eventually
 from mesh_lab.servers.start import start_mesh
 
@@ -18,7 +18,7 @@ from mesh_lab.servers.start import start_mesh
 async def _stream(client: Client, name: str, **config) -> JetStreamContext:
     js = client.jetstream(timeout=5.0)
     await js.add_stream(name=name, subjects=[f"{name}.>"], **config)
-    await reachable(client, name)  # or the first message is sent again, and lands behind those that came after it
+    await wait_routable(client, name)  # or the first message is sent again, and lands behind those that came after it
     return js
 
 
@@ -158,14 +158,14 @@ async def test_no_message_is_lost_or_doubled_when_the_leader_goes(fault: str) ->
         async with asyncio.timeout(45.0):
             await publish()
         assert len(set(stored)) == len(stored) == 6_000
-        assert (await answered(lambda: js.stream_info("FAULT"))).state.messages == 6_000
+        assert (await retry(lambda: js.stream_info("FAULT"))).state.messages == 6_000
         if fault == "pause":
             await mesh.resume(leader)  # it holds itself for the leader until it hears otherwise, and answers so
         else:
             await mesh.restart(leader)
 
         async def all_there() -> bool:
-            return (await answered(lambda: js.stream_info("FAULT"))).state.messages == 6_000
+            return (await retry(lambda: js.stream_info("FAULT"))).state.messages == 6_000
 
         await eventually(all_there, within=20.0)
 

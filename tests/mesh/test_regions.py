@@ -13,8 +13,8 @@ import pytest
 from nats.js.api import ExternalStream, Placement, StreamSource
 from programs import killed_at_the_end
 
-from mesh_lab.errors import BadLayoutError, NotOursError, UnknownServerError
-from mesh_lab.patterns.reaching import reachable
+from mesh_lab.errors import BadLayoutError, UnknownServerError, UnsupportedByBackendError
+from mesh_lab.patterns.jetstream_wait import wait_routable
 from mesh_lab.patterns.waiting import eventually
 from mesh_lab.servers.guard import OWNER_VARIABLE
 from mesh_lab.servers.start import start_mesh
@@ -33,7 +33,7 @@ async def test_regions_and_a_leaf_node_take_streams_at_once() -> None:
                 placed = Placement(cluster=region)
                 info = await js.add_stream(name=region, subjects=[f"{region}.>"], num_replicas=3, placement=placed)
                 assert info.cluster.name == region
-                await reachable(client, region)
+                await wait_routable(client, region)
                 assert (await js.publish(f"{region}.1", b"an order")).seq == 1
             # From the region, by the leaf node's domain.
             edge = client.jetstream(domain="store-berlin", timeout=2.0)
@@ -48,7 +48,7 @@ async def test_a_stream_of_one_region_is_placed_in_another_from_there() -> None:
         js = client.jetstream(timeout=2.0)
         info = await js.add_stream(name="FAR", subjects=["far.>"], num_replicas=3, placement=Placement(cluster="us"))
         assert info.cluster.name == "us"
-        await reachable(client, "FAR")
+        await wait_routable(client, "FAR")
         ack = await js.publish("far.1", b"an order")
         assert ack.stream == "FAR"
 
@@ -200,12 +200,12 @@ async def test_a_layout_that_cannot_be_is_refused_with_the_reason(asked, said) -
 
 
 async def test_regions_of_servers_that_are_not_ours_are_refused(monkeypatch) -> None:
-    with pytest.raises(NotOursError, match="regions and leaf nodes asked for.*'docker'.*backend='local'"):
+    with pytest.raises(UnsupportedByBackendError, match="regions and leaf nodes asked for.*'docker'.*backend='local'"):
         await start_mesh(regions=REGIONS, backend="docker")
     monkeypatch.setenv("MESH_LAB_URL", "nats://127.0.0.1:9")
-    with pytest.raises(NotOursError, match="regions and leaf nodes asked for.*'external'"):
+    with pytest.raises(UnsupportedByBackendError, match="regions and leaf nodes asked for.*'external'"):
         await start_mesh(leaves=LEAVES)
-    with pytest.raises(NotOursError, match="links asked for.*'external'"):
+    with pytest.raises(UnsupportedByBackendError, match="links asked for.*'external'"):
         await start_mesh(servers=3, links=True)
 
 

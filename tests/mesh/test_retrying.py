@@ -12,9 +12,9 @@ from nats.js.errors import NoStreamResponseError
 
 from mesh_lab.errors import CircuitOpenError, PoisonMessageError, PublishRefusedError
 from mesh_lab.patterns.dead_letters import letter_id
-from mesh_lab.patterns.reaching import reachable
-from mesh_lab.patterns.retrying import Backoff, work_off
-from mesh_lab.patterns.waiting import ended, eventually
+from mesh_lab.patterns.jetstream_wait import wait_routable
+from mesh_lab.patterns.retrying import Backoff, consume_with_retries
+from mesh_lab.patterns.waiting import cancel_and_join, eventually
 from mesh_lab.servers.mesh import Mesh
 
 QUICK = Backoff(first=0.02, most=0.1)
@@ -35,9 +35,9 @@ class Desk:
         await self.js.add_stream(name="WORK", subjects=["work.*"])
         await self.js.add_stream(name="DEAD", subjects=["dead.work"])
         await self.js.add_consumer("WORK", ConsumerConfig(durable_name="desk", ack_wait=self.ack_wait))
-        await reachable(self.client, "WORK", "desk")
-        await reachable(self.client, "WORK")
-        await reachable(self.client, "DEAD")
+        await wait_routable(self.client, "WORK", "desk")
+        await wait_routable(self.client, "WORK")
+        await wait_routable(self.client, "DEAD")
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -57,7 +57,7 @@ class Desk:
             await handle(msg)
 
         return asyncio.create_task(
-            work_off(
+            consume_with_retries(
                 self.client, "WORK", "desk", counting, dead=dead, attempts=attempts, backoff=backoff, stop=self.stop
             )
         )
@@ -195,7 +195,7 @@ async def buried(desk: Desk, reason: str) -> None:
         desk.stop.set()
         await working
     finally:
-        await ended(working)
+        await cancel_and_join(working)
 
 
 async def test_a_reason_is_cut_and_made_sendable(mesh: Mesh) -> None:
@@ -232,8 +232,8 @@ async def test_what_only_its_stream_would_keep_is_not_taken_off(mesh: Mesh) -> N
         await desk.js.add_stream(name="WORK", subjects=["work.*"], retention="workqueue")
         await desk.js.update_stream(name="DEAD", subjects=["dead.work"], max_msg_size=2_000)
         await desk.js.add_consumer("WORK", ConsumerConfig(durable_name="desk", ack_wait=1))
-        await reachable(desk.client, "WORK", "desk")
-        await reachable(desk.client, "WORK")
+        await wait_routable(desk.client, "WORK", "desk")
+        await wait_routable(desk.client, "WORK")
         await desk.put(bytes(5_000))
         with pytest.raises(PublishRefusedError, match=r"5,000 bytes, is too large for a letter on 'dead.work'"):
             await buried(desk, "no order")
@@ -258,7 +258,7 @@ async def test_a_header_that_nats_py_cannot_send_is_left_out(mesh: Mesh) -> None
 async def test_a_worker_whose_client_is_closed_ends(mesh: Mesh) -> None:
     async with Desk(mesh) as desk:
         own = await mesh.connect(name="closed")
-        working = asyncio.create_task(work_off(own, "WORK", "desk", well, dead="dead.work"))
+        working = asyncio.create_task(consume_with_retries(own, "WORK", "desk", well, dead="dead.work"))
         await asyncio.sleep(0.3)
         await own.close()
         with pytest.raises(ConnectionClosedError):
@@ -275,7 +275,7 @@ async def test_a_message_over_which_workers_die_is_buried_unhandled(mesh: Mesh) 
         for number in range(1, 4):
             working = desk.work(die)
             await eventually(lambda number=number: desk.tries[b"a"] == number, within=10.0)
-            await ended(working)
+            await cancel_and_join(working)
         working = desk.work(die)
         await eventually(desk.done, within=10.0)
         desk.stop.set()
@@ -360,11 +360,11 @@ async def test_cancelled_while_it_waits_it_gives_back_what_is_on_its_way(mesh: M
             await asyncio.sleep(0.05)
             publishing = asyncio.create_task(desk.put(str(number).encode()))
             await asyncio.sleep(0.001 * (number % 5))
-            await ended(working)
+            await cancel_and_join(working)
             await publishing
         working = desk.work(well)
         await eventually(desk.done, within=10.0)  # none of them waits for ack_wait
-        await ended(working)
+        await cancel_and_join(working)
         assert desk.tries == {str(number).encode(): 1 for number in range(20)}
 
 
@@ -374,13 +374,13 @@ async def test_it_outlives_a_consumer_that_has_no_leader_for_a_while(mesh: Mesh)
         await desk.js.delete_consumer("WORK", "desk")
         await asyncio.sleep(0.5)
         await desk.js.add_consumer("WORK", ConsumerConfig(durable_name="desk", ack_wait=1))
-        await reachable(desk.client, "WORK", "desk")
+        await wait_routable(desk.client, "WORK", "desk")
         await desk.put(b"a")
         try:
             await eventually(desk.done, within=10.0)
             assert desk.tries == {b"a": 1}
         finally:
-            await ended(working)
+            await cancel_and_join(working)
 
 
 def test_pauses_grow_up_to_a_limit_and_differ() -> None:

@@ -21,7 +21,7 @@ from mesh_lab.notebook import launch, service_host
 from mesh_lab.notebook.service import Service
 from mesh_lab.notebook.service_cell import service_magic
 from mesh_lab.notebook.services import Services
-from mesh_lab.patterns.reaching import reachable
+from mesh_lab.patterns.jetstream_wait import wait_routable
 from mesh_lab.patterns.waiting import eventually
 from mesh_lab.servers.guard import OWNER_VARIABLE
 from mesh_lab.servers.mesh import Mesh
@@ -297,7 +297,7 @@ async def test_a_graceful_stop_loses_no_message_that_was_received(cell: str, mes
     async with await mesh.connect() as client:
         js = client.jetstream()
         await js.add_stream(name="DONE", subjects=["done.>"])
-        await reachable(client, "DONE")
+        await wait_routable(client, "DONE")
         run(services, "worker --replicas 2", MARK + cell)
         marked = await collect(client, "marked")
         for number in range(200):
@@ -458,7 +458,7 @@ OWNER_PROGRAM = """
 import asyncio, os, sys
 from mesh_lab import start_mesh
 from mesh_lab.notebook.services import Services
-from mesh_lab.patterns.reaching import reachable
+from mesh_lab.patterns.jetstream_wait import wait_routable
 
 async def main():
     mesh = await start_mesh(servers=3)

@@ -21,13 +21,13 @@ from programs import killed_at_the_end
 
 from mesh_lab.errors import (
     MeshClosedError,
-    NotOursError,
     NotReadyError,
     ServerExitedError,
     StoreError,
     UnknownServerError,
+    UnsupportedByBackendError,
 )
-from mesh_lab.patterns.reaching import reachable
+from mesh_lab.patterns.jetstream_wait import wait_routable
 from mesh_lab.patterns.waiting import eventually
 from mesh_lab.servers.guard import OWNER_VARIABLE
 from mesh_lab.servers.joining import wait_until_routed
@@ -42,7 +42,7 @@ async def test_three_servers_take_a_replicated_stream_at_once() -> None:
             client = await mesh.connect()
             js = client.jetstream(timeout=2.0)
             info = await js.add_stream(name="ORDERS", subjects=["orders.>"], num_replicas=3)
-            await reachable(client, "ORDERS")
+            await wait_routable(client, "ORDERS")
             ack = await js.publish("orders.1", b"an order")
             assert (ack.seq, len(info.cluster.replicas)) == (1, 2)
 
@@ -306,7 +306,7 @@ async def test_an_external_mesh_is_used_and_not_touched(monkeypatch) -> None:
             assert options["password"] not in repr(mesh) + mesh._repr_html_()
             client = await mesh.connect()
             assert (await client.jetstream().account_info()).streams == 0
-            with pytest.raises(NotOursError, match="did not start it.*unset MESH_LAB_URL"):
+            with pytest.raises(UnsupportedByBackendError, match="did not start it.*unset MESH_LAB_URL"):
                 await mesh.kill(next(iter(mesh.servers)))
         assert local.healthy
 

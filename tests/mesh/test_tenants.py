@@ -10,13 +10,13 @@ import nats.errors
 import pytest
 from nats.aio.client import RawCredentials
 
-from mesh_lab.errors import NotOursError
+from mesh_lab.errors import UnsupportedByBackendError
 from mesh_lab.measure.load import deliver_load
-from mesh_lab.patterns.reaching import read_by_server
+from mesh_lab.patterns.jetstream_wait import flush_through
 from mesh_lab.security.accounts import Operator
 from mesh_lab.security.auth_callout import AUDIENCE, SUBJECT, Grant, Login, serve_logins
 from mesh_lab.security.certificates import Authority
-from mesh_lab.security.tokens import Key, encode
+from mesh_lab.security.tokens import Key, encode_token
 from mesh_lab.servers.start import start_mesh
 
 
@@ -51,7 +51,7 @@ async def test_what_an_operator_cannot_stand_beside_is_refused(beside) -> None:
 
 async def test_users_of_an_operator_are_not_reloaded() -> None:
     async with await start_mesh(operator=Operator()) as mesh:
-        with pytest.raises(NotOursError, match="its operator's; send a token to"):
+        with pytest.raises(UnsupportedByBackendError, match="its operator's; send a token to"):
             await mesh.reload(users_config="")
 
 
@@ -93,7 +93,7 @@ async def test_a_service_decides_who_comes_in_and_as_whom() -> None:
     async with await gate(issuer, password) as mesh:
         porter = await nats.connect(mesh.urls, user="porter", password=password)
         await serve_logins(porter, issuer, noting)
-        await read_by_server(porter)
+        await flush_through(porter)
         client = await nats.connect(mesh.urls, user="anna", password="right", name="till", error_cb=quiet)
         told = json.loads((await client.request("$SYS.REQ.USER.INFO")).data)["data"]
         assert told["account"] == "SHOP"
@@ -124,13 +124,13 @@ async def test_a_question_that_no_server_signed_is_not_answered() -> None:
     async with await gate(issuer, password) as mesh:
         porter = await nats.connect(mesh.urls, user="porter", password=password)
         await serve_logins(porter, issuer, decide)
-        await read_by_server(porter)
+        await flush_through(porter)
         asked = {
             "server_id": {"id": "NASERVER"},
             "user_nkey": victim.public,
             "connect_opts": {"user": "anna", "pass": "right"},
         }
-        forged = encode("authorization_request", asked, subject=victim.public, signer=forger, audience=AUDIENCE)
+        forged = encode_token("authorization_request", asked, subject=victim.public, signer=forger, audience=AUDIENCE)
         for question in (forged.encode(), b"nonsense", b"\xff"):
             with pytest.raises((nats.errors.TimeoutError, asyncio.TimeoutError)):
                 await porter.request(SUBJECT, question, timeout=0.5)

@@ -8,9 +8,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from mesh_lab.chaos import KINDS
-from mesh_lab.chaos.audit import audit
 from mesh_lab.chaos.history import Attempt, History
+from mesh_lab.chaos.invariants import audit
+from mesh_lab.chaos.kinds import KINDS
 from mesh_lab.chaos.run import ChaosRun
 from mesh_lab.chaos.schedule import Hit, Step, draw_schedule
 from mesh_lab.chaos.stored import Stored, read_replica

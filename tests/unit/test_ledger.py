@@ -7,8 +7,8 @@ from contextlib import closing
 import pytest
 
 from mesh_lab.errors import StoreError
-from mesh_lab.home import home
 from mesh_lab.measure import ledger, reference
+from mesh_lab.measure.data_dir import data_dir
 from mesh_lab.measure.ledger import compare, export_reference, latest, record, rows
 from mesh_lab.measure.measurement import Measurement
 
@@ -28,14 +28,14 @@ def published(rate, name="core publish", **facts):
 
 
 def test_the_home_is_made_for_its_owner_alone(place):
-    assert home() == place
+    assert data_dir() == place
     assert place.stat().st_mode & 0o777 == 0o700
 
 
 def test_the_home_keeps_the_mode_that_it_has(place):
     place.mkdir(mode=0o755)
     place.chmod(0o755)
-    home()
+    data_dir()
     assert place.stat().st_mode & 0o777 == 0o755
 
 
@@ -48,16 +48,16 @@ def test_a_home_that_cannot_be_made_is_a_clear_error(tmp_path, monkeypatch):
 
 def test_a_home_that_cannot_be_written_is_a_clear_error(place, monkeypatch):
     place.mkdir()
-    monkeypatch.setattr("mesh_lab.home.os.access", lambda *_: False)  # root may write everywhere
+    monkeypatch.setattr("mesh_lab.measure.data_dir.os.access", lambda *_: False)  # root may write everywhere
     with pytest.raises(StoreError, match="cannot be written; make it writable"):
-        home()
+        data_dir()
 
 
 def test_without_the_variable_the_home_is_where_the_platform_keeps_data(tmp_path, monkeypatch):
     monkeypatch.delenv("MESH_LAB_HOME")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.setattr("platformdirs.user_data_path", lambda name, **_: tmp_path / "data" / name)
-    assert home() == tmp_path / "data" / "mesh-lab"
+    assert data_dir() == tmp_path / "data" / "mesh-lab"
 
 
 def test_what_is_recorded_comes_back_as_it_was():
@@ -112,14 +112,14 @@ def test_an_interrupted_record_leaves_no_trace(monkeypatch):
 
 
 def test_a_ledger_that_is_none_is_a_clear_error(place):
-    (home() / "ledger.sqlite").write_text("these are not the bytes of a database, by no means at all")
+    (data_dir() / "ledger.sqlite").write_text("these are not the bytes of a database, by no means at all")
     with pytest.raises(StoreError, match="file is not a database; move it away to begin a new one"):
         rows(NOTEBOOK)
 
 
 def test_a_ledger_of_a_newer_version_is_a_clear_error():
     record(NOTEBOOK, published(1_000))
-    with closing(sqlite3.connect(home() / "ledger.sqlite")) as database:
+    with closing(sqlite3.connect(data_dir() / "ledger.sqlite")) as database:
         database.execute("PRAGMA user_version = 7")
     with pytest.raises(StoreError, match="has format 7, this version of mesh-lab reads 1: update mesh-lab"):
         record(NOTEBOOK, published(1_000))
@@ -127,7 +127,7 @@ def test_a_ledger_of_a_newer_version_is_a_clear_error():
 
 def test_a_ledger_with_nonsense_in_it_is_a_clear_error():
     record(NOTEBOOK, published(1_000))
-    with closing(sqlite3.connect(home() / "ledger.sqlite", isolation_level=None)) as database:
+    with closing(sqlite3.connect(data_dir() / "ledger.sqlite", isolation_level=None)) as database:
         database.execute("UPDATE measurements SET elapsed_s = '[-1]'")
     with pytest.raises(StoreError, match=r"no measurement \('core publish': elapsed_s=-1"):
         rows(NOTEBOOK)
@@ -136,7 +136,7 @@ def test_a_ledger_with_nonsense_in_it_is_a_clear_error():
 def test_a_ledger_that_another_program_holds_is_a_clear_error(monkeypatch):
     record(NOTEBOOK, published(1_000))
     monkeypatch.setattr(ledger, "LOCK_S", 0.05)
-    with closing(sqlite3.connect(home() / "ledger.sqlite", isolation_level=None)) as holder:
+    with closing(sqlite3.connect(data_dir() / "ledger.sqlite", isolation_level=None)) as holder:
         holder.execute("BEGIN EXCLUSIVE")
         with pytest.raises(StoreError, match="another program has held it"):
             rows(NOTEBOOK)
@@ -166,7 +166,7 @@ def test_the_table_sets_this_machine_beside_the_reference():
     record(NOTEBOOK, published(50, name="not measured here"))
     record(NOTEBOOK, Measurement("start", "ready", 1, (0.5, 0.5, 0.52)))
     export_reference(reference.REFERENCE)
-    (home() / "ledger.sqlite").unlink()
+    (data_dir() / "ledger.sqlite").unlink()
     record(NOTEBOOK, Measurement("start", "ready", 1, (1.0, 1.0, 1.25)))
     record(NOTEBOOK, published(2_500))
     shown = compare(NOTEBOOK).set_index("what")
@@ -210,7 +210,7 @@ def test_the_same_results_in_another_order_give_the_same_file(tmp_path):
     for name in ("a", "b"):
         record(NOTEBOOK, published(1_000, name=name))
     first = export_reference(tmp_path / "first.json").read_bytes()
-    (home() / "ledger.sqlite").unlink()
+    (data_dir() / "ledger.sqlite").unlink()
     for name in ("b", "a"):
         record(NOTEBOOK, published(1_000, name=name))
     assert export_reference(tmp_path / "second.json").read_bytes() == first

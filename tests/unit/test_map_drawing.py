@@ -6,14 +6,16 @@ from xml.etree import ElementTree
 import pytest
 
 from mesh_lab.notebook.map_drawing import BOX, draw
-from mesh_lab.observe.looking import Look, look_at, rate_per_s
+from mesh_lab.observe.snapshots import ServerSnapshot, rate_per_s, snapshot
 from mesh_lab.servers.layout import Layout, plan
 
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def look(*peers: str, at_s: float = 1.0, in_msgs: int = 0, passed: int = 0, server_id: str = "N1", **more) -> Look:
-    return Look(
+def look(
+    *peers: str, at_s: float = 1.0, in_msgs: int = 0, passed: int = 0, server_id: str = "N1", **more
+) -> ServerSnapshot:
+    return ServerSnapshot(
         at_s=at_s, server_id=server_id, in_msgs=in_msgs, slow_consumers=more.pop("slow", 0),
         clients=more.pop("clients", ()), leads=more.pop("leads", ()), peers=dict.fromkeys(peers, passed),
     )  # fmt: skip
@@ -137,4 +139,4 @@ class Told:
     ids=["no cluster", "itself", "another", "an election"],
 )
 def test_a_stream_is_led_by_whom_its_cluster_names(cluster, leads):
-    assert look_at({"n1": Told(cluster)})["n1"].leads == leads
+    assert snapshot({"n1": Told(cluster)})["n1"].leads == leads

@@ -7,7 +7,7 @@ import pytest
 
 from mesh_lab.errors import BadTokenError
 from mesh_lab.security.accounts import LIMITS, Operator, server_block
-from mesh_lab.security.tokens import Key, decode, encode
+from mesh_lab.security.tokens import Key, decode_token, encode_token
 
 
 @pytest.mark.parametrize(("role", "letter"), [("operator", "O"), ("account", "A"), ("user", "U")])
@@ -24,8 +24,10 @@ def test_a_key_for_anything_else_is_refused():
 
 def test_a_token_says_who_says_what_of_whom():
     signer, about = Key.new("account"), Key.new("user")
-    claims = decode(
-        encode("user", {"subs": 5}, subject=about.public, signer=signer, name="till", expires=2e9, audience="SHOP")
+    claims = decode_token(
+        encode_token(
+            "user", {"subs": 5}, subject=about.public, signer=signer, name="till", expires=2e9, audience="SHOP"
+        )
     )
     assert (claims["iss"], claims["sub"], claims["name"]) == (signer.public, about.public, "till")
     assert (claims["exp"], claims["aud"]) == (2_000_000_000, "SHOP")
@@ -44,24 +46,24 @@ def test_a_token_that_was_changed_is_refused(changes):
     token = Operator().account("alpha").token()
     assert changed(token) == token
     with pytest.raises(BadTokenError, match="the signature does not fit"):
-        decode(changed(token, **changes))
+        decode_token(changed(token, **changes))
 
 
 @pytest.mark.parametrize("token", ["", "a.b", "a.b.c", "e30.e30.e30", "!.!.!", "eyJhbGciOiJub25lIn0.e30."])
 def test_what_is_no_token_is_refused(token):
     with pytest.raises(BadTokenError, match=r"is no token|a token with the header"):
-        decode(token)
+        decode_token(token)
 
 
 def test_a_token_without_a_signature_algorithm_is_refused():
     token = Operator().token().split(".")
     none = base64.urlsafe_b64encode(b'{"typ":"JWT","alg":"none"}').decode().rstrip("=")
     with pytest.raises(BadTokenError, match="a token with the header"):
-        decode(f"{none}.{token[1]}.")
+        decode_token(f"{none}.{token[1]}.")
 
 
 def test_an_account_is_unlimited_where_nothing_was_said():
-    limits = decode(Operator().account("alpha", conn=2).token())["nats"]["limits"]
+    limits = decode_token(Operator().account("alpha", conn=2).token())["nats"]["limits"]
     assert limits == {**LIMITS, "conn": 2}
     assert 0 not in limits.values()
 
@@ -75,7 +77,7 @@ def test_a_user_is_vouched_for_by_the_account_alone():
     operator = Operator()
     account = operator.account("alpha")
     user = account.user("till", publish=["orders.>"], lives_for=60)
-    claims = decode(user.credentials.splitlines()[1])
+    claims = decode_token(user.credentials.splitlines()[1])
     assert (claims["iss"], claims["sub"]) == (account.public, user.public)
     assert claims["nats"]["pub"] == {"allow": ["orders.>"]}
     assert claims["nats"]["sub"] == {}
@@ -84,7 +86,7 @@ def test_a_user_is_vouched_for_by_the_account_alone():
 
 
 def test_a_user_who_may_publish_nothing_has_an_empty_list_and_not_none():
-    claims = decode(Operator().account("alpha").user("ear", publish=[]).credentials.splitlines()[1])
+    claims = decode_token(Operator().account("alpha").user("ear", publish=[]).credentials.splitlines()[1])
     assert claims["nats"]["pub"] == {"allow": []}
 
 

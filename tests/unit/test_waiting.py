@@ -7,7 +7,7 @@ import time
 import pytest
 
 from mesh_lab.errors import NotReadyError
-from mesh_lab.patterns.waiting import SHOWN_CHARACTERS, ended, eventually, to_its_end
+from mesh_lab.patterns.waiting import SHOWN_CHARACTERS, cancel_and_join, eventually, run_shielded
 
 
 async def test_it_returns_the_first_true_value() -> None:
@@ -92,7 +92,7 @@ async def test_a_task_that_loses_its_cancellation_is_ended_all_the_same() -> Non
     task = asyncio.create_task(ask_and_wait())
     await asyncio.sleep(0)
     answer.set_result("in the same moment")
-    await ended(task, again_after=0.01)
+    await cancel_and_join(task, again_after=0.01)
     assert went_on.is_set()
     assert task.cancelled()
 
@@ -103,7 +103,7 @@ async def test_tasks_that_are_over_stay_as_they_are() -> None:
 
     task = asyncio.create_task(fail())
     await asyncio.wait({task})
-    await ended(task)
+    await cancel_and_join(task)
     assert isinstance(task.exception(), OSError)
 
 
@@ -114,7 +114,7 @@ async def test_work_that_must_end_ends_however_often_its_owner_is_cancelled() ->
         await went_on.wait()
         done.append(1)
 
-    owner = asyncio.create_task(to_its_end(work()))
+    owner = asyncio.create_task(run_shielded(work()))
     for _ in range(3):
         await asyncio.sleep(0)
         owner.cancel()
@@ -132,8 +132,8 @@ async def test_what_ended_badly_meanwhile_is_the_cause() -> None:
         raise OSError("no space left")
 
     with pytest.raises(OSError, match="no space left"):
-        await to_its_end(work())
-    owner = asyncio.create_task(to_its_end(work()))
+        await run_shielded(work())
+    owner = asyncio.create_task(run_shielded(work()))
     await asyncio.sleep(0)
     owner.cancel()
     with pytest.raises(asyncio.CancelledError) as cancelled:

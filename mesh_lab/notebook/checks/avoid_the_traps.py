@@ -9,8 +9,7 @@ from nats.js.api import ConsumerConfig, ConsumerInfo
 
 from mesh_lab.errors import NotReadyError
 from mesh_lab.notebook.exercises import Verdict, correct, exercise, not_yet
-from mesh_lab.patterns.reaching import answered, reachable
-from mesh_lab.patterns.waiting import eventually
+from mesh_lab.patterns import eventually, retry, wait_routable
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import start_mesh
 
@@ -83,7 +82,7 @@ async def steals_no_consumer(mesh: Mesh, answer: Any) -> Verdict:
     """Open a consumer that is not there, open it again, and open it with other settings."""
     async with await start_mesh(backend="local") as own:
         js = (await own.connect(name="check 15.2")).jetstream(timeout=3.0)
-        await answered(lambda: js.add_stream(name="ORDERS", subjects=["orders.>"]))
+        await retry(lambda: js.add_stream(name="ORDERS", subjects=["orders.>"]))
         await answer(js, "ORDERS", _consumer())
         names = [info.name for info in await js.consumers_info("ORDERS")]
         if names != ["billing"]:
@@ -101,7 +100,7 @@ async def steals_no_consumer(mesh: Mesh, answer: Any) -> Verdict:
 
 
 async def _held(js: JetStreamContext) -> ConsumerInfo:
-    return await answered(lambda: js.consumer_info("ORDERS", "billing"))
+    return await retry(lambda: js.consumer_info("ORDERS", "billing"))
 
 
 async def _is_stolen(js: JetStreamContext, answer: Any, made: ConsumerInfo, settings: dict[str, Any]) -> Verdict | None:
@@ -138,9 +137,9 @@ async def holds_on(mesh: Mesh, answer: Any) -> Verdict:
     async with await start_mesh(backend="local") as own:
         client = await own.connect(name="check 15.3")
         js = client.jetstream(timeout=3.0)
-        await answered(lambda: js.add_stream(name="WORK", subjects=["work"]))
+        await retry(lambda: js.add_stream(name="WORK", subjects=["work"]))
         await js.add_consumer("WORK", ConsumerConfig(durable_name="desk", ack_wait=ACK_WAIT_S))
-        await reachable(client, "WORK", "desk")
+        await wait_routable(client, "WORK", "desk")
         verdict = await _long_work(js, answer)
         if verdict == AGAIN:  # a machine that stands still for ack_wait looks the same, once
             await js.purge_stream("WORK")
@@ -177,7 +176,7 @@ async def _long_work(js: JetStreamContext, answer: Any) -> Verdict | None:
         return not_yet("it returned before the work was done", "that it waits")
 
     async def acknowledged() -> bool:
-        return not (await answered(lambda: js.consumer_info("WORK", "desk"))).num_ack_pending
+        return not (await retry(lambda: js.consumer_info("WORK", "desk"))).num_ack_pending
 
     try:
         await eventually(acknowledged, within=ACK_WAIT_S / 2)

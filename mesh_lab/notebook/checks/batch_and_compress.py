@@ -12,7 +12,7 @@ from nats.js.errors import NotFoundError
 
 from mesh_lab.notebook.checks.common import LONG_S
 from mesh_lab.notebook.exercises import Verdict, correct, exercise, not_yet
-from mesh_lab.patterns.reaching import reachable
+from mesh_lab.patterns import wait_routable
 from mesh_lab.servers.mesh import Mesh
 
 API_TIMEOUT_S = 12.0
@@ -216,7 +216,7 @@ async def _stream_of(
         with suppress(NotFoundError):
             await js.delete_stream(stream)
         await js.add_stream(name=stream, **settings)
-        await reachable(client, stream)
+        await wait_routable(client, stream)
         try:
             yield client, js
         finally:

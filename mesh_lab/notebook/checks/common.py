@@ -8,8 +8,7 @@ import nats.errors
 from nats.aio.client import Client
 
 from mesh_lab.errors import NotReadyError
-from mesh_lab.patterns.reaching import read_by_server
-from mesh_lab.patterns.waiting import eventually
+from mesh_lab.patterns import eventually, flush_through
 from mesh_lab.servers.mesh import Mesh
 
 SOON_S = 0.5  # for what comes at once, or never
@@ -44,7 +43,7 @@ async def connect(mesh: Mesh, name: str) -> Client:
 
 async def subscriptions(mesh: Mesh, client: Client) -> int:
     """Return how many subscriptions a client has, by its server's own count; 0 where that cannot be asked."""
-    await read_by_server(client)
+    await flush_through(client)
     at = client.connected_url
     monitor = next((s.monitor for s in mesh.servers.values() if at is not None and s.port == at.port), None)
     if monitor is None:

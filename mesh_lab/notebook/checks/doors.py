@@ -7,7 +7,7 @@ import nats.errors
 from nats.aio.client import Client
 from nats.js.api import ConsumerConfig
 
-from mesh_lab.patterns.reaching import answered, reachable
+from mesh_lab.patterns import retry, wait_routable
 from mesh_lab.servers.mesh import Mesh
 
 
@@ -15,10 +15,10 @@ async def orders_to_ship(own: Mesh) -> Client:
     """Let a stream ORDERS hold one order for each of its consumers, and return who made it."""
     keeper = await own.connect(name="keeper")
     js = keeper.jetstream(timeout=3.0)
-    await answered(lambda: js.add_stream(name="ORDERS", subjects=["orders.>"]))
+    await retry(lambda: js.add_stream(name="ORDERS", subjects=["orders.>"]))
     for name in ("billing", "shipping"):
         await js.add_consumer("ORDERS", ConsumerConfig(durable_name=name, filter_subject="orders.*.*.placed"))
-        await reachable(keeper, "ORDERS", name)
+        await wait_routable(keeper, "ORDERS", name)
     await js.publish("orders.eu.000001.placed", b"{}")
     return keeper
 

@@ -13,11 +13,10 @@ from nats.js.errors import BadRequestError, NotFoundError
 
 from mesh_lab.errors import NotReadyError
 from mesh_lab.notebook.exercises import Verdict, correct, exercise, not_yet
-from mesh_lab.patterns.reaching import answered, appeared, reachable
-from mesh_lab.patterns.waiting import eventually
+from mesh_lab.patterns import eventually, retry, wait_routable, wait_stream
 from mesh_lab.servers.mesh import Mesh
 
-# Short, because a request that meets an election is never answered; what may be asked twice is, by answered().
+# Short, because a request that meets an election is never answered; what may be asked twice is, by retry().
 API_TIMEOUT_S = 3.0
 HOME, AWAY, STORE = "eu", "us", "store-berlin"
 FOLLOWED = "ORDERS-EU"
@@ -39,9 +38,9 @@ async def places_a_backup(mesh: Mesh, answer: Any) -> Verdict:
     """Read the stream's configuration from the servers, and wait until it holds what it follows."""
     async with _context(mesh, "check 5.1", BACKUP=HOME) as (_, js):
         await _have_followed(js)
-        await answered(lambda: answer(js))
+        await retry(lambda: answer(js))
         try:
-            info = await answered(partial(appeared, js, "BACKUP"))
+            info = await retry(partial(wait_stream, js, "BACKUP"))
         except NotFoundError:
             return not_yet("no stream BACKUP on the servers", "one that follows ORDERS-EU")
         if info.config.mirror is None or info.config.mirror.name != FOLLOWED:
@@ -70,7 +69,7 @@ async def _have_followed(js: JetStreamContext) -> None:
     """Have the lesson's stream to follow; where the check runs without the lesson, one is made, and stays."""
     with suppress(BadRequestError):  # it is there, with settings of the lesson's
         home = Placement(cluster=HOME)
-        await answered(
+        await retry(
             lambda: js.add_stream(name=FOLLOWED, subjects=["orders.eu.*.placed"], num_replicas=3, placement=home)
         )
 
@@ -107,11 +106,11 @@ async def predicts_the_wait(mesh: Mesh, answer: Any) -> Verdict:
     said = answer(0.0, list(ASKED_MS))
     async with _context(mesh, "check 5.2", **{"CHECK-5-2": HOME}) as (_, js):
         place = Placement(cluster=HOME)
-        await answered(lambda: js.add_stream(name="CHECK-5-2", subjects=["check52"], num_replicas=3, placement=place))
+        await retry(lambda: js.add_stream(name="CHECK-5-2", subjects=["check52"], num_replicas=3, placement=place))
         leader = await eventually(partial(_leader, js, "CHECK-5-2"), within=10.0)
         others = [name for name in mesh.layout.regions[HOME] if name != leader]
         near = await mesh.connect(name="check 5.2 near", to=leader)
-        await reachable(near, "CHECK-5-2")
+        await wait_routable(near, "CHECK-5-2")
         try:
             for follower, latency in zip(others, ASKED_MS, strict=True):
                 await mesh.slow(leader, follower, latency=latency / 1_000)
@@ -125,7 +124,7 @@ async def predicts_the_wait(mesh: Mesh, answer: Any) -> Verdict:
 
 
 async def _leader(js: JetStreamContext, stream: str) -> str:
-    cluster = (await answered(partial(appeared, js, stream))).cluster
+    cluster = (await retry(partial(wait_stream, js, stream))).cluster
     return (cluster.leader if cluster else None) or ""
 
 
@@ -156,13 +155,13 @@ async def collects_from_the_edge(mesh: Mesh, answer: Any) -> Verdict:
         _context(mesh, "check 5.3 store", at=STORE, RETURNS=STORE) as (till, store),
         _context(mesh, "check 5.3", **{"ALL-RETURNS": HOME}) as (_, js),
     ):
-        await answered(lambda: store.add_stream(name="RETURNS", subjects=["returns.*"]))
-        await reachable(till, "RETURNS")
+        await retry(lambda: store.add_stream(name="RETURNS", subjects=["returns.*"]))
+        await wait_routable(till, "RETURNS")
         for number in range(3):
             await store.publish(f"returns.{number}", b"a CD")
-        await answered(lambda: answer(js))
+        await retry(lambda: answer(js))
         try:
-            info = await answered(partial(appeared, js, "ALL-RETURNS"))
+            info = await retry(partial(wait_stream, js, "ALL-RETURNS"))
         except NotFoundError:
             return not_yet("no stream ALL-RETURNS in the regions", "one that sources RETURNS")
         if (api := _source_api(info.config)) != STORE_API:
@@ -198,7 +197,7 @@ def _source_api(config: StreamConfig) -> str:
 
 
 async def _held(js: JetStreamContext, stream: str) -> int:
-    return (await answered(partial(appeared, js, stream))).state.messages
+    return (await retry(partial(wait_stream, js, stream))).state.messages
 
 
 @asynccontextmanager
@@ -212,10 +211,10 @@ async def _context(
         js = client.jetstream(timeout=API_TIMEOUT_S)
         for stream in streams:
             with suppress(NotFoundError):
-                await answered(partial(js.delete_stream, stream))
+                await retry(partial(js.delete_stream, stream))
         try:
             yield client, js
         finally:
             for stream in streams:
                 with suppress(NotFoundError):
-                    await answered(partial(js.delete_stream, stream))
+                    await retry(partial(js.delete_stream, stream))

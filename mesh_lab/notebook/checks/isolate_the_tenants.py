@@ -14,9 +14,8 @@ from nats.aio.msg import Msg
 from mesh_lab.errors import NotReadyError
 from mesh_lab.notebook.checks.tenants import LIMITS, REACH, announce, close, join, reaches
 from mesh_lab.notebook.exercises import Verdict, correct, exercise, not_yet
-from mesh_lab.patterns.reaching import read_by_server
-from mesh_lab.patterns.waiting import eventually
-from mesh_lab.security.accounts import Account, Operator, User
+from mesh_lab.patterns import eventually, flush_through
+from mesh_lab.security import Account, Operator, User
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import start_mesh
 
@@ -63,7 +62,7 @@ async def _counter_is_shut(desk: Client, till: Client) -> Verdict | None:
         await msg.respond(b"refunded " + msg.data)
 
     await desk.subscribe("cards.refund", cb=refund)
-    await read_by_server(desk)
+    await flush_through(desk)
     try:
         answer = await till.request("refunds.ask", b"9.99", timeout=2)
     except (nats.errors.NoRespondersError, TimeoutError):
@@ -74,12 +73,12 @@ async def _counter_is_shut(desk: Client, till: Client) -> Verdict | None:
 async def _more_is_open(desk: Client, till: Client) -> Verdict | None:
     """Every subject here is tried in both directions, since a door can be too wide on either side."""
     at_bank, at_shop = await desk.subscribe(">"), await till.subscribe(">")
-    await asyncio.gather(read_by_server(desk), read_by_server(till))
+    await asyncio.gather(flush_through(desk), flush_through(till))
     for subject in ("cards.charge", "cards.refund", "notices.closed", "refunds.ask.all"):
         await desk.publish(subject, b"from the bank")
     for subject in ("cards.charge", "cards.refund", "refunds.other", "refunds.ask.all", "orders.eu.000001.placed"):
         await till.publish(subject, b"from the shop")
-    await asyncio.gather(read_by_server(desk), read_by_server(till))
+    await asyncio.gather(flush_through(desk), flush_through(till))
     for ear, who, other in ((at_bank, "bank", b"from the shop"), (at_shop, "shop", b"from the bank")):
         while ear.pending_msgs:
             msg = await ear.next_msg(timeout=1)
@@ -93,7 +92,7 @@ async def _stranger_is_served(desk: Client, other: Client) -> Verdict | None:
         await msg.respond(b"charged")
 
     await desk.subscribe("cards.charge", cb=charge)
-    await read_by_server(desk)
+    await flush_through(desk)
     try:
         await other.request("cards.charge", b"", timeout=1)
     except (nats.errors.NoRespondersError, TimeoutError):
@@ -168,10 +167,10 @@ async def _cannot_take_part(client: Client, teacher: Client, complaints: list[st
         await msg.respond(b"try again")
 
     await teacher.subscribe("work.ada.help", cb=help_out)
-    await read_by_server(teacher)
+    await flush_through(teacher)
     await client.subscribe("work.>")
     await client.publish("work.ada.done", b"")
-    await read_by_server(client)
+    await flush_through(client)
     if complaints:
         return not_yet(f"a participant was refused: {complaints[0]}", "work.ada.> to publish, work.> to hear")
     try:
@@ -199,7 +198,7 @@ async def _can_disturb(client: Client, complaints: list[str]) -> Verdict | None:
 async def _may(client: Client, complaints: list[str], attempt: Awaitable[object]) -> bool:
     complaints.clear()
     await attempt
-    await read_by_server(client)
+    await flush_through(client)
     return not complaints
 
 

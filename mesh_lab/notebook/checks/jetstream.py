@@ -14,9 +14,8 @@ from nats.js.api import ConsumerConfig, PubAck
 from nats.js.errors import APIError, NotFoundError
 
 from mesh_lab.notebook.exercises import Verdict, correct, exercise, not_yet
-from mesh_lab.orders.dataset import read_orders
-from mesh_lab.orders.order import Order, encode
-from mesh_lab.patterns.reaching import reachable
+from mesh_lab.orders import Order, encode, read_orders
+from mesh_lab.patterns import wait_routable
 from mesh_lab.servers.mesh import Mesh
 
 API_TIMEOUT_S = 12.0  # on a busy machine an election can hold up a stream of three replicas for seconds
@@ -55,7 +54,7 @@ async def makes_a_board(mesh: Mesh, answer: Any) -> Verdict:
         for setting, (wanted, in_words) in WISHES.items():
             if (seen := getattr(config, setting)) != wanted:
                 return not_yet(f"{setting} of the stream is {_shown(seen)}", in_words)
-        await reachable(client, "BOARD")
+        await wait_routable(client, "BOARD")
         for event in (b"placed", b"paid", b"shipped"):
             try:
                 await js.publish("board.000001", event)
@@ -110,10 +109,10 @@ async def handles_poison_and_bad_moments(mesh: Mesh, answer: Any) -> Verdict:
     async with _stream_of(mesh, "check 3.2", stream) as (client, js):
         terminated = await client.subscribe(f"$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.{stream}.*")
         await js.add_stream(name=stream, subjects=["check32.*"])
-        await reachable(client, stream)
+        await wait_routable(client, stream)
         config = ConsumerConfig(ack_wait=60.0)  # silence is no answer: it brings nothing back while the check looks
         reader = await js.pull_subscribe("check32.*", durable="till", stream=stream, config=config)
-        await reachable(client, stream, "till")
+        await wait_routable(client, stream, "till")
 
         async def work(within: float) -> bool:
             """Hand over what is delivered until all of it is answered for good; say whether that was so in time."""
@@ -200,7 +199,7 @@ async def cancels_in_time(mesh: Mesh, answer: Any) -> Verdict:
     stream = "CHECK-3-3"
     async with _stream_of(mesh, "check 3.3", stream) as (client, js):
         await js.add_stream(name=stream, subjects=["check33.*.*.*"])
-        await reachable(client, stream)
+        await wait_routable(client, stream)
         for number, (what, (before, rivals, wanted, life)) in enumerate(CASES.items(), 1):
             order = f"check33.eu.{number:06d}"
             for event in before.split():

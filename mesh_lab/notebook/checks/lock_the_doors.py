@@ -12,10 +12,8 @@ from nats.aio.client import Client
 from mesh_lab.errors import BadConfigError, NotReadyError
 from mesh_lab.notebook.checks.doors import enter, lets_in, orders_to_ship
 from mesh_lab.notebook.exercises import Verdict, correct, exercise, not_yet
-from mesh_lab.patterns.reaching import answered, read_by_server
-from mesh_lab.patterns.waiting import ended, eventually
-from mesh_lab.security.certificates import Authority
-from mesh_lab.security.tokens import Key
+from mesh_lab.patterns import cancel_and_join, eventually, flush_through, retry
+from mesh_lab.security import Authority, Key
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import start_mesh
 
@@ -76,7 +74,7 @@ async def shipping_can_ship_and_nothing_else(mesh: Mesh, answer: Any) -> Verdict
 
 async def _cannot_work(client: Client, keeper: Client, complaints: list[str]) -> Verdict | None:
     orders = await client.jetstream().pull_subscribe_bind("shipping", stream="ORDERS")
-    await read_by_server(client)
+    await flush_through(client)
     if complaints:
         return not_yet("shipping may not listen to its inbox", "an inbox for the orders that it asked for")
     try:
@@ -84,11 +82,11 @@ async def _cannot_work(client: Client, keeper: Client, complaints: list[str]) ->
     except TimeoutError:
         return not_yet("shipping asked for an order and got none", "the order that waits in its consumer")
     await order.ack()
-    await read_by_server(client)
+    await flush_through(client)
     if complaints or not await _acknowledged(keeper):
         return not_yet("shipping may not acknowledge its order", "an order acknowledged")
     await client.publish("orders.eu.000001.shipped", b"{}")
-    await read_by_server(client)
+    await flush_through(client)
     return not_yet("shipping may not publish shipped events", "an event stored") if complaints else None
 
 
@@ -96,7 +94,7 @@ async def _acknowledged(keeper: Client) -> bool:
     """Whether all that shipping's consumer gave out is acknowledged, in time: the consumer takes an ack when it can."""
 
     async def none_is_out() -> bool:
-        info = await answered(lambda: keeper.jetstream(timeout=3.0).consumer_info("ORDERS", "shipping"))
+        info = await retry(lambda: keeper.jetstream(timeout=3.0).consumer_info("ORDERS", "shipping"))
         return not info.num_ack_pending
 
     with contextlib.suppress(NotReadyError):
@@ -108,7 +106,7 @@ async def _can_do_too_much(client: Client, complaints: list[str]) -> Verdict | N
     async def may(attempt: Awaitable[object]) -> bool:
         complaints.clear()
         await attempt
-        await read_by_server(client)
+        await flush_through(client)
         return not complaints
 
     for subject, what in MUST_NOT_SUBSCRIBE.items():
@@ -153,7 +151,7 @@ async def changes_a_key(mesh: Mesh, answer: Any) -> Verdict:
         except _RefusedError:
             return not_yet("the shop moved to the new key, and the server did not know it", "the new key first")
         finally:
-            await ended(selling)
+            await cancel_and_join(selling)
         if shop.lost:
             return not_yet("the shop was cut off, and orders were lost", "a key that is valid until the shop has moved")
         if not await lets_in(own, new.seed):
@@ -244,7 +242,7 @@ async def connects_safely(mesh: Mesh, answer: Any) -> Verdict:
         checks_the_name = client.ssl_context is not None and client.ssl_context.check_hostname
         try:
             await client.publish("forbidden", b"")
-            await read_by_server(client)
+            await flush_through(client)
         finally:
             await client.close()
         if not any("forbidden" in complaint for complaint in complaints):

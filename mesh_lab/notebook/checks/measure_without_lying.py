@@ -9,10 +9,10 @@ from typing import Any
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from mesh_lab.measure.paced import paced_load
+from mesh_lab.measure import paced_load
 from mesh_lab.notebook.checks.common import connect, own_subject
 from mesh_lab.notebook.exercises import Verdict, correct, exercise, not_yet
-from mesh_lab.patterns.reaching import read_by_server
+from mesh_lab.patterns import flush_through
 from mesh_lab.servers.mesh import Mesh
 
 # 4.1
@@ -80,7 +80,7 @@ async def counts_what_is_processed(mesh: Mesh, answer: Any) -> Verdict:
 async def _served(client: Client, subject: str, callback: Any) -> AsyncIterator[str]:
     """Serve a subject with a callback while the block runs."""
     subscription = await client.subscribe(subject, cb=callback)
-    await read_by_server(client)
+    await flush_through(client)
     try:
         yield subject
     finally:

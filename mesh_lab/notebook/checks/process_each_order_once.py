@@ -9,8 +9,8 @@ from nats.js import JetStreamContext
 from nats.js.api import StreamConfig
 
 from mesh_lab.notebook.exercises import Verdict, correct, exercise, not_yet
-from mesh_lab.orders.order import Order
-from mesh_lab.patterns.reaching import answered, reachable
+from mesh_lab.orders import Order
+from mesh_lab.patterns import retry, wait_routable
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import start_mesh
 
@@ -48,8 +48,8 @@ async def pays_once(mesh: Mesh, answer: Any) -> Verdict:
         client = await own.connect(name="check 12.1")
         js = client.jetstream(timeout=3.0)
         paid = StreamConfig(name="PAID", subjects=["orders.*.*.paid"], duplicate_window=WINDOW_S)
-        await answered(lambda: js.add_stream(paid))
-        await reachable(client, "PAID")
+        await retry(lambda: js.add_stream(paid))
+        await wait_routable(client, "PAID")
         first, second, third = (Order(f"00077{n}", "eu", 1, datetime.date(1997, 1, 1), 1, 999) for n in (7, 8, 9))
         return (
             await _bank_is_away(js, answer, first)
@@ -61,7 +61,7 @@ async def pays_once(mesh: Mesh, answer: Any) -> Verdict:
 
 
 async def _held(js: JetStreamContext) -> int:
-    return (await answered(lambda: js.stream_info("PAID"))).state.messages
+    return (await retry(lambda: js.stream_info("PAID"))).state.messages
 
 
 async def _bank_is_away(js: JetStreamContext, answer: Any, order: Order) -> Verdict | None:
@@ -84,7 +84,7 @@ async def _is_called_again(js: JetStreamContext, answer: Any, order: Order) -> V
     await asyncio.sleep(2 * WINDOW_S)  # until the stream has forgotten ids
     await answer(js, order, bank.charge)
     await asyncio.gather(*(answer(js, order, bank.charge) for _ in range(3)))
-    info = await answered(lambda: js.stream_info("PAID"))
+    info = await retry(lambda: js.stream_info("PAID"))
     if info.state.last_seq != 1:
         return not_yet("called again, it stored a second paid event", "one for each order")
     if len(set(map(str, bank.keys))) != 1 or bank.keys[0] is None:
@@ -103,7 +103,7 @@ async def _key_is_the_order_s(js: JetStreamContext, answer: Any, first: Order, s
 
 async def _stream_is_sealed(js: JetStreamContext, answer: Any, paid: StreamConfig, order: Order) -> Verdict | None:
     paid.sealed = True
-    await answered(lambda: js.update_stream(paid))
+    await retry(lambda: js.update_stream(paid))
     bank = _Bank()
     try:
         await answer(js, order, bank.charge)

@@ -13,9 +13,8 @@ from nats.aio.msg import Msg
 from nats.errors import BadSubjectError
 
 from mesh_lab.notebook.exercises import Verdict, correct, exercise, not_yet
-from mesh_lab.orders.dataset import read_orders
-from mesh_lab.orders.order import Order, encode
-from mesh_lab.patterns.reaching import read_by_server
+from mesh_lab.orders import Order, encode, read_orders
+from mesh_lab.patterns import flush_through
 from mesh_lab.servers.mesh import Mesh
 
 SERVER_ANSWERS_WITHIN_S = 1.0  # a complete frame is answered in milliseconds, an incomplete one never
@@ -75,7 +74,7 @@ async def _not_granted(nc: Client, name: str, pattern: Any) -> Verdict | None:
         return not_yet(f"nats-py refuses {pattern!r} for {name}", f"{rule}; None if no subject can say it")
     for subject in ON_THE_MESH:
         await nc.publish(subject)
-    await read_by_server(nc)
+    await flush_through(nc)
     got = [(await sub.next_msg()).subject for _ in range(sub.pending_msgs)]
     await sub.unsubscribe()
     wanted = [subject for subject in ON_THE_MESH if WISHES[name](*subject.split("."))]
@@ -116,7 +115,7 @@ async def frames_a_message(mesh: Mesh, answer: Any) -> Verdict:
     """Send what the answer returns over a bare socket, and look at what a subscriber gets."""
     async with await mesh.connect(name="check 1.2") as nc:
         sub = await nc.subscribe("orders.check.>")
-        await read_by_server(nc)
+        await flush_through(nc)
         for case, payload, headers in FRAMES:
             frame = answer(SUBJECT, payload, dict(headers))
             if not isinstance(frame, bytes | bytearray):
@@ -201,7 +200,7 @@ async def notices_what_is_missing(mesh: Mesh, answer: Any) -> Verdict:
             orders = [msgspec.structs.replace(order, region="check") for order in some]
             sub = await nc.subscribe("orders.>")
             await publish_numbered(nc, orders)
-            await read_by_server(nc)
+            await flush_through(nc)
             messages = [await sub.next_msg() for _ in range(sub.pending_msgs)]
             await sub.unsubscribe()
             if wrong := _not_published(messages, orders):

@@ -13,8 +13,7 @@ from nats.aio.subscription import Subscription
 
 from mesh_lab.errors import NotReadyError
 from mesh_lab.notebook.exercises import Verdict, correct, exercise, not_yet
-from mesh_lab.patterns.admitting import ERROR, ERROR_CODE, RETRY_AFTER
-from mesh_lab.patterns.waiting import eventually
+from mesh_lab.patterns import ERROR, ERROR_CODE, RETRY_AFTER, eventually
 from mesh_lab.servers.mesh import Mesh
 
 ANSWER_WITHIN_S = 3.0

@@ -14,7 +14,7 @@ from nats.aio.msg import Msg
 from mesh_lab.notebook.checks import cheapest_offer  # noqa: F401  # registers 2.3
 from mesh_lab.notebook.checks.common import LONG_S, SOON_S, connect, nobody_on, own_subject, returns_within
 from mesh_lab.notebook.exercises import Verdict, correct, exercise, not_yet
-from mesh_lab.patterns.waiting import eventually
+from mesh_lab.patterns import eventually
 from mesh_lab.servers.mesh import Mesh
 
 CODE, REASON = "Nats-Service-Error-Code", "Nats-Service-Error"

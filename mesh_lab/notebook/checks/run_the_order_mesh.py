@@ -6,9 +6,8 @@ from typing import Any
 from nats.js import JetStreamContext
 
 from mesh_lab.notebook.exercises import Verdict, correct, exercise, not_yet
-from mesh_lab.orders.event_store import open_event_store
-from mesh_lab.orders.order import Event, Order, encode
-from mesh_lab.patterns.reaching import reachable
+from mesh_lab.orders import Event, Order, encode, open_event_store
+from mesh_lab.patterns import wait_routable
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import start_mesh
 
@@ -51,7 +50,7 @@ async def knows_the_unfinished(mesh: Mesh, answer: Any) -> Verdict:
     async with await start_mesh(backend="local") as own:
         client = await own.connect(name="check 14.1")
         await open_event_store(client)
-        await reachable(client, "ORDERS")
+        await wait_routable(client, "ORDERS")
         if (found := await answer(client)) != set():
             return not_yet(f"the store is empty, and {found!r} was returned", "an empty set")
         await _store(client.jetstream(timeout=3.0))
@@ -80,7 +79,7 @@ async def knows_the_worth(mesh: Mesh, answer: Any) -> Verdict:
     async with await start_mesh(backend="local") as own:
         client = await own.connect(name="check 14.2")
         await open_event_store(client)
-        await reachable(client, "ORDERS")
+        await wait_routable(client, "ORDERS")
         await _store(client.jetstream(timeout=3.0))
         for again in ("", "asked again, "):
             found = await answer(client)

@@ -13,7 +13,7 @@ from nats.js.errors import NoStreamResponseError, NotFoundError
 from nats.js.kv import KeyValue
 
 from mesh_lab.notebook.exercises import Verdict, correct, exercise, not_yet
-from mesh_lab.patterns.reaching import answered, appeared, reachable
+from mesh_lab.patterns import retry, wait_routable, wait_stream
 from mesh_lab.servers.mesh import Mesh
 
 API_TIMEOUT_S = 5.0
@@ -52,8 +52,8 @@ async def _partitions(client: Client, js: JetStreamContext, count: int) -> dict[
     transform = SubjectTransform(src="check61.*", dest=f"check61.{{{{partition({count},1)}}}}.{{{{wildcard(1)}}}}")
     await _delete(js, "CHECK-6-1")
     try:
-        await answered(lambda: js.add_stream(name="CHECK-6-1", subjects=["check61.*"], subject_transform=transform))
-        await reachable(client, "CHECK-6-1")
+        await retry(lambda: js.add_stream(name="CHECK-6-1", subjects=["check61.*"], subject_transform=transform))
+        await wait_routable(client, "CHECK-6-1")
         for key in KEYS:
             await js.publish(f"check61.{key}", b"")
         stored = await _subjects(js, "CHECK-6-1")
@@ -83,12 +83,12 @@ async def keeps_customers_together(mesh: Mesh, answer: Any) -> Verdict:
         js = client.jetstream(timeout=API_TIMEOUT_S)
         await _delete(js, "RETURNS")
         try:
-            await answered(lambda: answer(js))
+            await retry(lambda: answer(js))
             try:
-                await answered(partial(appeared, js, "RETURNS"))
+                await retry(partial(wait_stream, js, "RETURNS"))
             except NotFoundError:
                 return not_yet("no stream RETURNS on the servers", "one for returns.*.*.*")
-            await reachable(client, "RETURNS")
+            await wait_routable(client, "RETURNS")
             for region, customer, order in RETURNS:
                 with suppress(NoStreamResponseError):  # the verdict says so
                     await js.publish(f"returns.{region}.{customer}.{order}", b"a CD")
@@ -151,7 +151,7 @@ async def refuses_yesterdays_owner(mesh: Mesh, answer: Any) -> Verdict:
         js = client.jetstream(timeout=API_TIMEOUT_S)
         await _delete(js, "KV_CHECK-6-3")
         bucket = await js.create_key_value(bucket="CHECK-6-3")
-        await reachable(client, "KV_CHECK-6-3")
+        await wait_routable(client, "KV_CHECK-6-3")
         try:
             return await _in_turn(bucket, answer) or await _at_once(js, bucket, answer)
         finally:
@@ -226,10 +226,10 @@ async def _entry(bucket: KeyValue, key: str) -> dict[str, Any]:
 
 
 async def _subjects(js: JetStreamContext, stream: str) -> list[str]:
-    state = (await answered(lambda: js.stream_info(stream, subjects_filter=">"))).state
+    state = (await retry(lambda: js.stream_info(stream, subjects_filter=">"))).state
     return sorted(state.subjects or {})
 
 
 async def _delete(js: JetStreamContext, stream: str) -> None:
     with suppress(NotFoundError):
-        await answered(partial(js.delete_stream, stream))
+        await retry(partial(js.delete_stream, stream))

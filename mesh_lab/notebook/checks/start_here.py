@@ -10,9 +10,8 @@ from nats.aio.subscription import Subscription
 
 from mesh_lab.errors import NotReadyError
 from mesh_lab.notebook.exercises import Verdict, correct, exercise, not_yet
-from mesh_lab.orders.dataset import read_orders
-from mesh_lab.orders.order import Event, encode
-from mesh_lab.patterns.waiting import eventually
+from mesh_lab.orders import Event, encode, read_orders
+from mesh_lab.patterns import eventually
 from mesh_lab.servers.mesh import Mesh
 
 TENTH = 9

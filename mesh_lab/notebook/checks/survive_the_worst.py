@@ -3,16 +3,10 @@
 import asyncio
 from typing import Any
 
-from mesh_lab.chaos.audit import audit
-from mesh_lab.chaos.history import Attempt, Outcome
-from mesh_lab.chaos.run import caught_up
-from mesh_lab.chaos.stored import Stored, read_stream
-from mesh_lab.chaos.writers import Writers
+from mesh_lab.chaos import Attempt, Outcome, Stored, Writers, audit, caught_up, read_stream
 from mesh_lab.notebook.exercises import Verdict, correct, exercise, not_yet
-from mesh_lab.orders.event_store import open_event_store
-from mesh_lab.orders.order import STREAM
-from mesh_lab.patterns.reaching import reachable
-from mesh_lab.patterns.waiting import eventually
+from mesh_lab.orders import STREAM, open_event_store
+from mesh_lab.patterns import eventually, wait_routable
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import start_mesh
 
@@ -116,7 +110,7 @@ async def _roll(answer: Any) -> Verdict:
     async with await start_mesh(servers=3, backend="local") as own:
         client = await own.connect(name="check 13.2")
         await open_event_store(client, replicas=3)
-        await reachable(client, STREAM)
+        await wait_routable(client, STREAM)
         before = await asyncio.to_thread(_starts, own)
         async with Writers(own, number=2) as writing:
             await eventually(lambda: len(writing.history) >= 100, within=30.0)

@@ -9,9 +9,8 @@ import nats.errors
 from nats.aio.client import Client, RawCredentials
 from nats.js.errors import APIError
 
-from mesh_lab.patterns.reaching import answered
-from mesh_lab.patterns.waiting import eventually
-from mesh_lab.security.accounts import Account, User
+from mesh_lab.patterns import eventually, retry
+from mesh_lab.security import Account, User
 from mesh_lab.servers.mesh import Mesh
 
 LIMITS = {"connections": 3, "subscriptions": 20, "bytes in a message": 65_536, "streams": 2, "bytes on disk": 5_000_000}
@@ -107,7 +106,7 @@ async def _with_streams(client: Client, sizes: dict[str, int]) -> None:
     js, made = client.jetstream(timeout=3.0), []
     try:
         for name, size in sizes.items():
-            await answered(partial(js.add_stream, name=name, subjects=[name], max_bytes=size))
+            await retry(partial(js.add_stream, name=name, subjects=[name], max_bytes=size))
             made.append(name)
     finally:
         for name in made:

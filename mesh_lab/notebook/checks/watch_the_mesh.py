@@ -12,8 +12,7 @@ from nats.js.api import ConsumerConfig
 
 from mesh_lab.errors import NotReadyError
 from mesh_lab.notebook.exercises import Verdict, correct, exercise, not_yet
-from mesh_lab.patterns.reaching import answered, reachable, read_by_server
-from mesh_lab.patterns.waiting import eventually
+from mesh_lab.patterns import eventually, flush_through, retry, wait_routable
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import start_mesh
 
@@ -82,7 +81,7 @@ async def hears_guesses(mesh: Mesh, answer: Any) -> Verdict:
         watching = await answer(admin, LIMIT, alarms.append)
         if not isinstance(watching, Subscription):
             return not_yet(f"{type(watching).__name__} was returned", "the subscription")
-        await read_by_server(admin)
+        await flush_through(admin)
         for user, times in (("anna", LIMIT - 1), ("ben", LIMIT), ("carl", LIMIT + 2), ("anna", 0)):
             for _ in range(times):
                 await _guess(own, user)
@@ -127,9 +126,9 @@ async def knows_the_oldest(mesh: Mesh, answer: Any) -> Verdict:
     async with await start_mesh(backend="local") as own:
         client = await own.connect(name="check 11.3")
         js = client.jetstream(timeout=3.0)
-        await answered(lambda: js.add_stream(name="WORK", subjects=["work", "other"]))
+        await retry(lambda: js.add_stream(name="WORK", subjects=["work", "other"]))
         await js.add_consumer("WORK", ConsumerConfig(durable_name="desk", ack_wait=60, filter_subject="work"))
-        await reachable(client, "WORK", "desk")
+        await wait_routable(client, "WORK", "desk")
         return await _ages(js, answer) or correct("seconds are what was promised; a count says nothing about them")
 
 

@@ -26,7 +26,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from mesh_lab.patterns.limiting import TokenBucket
-from mesh_lab.patterns.waiting import ended
+from mesh_lab.patterns.waiting import cancel_and_join
 
 ERROR_CODE, ERROR = "Nats-Service-Error-Code", "Nats-Service-Error"
 RETRY_AFTER = "Retry-After"
@@ -44,20 +44,20 @@ LONGEST_WHY = 500
 Work = Callable[[Msg], Awaitable[bytes]]
 
 
-class Admission:
+class AdmissionController:
     """Works on a bounded number of requests, with a bounded wait before, and refuses the others at once.
 
     Use it as an asynchronous context manager, and its :meth:`admit` as the callback of a subscription. Leaving it
     refuses what still comes, and waits until everything that was taken on is answered::
 
-        async with Admission(nc, work, at_a_time=4, waiting=16, longest_wait=0.1) as admission:
+        async with AdmissionController(nc, work, at_a_time=4, waiting=16, longest_wait=0.1) as admission:
             await nc.subscribe("orders.place", queue="shop", cb=admission.admit)
             await asyncio.Event().wait()  # until the process is stopped
 
     Attributes:
         answered: Requests worked on to their end, and answered.
         refused: Requests refused, for whatever reason.
-        untold: Answers and refusals that could not be sent, because the connection takes nothing.
+        unsent_replies: Answers and refusals that could not be sent, because the connection takes nothing.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Admission:
                 f"at_a_time={at_a_time}, waiting={waiting}, longest_wait={longest_wait}: expected 1 or more, "
                 "1 or more, and above 0 s"
             )
-        self.answered = self.refused = self.untold = 0
+        self.answered = self.refused = self.unsent_replies = 0
         self._client = client
         self._work = work
         self._at_a_time = at_a_time
@@ -113,7 +113,7 @@ class Admission:
         try:
             await self._turns.join()
         finally:
-            await ended(*self._workers)
+            await cancel_and_join(*self._workers)
 
     async def admit(self, msg: Msg) -> None:
         """Take a request on, or refuse it; return at once in either case.
@@ -129,7 +129,7 @@ class Admission:
             return
         if not self._workers:
             raise RuntimeError(
-                f"{msg.subject}: a request and nobody to work on it; admit inside `async with Admission(…)`"
+                f"{msg.subject}: a request and nobody to work on it; admit inside `async with AdmissionController(…)`"
             )
         if self._agreed is not None and (again := self._agreed.take()):
             await self._refuse(msg, 429, "faster than agreed", again)
@@ -146,7 +146,9 @@ class Admission:
             try:
                 await self._turn(msg, time.monotonic() - since)
             except (nats.errors.Error, RuntimeError):
-                self.untold += 1  # nobody can be told; the asker's patience ends, and the next turn may fare better
+                self.unsent_replies += (
+                    1  # nobody can be told; the asker's patience ends, and the next turn may fare better
+                )
             finally:
                 self._in_hand -= 1
                 self._turns.task_done()

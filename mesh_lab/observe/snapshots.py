@@ -14,7 +14,7 @@ _QUESTIONS = ("/varz", "/connz?limit=1000", "/routez", "/gatewayz", "/leafz", "/
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class ServerSnapshot:
     """What one server said of itself at one moment."""
 
     at_s: float
@@ -33,7 +33,7 @@ class Look:
     """For each server that it is joined to, the messages that passed between them on the connections that stand."""
 
 
-def look_at(monitors: Mapping[str, Monitor]) -> dict[str, Look]:
+def snapshot(monitors: Mapping[str, Monitor]) -> dict[str, ServerSnapshot]:
     """Return what each server says of itself; a server that does not answer in time is not in it.
 
     Blocks for as long as the slowest of them takes to answer, or not to.
@@ -50,7 +50,7 @@ def look_at(monitors: Mapping[str, Monitor]) -> dict[str, Look]:
     return {name: _look(name, answer, names) for name, answer in answers.items()}
 
 
-def rate_per_s(before: Look | None, now: Look, *, peer: str | None = None) -> float | None:
+def rate_per_s(before: ServerSnapshot | None, now: ServerSnapshot, *, peer: str | None = None) -> float | None:
     """Return messages a second between two looks at the same server.
 
     Args:
@@ -78,9 +78,9 @@ def _ask(monitor: Monitor) -> dict[str, Any] | None:
     return {**answer, _AT: monotonic()}
 
 
-def _look(name: str, answer: Mapping[str, Any], names: Mapping[str, str]) -> Look:
+def _look(name: str, answer: Mapping[str, Any], names: Mapping[str, str]) -> ServerSnapshot:
     varz = answer["/varz"]
-    return Look(
+    return ServerSnapshot(
         at_s=answer[_AT],
         server_id=varz["server_id"],
         in_msgs=varz["in_msgs"],

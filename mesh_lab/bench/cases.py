@@ -13,7 +13,7 @@ JOBS = "mesh_lab.bench.jobs"
 
 
 @dataclass(frozen=True, slots=True)
-class Rung:
+class BenchCase:
     """One way of doing it."""
 
     name: str
@@ -43,33 +43,34 @@ class Rung:
 
 BATCHED = {"allow_batched": True}
 PUBLISH = (
-    Rung("js.publish, one at a time", "publish", "acknowledged", ("publish_one_by_one",), 3_000, documented=True,
+    BenchCase("js.publish, one at a time", "publish", "acknowledged", ("publish_one_by_one",), 3_000, documented=True,
          quick=True),
-    Rung("js.publish_async", "publish", "acknowledged", ("publish_async",), 60_000, documented=True, quick=True),
-    Rung("js.publish_async, bounded wait", "publish", "acknowledged", ("publish_async_bounded",), 20_000,
+    BenchCase("js.publish_async", "publish", "acknowledged", ("publish_async",), 60_000, documented=True, quick=True),
+    BenchCase("js.publish_async, bounded wait", "publish", "acknowledged", ("publish_async_bounded",), 20_000,
          documented=True),
-    Rung("atomic batches of 500", "publish", "acknowledged", ("publish_atomically",), 60_000, window=500,
+    BenchCase("atomic batches of 500", "publish", "acknowledged", ("publish_atomically",), 60_000, window=500,
          stream={"allow_atomic": True}),
-    Rung("windowed publisher", "publish", "acknowledged", ("publish_windowed",), 100_000, window=4_000, quick=True),
-    Rung("fast ingest", "publish", "acknowledged", ("publish_fast",), 200_000, stream=BATCHED, quick=True),
+    BenchCase("windowed publisher", "publish", "acknowledged", ("publish_windowed",), 100_000, window=4_000,
+         quick=True),
+    BenchCase("fast ingest", "publish", "acknowledged", ("publish_fast",), 200_000, stream=BATCHED, quick=True),
 )  # fmt: skip
 CONSUME = (
-    Rung("fetch(500), an ack each", "consume", "processed", ("fetch_and_ack_each",), 40_000, documented=True,
+    BenchCase("fetch(500), an ack each", "consume", "processed", ("fetch_and_ack_each",), 40_000, documented=True,
          quick=True),
-    Rung("continuous, an ack each", "consume", "processed", ("consume_and_ack_each",), 120_000, window=5_000,
+    BenchCase("continuous, an ack each", "consume", "processed", ("consume_and_ack_each",), 120_000, window=5_000,
          quick=True),
-    Rung("continuous, ack all", "consume", "processed", ("consume_and_ack_all",), 200_000, window=10_000,
+    BenchCase("continuous, ack all", "consume", "processed", ("consume_and_ack_all",), 200_000, window=10_000,
          ack=AckPolicy.ALL, quick=True),
-    Rung("ordered reader, no ack", "consume", "processed", ("read_all",), 200_000, window=10_000),
+    BenchCase("ordered reader, no ack", "consume", "processed", ("read_all",), 200_000, window=10_000),
 )  # fmt: skip
 END_TO_END = (
-    Rung("single lane, windowed, an ack each", "end to end", "processed", ("place_singly", "work_singly"), 69_659,
+    BenchCase("single lane, windowed, an ack each", "end to end", "processed", ("place_singly", "work_singly"), 69_659,
          window=4_000, quick=True),
-    Rung("single lane, fast ingest, ack all", "end to end", "processed", ("place_fast", "work_singly_ack_all"), 69_659,
-         window=10_000, ack=AckPolicy.ALL, stream=BATCHED),
-    Rung("bulk lane, 256 orders a message", "end to end", "processed", ("place_in_bulk", "count_in_bulk"),
+    BenchCase("single lane, fast ingest, ack all", "end to end", "processed", ("place_fast", "work_singly_ack_all"),
+         69_659, window=10_000, ack=AckPolicy.ALL, stream=BATCHED),
+    BenchCase("bulk lane, 256 orders a message", "end to end", "processed", ("place_in_bulk", "count_in_bulk"),
          15 * 69_659, window=256, bulk=True, quick=True),
-    Rung("bulk lane, 1,024 orders, zstd", "end to end", "processed", ("place_in_bulk", "count_in_bulk"),
+    BenchCase("bulk lane, 1,024 orders, zstd", "end to end", "processed", ("place_in_bulk", "count_in_bulk"),
          15 * 69_659, window=1_024, bulk=True, compression="zstd"),
 )  # fmt: skip
-ALL = (*PUBLISH, *CONSUME, *END_TO_END)
+CASES = (*PUBLISH, *CONSUME, *END_TO_END)

@@ -8,7 +8,7 @@ from mesh_lab.errors import StoreError
 HOME_VARIABLE = "MESH_LAB_HOME"
 
 
-def home() -> Path:
+def data_dir() -> Path:
     """Return the directory, made for its owner alone (mode 0700) if it is not there yet.
 
     It is the one that ``MESH_LAB_HOME`` names; without that variable, the place where the platform keeps a

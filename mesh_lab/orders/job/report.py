@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from mesh_lab.order_run import OrderRun, run_orders
 from mesh_lab.orders.dataset import EVERYTHING, read_orders
+from mesh_lab.orders.job.run import OrderRun, run_orders
 from mesh_lab.orders.order import Event
 from mesh_lab.orders.read_model import Summary
 from mesh_lab.servers.backend import Backend
@@ -35,7 +35,7 @@ async def run_with_progress(
         backend: Where to run it, as in :func:`mesh_lab.start_mesh`. Containers stay up, without the run's stream.
 
     Raises:
-        MeshLabError: The run failed; see :func:`mesh_lab.order_run.run_orders`.
+        MeshLabError: The run failed; see :func:`mesh_lab.orders.job.run.run_orders`.
     """
     console = Console()
     count = EVERYTHING.orders if file is None and first is None else sum(1 for _ in read_orders(file, first=first))

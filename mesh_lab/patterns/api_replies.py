@@ -13,7 +13,7 @@ INVALID_SUBJECT = 10052
 """It will be as invalid the next time; the server's code for it is 500 all the same."""
 
 
-def may_pass(err: APIError) -> bool:
+def is_transient(err: APIError) -> bool:
     """Say whether the same request to JetStream's API may be answered otherwise in a moment."""
     if isinstance(err, ServiceUnavailableError) or err.err_code in {NO_PEERS, *TRANSIENT_ERR_CODES}:
         return True
@@ -43,7 +43,7 @@ class Ack(msgspec.Struct, frozen=True):
     duplicate: bool = False
 
 
-class PublishAnswer(msgspec.Struct, frozen=True):
+class PublishReply(msgspec.Struct, frozen=True):
     """What a stream answers to a message, or to the end of a batch (ADR-22, ADR-50)."""
 
     stream: str = ""

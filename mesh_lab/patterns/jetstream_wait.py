@@ -6,7 +6,7 @@ nobody who would answer, and says so. A service tries again, as :class:`~mesh_la
 does; a lesson or a test that makes a stream and uses it in the next line waits here.
 
 While servers elect a leader, after a cut or on a machine that is busy, a request to JetStream's API meets nobody, or
-one who says "temporarily unavailable". :func:`answered` asks again.
+one who says "temporarily unavailable". :func:`retry` asks again.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from nats.js import JetStreamContext
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError, ServiceUnavailableError
 
 from mesh_lab.errors import NotReadyError
-from mesh_lab.patterns.answers import TRANSIENT_ERR_CODES
+from mesh_lab.patterns.api_replies import TRANSIENT_ERR_CODES
 from mesh_lab.patterns.waiting import eventually
 
 T = TypeVar("T")
@@ -30,7 +30,7 @@ ANSWER_WITHIN_S = 0.5
 API_TIMEOUT_S = 3.0
 APPEARS_WITHIN_S = 1.0
 ASK_AGAIN_AFTER_S = 0.2
-UNANSWERED = (TimeoutError, nats.errors.NoRespondersError, NoStreamResponseError, ServiceUnavailableError)
+TRANSIENT_ERRORS = (TimeoutError, nats.errors.NoRespondersError, NoStreamResponseError, ServiceUnavailableError)
 NO_STREAM = "_"
 # A message that expects to land in another stream is refused (err_code 10060) before it is stored.
 EXPECTS_NO_STREAM: dict[str, str] = {nats.js.api.Header.EXPECTED_STREAM.value: NO_STREAM}
@@ -38,7 +38,7 @@ EXPECTS_NO_STREAM: dict[str, str] = {nats.js.api.Header.EXPECTED_STREAM.value: N
 Probe = tuple[str, bytes, dict[str, str] | None]
 
 
-async def reachable(client: Client, stream: str, consumer: str | None = None, *, within: float = 10.0) -> None:
+async def wait_routable(client: Client, stream: str, consumer: str | None = None, *, within: float = 10.0) -> None:
     """Return when the server that this client is connected to knows who answers for a stream or a consumer.
 
     Nothing is stored and nothing delivered: the questions are such that the answer is a refusal. Whoever subscribes
@@ -58,7 +58,7 @@ async def reachable(client: Client, stream: str, consumer: str | None = None, *,
         await eventually(partial(_answers, client, probe), within=within)
 
 
-async def read_by_server(client: Client) -> None:
+async def flush_through(client: Client) -> None:
     """Return when the server has read, and answered, all that this client published and subscribed to before.
 
     That is what ``flush`` is for. nats-py 2.16 writes flush's PING ahead of what ``publish`` left in its buffer, so the
@@ -72,7 +72,7 @@ async def read_by_server(client: Client) -> None:
     await client.flush()
 
 
-async def listened_to(client: Client, subject: str, *, within: float = 3.0) -> bool:
+async def wait_interest(client: Client, subject: str, *, within: float = 3.0) -> bool:
     """Wait until the server that this client is connected to knows of a stream that listens to a subject.
 
     For one who knows the subject and not the stream. Nothing is stored; who subscribes sees an empty message.
@@ -89,12 +89,12 @@ async def listened_to(client: Client, subject: str, *, within: float = 3.0) -> b
         return False
 
 
-async def answered(ask: Callable[[], Awaitable[T]], *, within: float = 30.0) -> T:
+async def retry(ask: Callable[[], Awaitable[T]], *, within: float = 30.0) -> T:
     """Return what a request is answered, and make it again while it is not.
 
     ::
 
-        info = await answered(lambda: js.add_stream(name="ORDERS", subjects=["orders.>"]))
+        info = await retry(lambda: js.add_stream(name="ORDERS", subjects=["orders.>"]))
 
     Args:
         ask: Makes the request, with a timeout of its own of a few seconds. It may be made twice, because no answer
@@ -110,7 +110,7 @@ async def answered(ask: Callable[[], Awaitable[T]], *, within: float = 30.0) -> 
     while True:
         try:
             return await ask()
-        except UNANSWERED:
+        except TRANSIENT_ERRORS:
             if time.monotonic() >= deadline:
                 raise
         except APIError as err:
@@ -119,7 +119,7 @@ async def answered(ask: Callable[[], Awaitable[T]], *, within: float = 30.0) -> 
         await asyncio.sleep(ASK_AGAIN_AFTER_S)
 
 
-async def appeared(js: JetStreamContext, stream: str) -> nats.js.api.StreamInfo:
+async def wait_stream(js: JetStreamContext, stream: str) -> nats.js.api.StreamInfo:
     """Return what the servers say of a stream that may have been made a moment ago.
 
     In a mesh of regions, a new stream's own leader may confirm it before the meta leader, who is asked about streams
@@ -156,7 +156,7 @@ async def _probes(client: Client, stream: str, consumer: str | None, within: flo
         # No JSON, so the consumer answers "400 Bad Request" and keeps its messages.
         return [(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}", b"{", None)]
     js = client.jetstream(timeout=min(within, API_TIMEOUT_S))
-    config = (await answered(partial(appeared, js, stream), within=within)).config
+    config = (await retry(partial(wait_stream, js, stream), within=within)).config
     probes: list[Probe] = [
         (subject.replace("*", NO_STREAM).replace(">", NO_STREAM), b"", EXPECTS_NO_STREAM)
         for subject in config.subjects or []

@@ -15,13 +15,13 @@ from nats.aio.client import Client
 from nats.js.api import StreamInfo
 
 from mesh_lab.errors import NotReadyError, WrongTotalsError
-from mesh_lab.order_services import start_services
 from mesh_lab.orders.dataset import EVERYTHING, read_orders
 from mesh_lab.orders.event_store import WORKERS, open_event_store
+from mesh_lab.orders.job.services import start_services
 from mesh_lab.orders.order import STREAM, Event, next_events
 from mesh_lab.orders.read_model import Summary, ask_read_model
 from mesh_lab.orders.totals import Totals, check_totals, totals_of
-from mesh_lab.patterns.reaching import answered
+from mesh_lab.patterns.jetstream_wait import retry
 from mesh_lab.servers.mesh import Mesh
 
 ASK_EVERY_S = 0.1
@@ -192,7 +192,7 @@ def _leader(info: StreamInfo) -> str | None:
 
 
 async def _kill_leader(mesh: Mesh, client: Client, faults: list[str]) -> None:
-    leader = _leader(await answered(lambda: client.jetstream(timeout=2.0).stream_info(STREAM)))
+    leader = _leader(await retry(lambda: client.jetstream(timeout=2.0).stream_info(STREAM)))
     if leader is None:
         raise NotReadyError(f"stream {STREAM} names no leader to kill; a mesh of three servers has one")
     faults.append(str(await mesh.kill(leader)))
@@ -204,8 +204,8 @@ async def _check(client: Client, summary: Summary, expected: Totals, expected_ev
     """Compare what came out with what went in: by the read model, and by the stream's and the group's own counts."""
     check_totals(summary.totals, expected)
     js = client.jetstream(timeout=2.0)
-    stored = (await answered(lambda: js.stream_info(STREAM))).state
-    group = await answered(lambda: js.consumer_info(STREAM, WORKERS))
+    stored = (await retry(lambda: js.stream_info(STREAM))).state
+    group = await retry(lambda: js.consumer_info(STREAM, WORKERS))
     total = sum(expected_events.values())
     facts = {
         "events by kind": (dict(summary.events), expected_events),

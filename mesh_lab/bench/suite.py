@@ -15,8 +15,8 @@ from nats.aio.client import Client
 from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig, StorageType, StreamConfig
 
+from mesh_lab.bench.cases import JOBS, BenchCase, Storage
 from mesh_lab.bench.jobs import CONSUMER, STREAM
-from mesh_lab.bench.rungs import JOBS, Rung, Storage
 from mesh_lab.errors import WrongTotalsError
 from mesh_lab.measure.load_children import run_children
 from mesh_lab.measure.load_jobs import Report, Task
@@ -25,7 +25,7 @@ from mesh_lab.orders import bulk_lane
 from mesh_lab.orders.dataset import EVERYTHING
 from mesh_lab.orders.totals import Totals, check_totals
 from mesh_lab.patterns.fast_ingest import ingest
-from mesh_lab.patterns.reaching import reachable
+from mesh_lab.patterns.jetstream_wait import wait_routable
 from mesh_lab.servers.mesh import Mesh
 
 WITHIN_S = 120.0
@@ -34,7 +34,7 @@ SHARE_OF_REPLICATED = 0.4
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class StreamSetup:
     """Where a rung runs."""
 
     replicas: int
@@ -50,17 +50,17 @@ class Place:
 class Result:
     """All runs of a rung at a place."""
 
-    rung: Rung
-    place: Place
+    rung: BenchCase
+    place: StreamSetup
     measurement: Measurement
     stored: int
     """Messages in the stream after each run, as the server counts them."""
 
 
-async def climb(
+async def run_suite(
     meshes: dict[int, Mesh],
-    rungs: Sequence[Rung],
-    places: Sequence[Place],
+    rungs: Sequence[BenchCase],
+    places: Sequence[StreamSetup],
     *,
     rounds: int,
     warmup: int = 1,
@@ -89,8 +89,8 @@ async def climb(
         raise ValueError(f"rounds={rounds}, warmup={warmup}: expected rounds >= 1 and warmup >= 0")
     chance = random.Random(seed)
     runs = [(rung, place) for rung in rungs for place in places]
-    elapsed: dict[tuple[str, Place], list[float]] = {(rung.name, place): [] for rung, place in runs}
-    stored: dict[tuple[str, Place], int] = {}
+    elapsed: dict[tuple[str, StreamSetup], list[float]] = {(rung.name, place): [] for rung, place in runs}
+    stored: dict[tuple[str, StreamSetup], int] = {}
     version = ""
     for turn in range(warmup + rounds):
         for rung, place in chance.sample(runs, len(runs)):
@@ -108,7 +108,9 @@ async def climb(
     ]  # fmt: skip
 
 
-async def run_once(mesh: Mesh, rung: Rung, place: Place, *, payload_bytes: int = 128) -> tuple[float, int, str]:
+async def run_once(
+    mesh: Mesh, rung: BenchCase, place: StreamSetup, *, payload_bytes: int = 128
+) -> tuple[float, int, str]:
     """Run one rung once and return its seconds, the number of messages that were stored, and the server's version.
 
     Raises:
@@ -132,7 +134,7 @@ async def run_once(mesh: Mesh, rung: Rung, place: Place, *, payload_bytes: int =
             await _remove_streams(js)
 
 
-def messages_of(rung: Rung, place: Place) -> int:
+def messages_of(rung: BenchCase, place: StreamSetup) -> int:
     """Return how many messages, or orders, a rung has at a place; whole repeats of the real orders in the bulk lane."""
     if rung.bulk:
         return _repeats(rung, place) * EVERYTHING.orders
@@ -141,31 +143,31 @@ def messages_of(rung: Rung, place: Place) -> int:
     return int(rung.messages * (SHARE_OF_REPLICATED if place.replicas > 1 else 1))
 
 
-def _repeats(rung: Rung, place: Place) -> int:
+def _repeats(rung: BenchCase, place: StreamSetup) -> int:
     return max(1, round(rung.messages / EVERYTHING.orders * (SHARE_OF_REPLICATED if place.replicas > 1 else 1)))
 
 
 async def _prepare(
-    client: Client, js: JetStreamContext, rung: Rung, place: Place, count: int, payload_bytes: int
+    client: Client, js: JetStreamContext, rung: BenchCase, place: StreamSetup, count: int, payload_bytes: int
 ) -> None:
     storage = StorageType.FILE if place.storage == "file" else StorageType.MEMORY
     if rung.bulk:
         await bulk_lane.create_bulk_lane(js, replicas=place.replicas, storage=storage)
-        await reachable(client, bulk_lane.STREAM)
+        await wait_routable(client, bulk_lane.STREAM)
         return
     settings = {"allow_batched": True} if rung.ladder == "consume" else rung.stream
     await js.add_stream(
         StreamConfig(name=STREAM, subjects=["bench.*"], storage=storage, num_replicas=place.replicas, **settings)
     )
-    await reachable(client, STREAM)
+    await wait_routable(client, STREAM)
     if rung.ladder == "consume":
         await ingest(client, ((f"bench.{n}", bytes(payload_bytes)) for n in range(count)))
     if rung.ladder != "publish":
         await js.add_consumer(STREAM, ConsumerConfig(durable_name=CONSUMER, ack_policy=rung.ack, max_ack_pending=-1))
-        await reachable(client, STREAM, CONSUMER)
+        await wait_routable(client, STREAM, CONSUMER)
 
 
-async def _run(mesh: Mesh, rung: Rung, count: int, payload_bytes: int) -> tuple[list[Report], list[Report]]:
+async def _run(mesh: Mesh, rung: BenchCase, count: int, payload_bytes: int) -> tuple[list[Report], list[Report]]:
     options = {**mesh.connect_options(), **({} if rung.documented else {"skip_subject_validation": True})}
     tasks = [
         Task(
@@ -188,7 +190,7 @@ async def _run(mesh: Mesh, rung: Rung, count: int, payload_bytes: int) -> tuple[
     return await run_children(tasks[:1], tasks[1:], within=WITHIN_S)
 
 
-def _check(rung: Rung, count: int, stored: int, got: Iterable[Report]) -> None:
+def _check(rung: BenchCase, count: int, stored: int, got: Iterable[Report]) -> None:
     if not rung.bulk and stored != count:
         raise WrongTotalsError(f"{rung.name}: the stream holds {stored:,} messages, expected {count:,}")
     for report in got:
@@ -208,7 +210,9 @@ def _check(rung: Rung, count: int, stored: int, got: Iterable[Report]) -> None:
             )  # fmt: skip
 
 
-def _measurement(rung: Rung, place: Place, elapsed: list[float], payload_bytes: int, version: str) -> Measurement:
+def _measurement(
+    rung: BenchCase, place: StreamSetup, elapsed: list[float], payload_bytes: int, version: str
+) -> Measurement:
     return Measurement(
         name=f"{rung.name}, {place}",
         kind=rung.kind,

@@ -1,0 +1,1 @@
+"""The main job: all real orders through the mesh, with every total checked."""
