@@ -19,9 +19,9 @@ from mesh_lab.orders.bulk_lane import BulkCount, batched, count_bulk, send_batch
 from mesh_lab.orders.dataset import read_orders
 from mesh_lab.orders.order import decode, encode
 from mesh_lab.patterns.atomic_batch import BatchMessage, publish_together
-from mesh_lab.patterns.consuming import PullConsumer, read_in_order
 from mesh_lab.patterns.fast_ingest import ingest
-from mesh_lab.patterns.publishing import WindowedPublisher
+from mesh_lab.patterns.pull_consumer import PullConsumer, read_in_order
+from mesh_lab.patterns.windowed_publisher import WindowedPublisher
 
 STREAM, CONSUMER = "BENCH", "bench"
 ASYNC_PENDING = 4_000

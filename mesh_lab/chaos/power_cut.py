@@ -25,7 +25,7 @@ from mesh_lab.errors import NoPowerCutError
 from mesh_lab.orders.event_store import open_event_store
 from mesh_lab.orders.order import STREAM
 from mesh_lab.patterns.jetstream_wait import wait_routable
-from mesh_lab.patterns.waiting import run_shielded
+from mesh_lab.patterns.wait import run_shielded
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import start_mesh
 

@@ -15,7 +15,7 @@ from mesh_lab.errors import NotReadyError, UnsupportedByBackendError
 from mesh_lab.orders.event_store import open_event_store
 from mesh_lab.orders.order import STREAM
 from mesh_lab.patterns.jetstream_wait import wait_routable
-from mesh_lab.patterns.waiting import eventually, run_shielded
+from mesh_lab.patterns.wait import eventually, run_shielded
 from mesh_lab.servers.backend import MeshServer
 from mesh_lab.servers.mesh import Mesh
 

@@ -14,8 +14,8 @@ from mesh_lab.chaos.history import Attempt, History, Outcome
 from mesh_lab.errors import PublishRefusedError
 from mesh_lab.orders.dataset import read_orders
 from mesh_lab.orders.order import Order, encode
-from mesh_lab.patterns.api_replies import Ack
-from mesh_lab.patterns.publishing import Failure, WindowedPublisher
+from mesh_lab.patterns.jetstream_api import Ack
+from mesh_lab.patterns.windowed_publisher import Failure, WindowedPublisher
 from mesh_lab.servers.mesh import Mesh
 
 ACK_TIMEOUT_S = 1.0
@@ -25,7 +25,7 @@ RETRY_FOR_S = 30.0
 class Writers:
     """Some writers at work; an asynchronous context manager.
 
-    They publish with the package's own :class:`~mesh_lab.patterns.publishing.WindowedPublisher` and a window of one,
+    They publish with the package's own :class:`~mesh_lab.patterns.WindowedPublisher` and a window of one,
     so that each writer's orders must be stored in its own order. The stream ``ORDERS`` has to stand.
 
     Attributes:

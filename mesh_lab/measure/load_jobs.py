@@ -164,7 +164,7 @@ async def publish_acknowledged(client: Client, parent: Parent) -> Report:
 
 async def publish_windowed(client: Client, parent: Parent) -> Report:
     """Publish to JetStream with many acknowledgements outstanding."""
-    from mesh_lab.patterns.publishing import WindowedPublisher
+    from mesh_lab.patterns.windowed_publisher import WindowedPublisher
 
     task = parent.task
     padding = bytes(task.payload_bytes - HEADER.size)

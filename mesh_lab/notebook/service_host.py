@@ -27,7 +27,7 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.subscription import Subscription
 
-from mesh_lab.patterns.connecting import ConnectOptions, connect
+from mesh_lab.patterns.connection import ConnectOptions, connect
 from mesh_lab.security.tls import unpack
 
 CONNECT_VARIABLE, READY_VARIABLE = "MESH_LAB_CONNECT", "MESH_LAB_READY"

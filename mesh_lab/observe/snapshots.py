@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
-from mesh_lab.observe.monitoring import Monitor
+from mesh_lab.observe.monitor import Monitor
 
 _AT = "at"
 _QUESTIONS = ("/varz", "/connz?limit=1000", "/routez", "/gatewayz", "/leafz", "/jsz?accounts=1&streams=1")

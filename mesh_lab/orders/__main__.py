@@ -25,8 +25,8 @@ from mesh_lab.orders.event_store import open_event_store
 from mesh_lab.orders.publisher import place_orders
 from mesh_lab.orders.read_model import serve_read_model
 from mesh_lab.orders.worker import Worker
-from mesh_lab.patterns.connecting import ConnectOptions, connect
-from mesh_lab.patterns.waiting import cancel_and_join
+from mesh_lab.patterns.connection import ConnectOptions, connect
+from mesh_lab.patterns.wait import cancel_and_join
 
 DEFAULT_URL = "nats://127.0.0.1:4222"
 CONNECT_VARIABLE = "MESH_LAB_CONNECT"

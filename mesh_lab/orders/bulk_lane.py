@@ -26,8 +26,8 @@ from mesh_lab.orders.bulk import (
 )
 from mesh_lab.orders.order import Order
 from mesh_lab.orders.totals import Totals
-from mesh_lab.patterns.consuming import position, read_in_order
-from mesh_lab.patterns.publishing import WindowedPublisher
+from mesh_lab.patterns.pull_consumer import position, read_in_order
+from mesh_lab.patterns.windowed_publisher import WindowedPublisher
 
 STREAM, REJECTED_STREAM = "BULK", "REJECTED"
 REJECTED = "rejected.bulk"

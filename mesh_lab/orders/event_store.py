@@ -14,7 +14,7 @@ from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, PubAck, StorageType, StreamConfig, StreamInfo
 
 from mesh_lab.orders.order import ALL_SUBJECTS, STREAM, Event, Order, decode, encode, event_of
-from mesh_lab.patterns.consuming import read_in_order
+from mesh_lab.patterns.pull_consumer import read_in_order
 
 WORKERS = "workers"
 DUPLICATE_WINDOW_S = 120.0

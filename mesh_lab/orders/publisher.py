@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from nats.aio.client import Client
 
 from mesh_lab.orders.order import Order, encode
-from mesh_lab.patterns.publishing import WindowedPublisher
+from mesh_lab.patterns.windowed_publisher import WindowedPublisher
 
 
 async def place_orders(

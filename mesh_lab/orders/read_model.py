@@ -12,7 +12,7 @@ from nats.aio.msg import Msg
 
 from mesh_lab.orders.order import STREAM, Event, Order, decode, event_of
 from mesh_lab.orders.totals import Totals
-from mesh_lab.patterns.consuming import position, read_in_order
+from mesh_lab.patterns.pull_consumer import position, read_in_order
 
 QUESTIONS = "read_model.summary"
 """Ask here by request/reply."""

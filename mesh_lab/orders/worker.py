@@ -15,9 +15,9 @@ from nats.aio.msg import Msg
 from mesh_lab.errors import OrderFormatError
 from mesh_lab.orders.event_store import WORKERS
 from mesh_lab.orders.order import STREAM, Event, Order, decode, next_events
-from mesh_lab.patterns.api_replies import Ack
-from mesh_lab.patterns.consuming import PullConsumer
-from mesh_lab.patterns.publishing import Failure, WindowedPublisher
+from mesh_lab.patterns.jetstream_api import Ack
+from mesh_lab.patterns.pull_consumer import PullConsumer
+from mesh_lab.patterns.windowed_publisher import Failure, WindowedPublisher
 
 REJECTED = "rejected.orders"
 """Where a message that is no order is reported; the stream keeps the message itself."""

@@ -18,7 +18,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from mesh_lab.errors import PublishRefusedError, UnknownOutcomeError
-from mesh_lab.patterns.api_replies import TRANSIENT_ERR_CODES, PublishReply
+from mesh_lab.patterns.jetstream_api import TRANSIENT_ERR_CODES, PublishReply
 
 MOST_MESSAGES = 1_000
 RETRY_S = (0.05, 0.25)

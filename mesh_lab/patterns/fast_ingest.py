@@ -30,8 +30,8 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from mesh_lab.errors import BatchEndedError, PublishRefusedError, UnknownOutcomeError
-from mesh_lab.patterns.api_replies import ApiError
-from mesh_lab.patterns.connecting import is_send_failure
+from mesh_lab.patterns.connection import is_send_failure
+from mesh_lab.patterns.jetstream_api import ApiError
 
 GapMode = Literal["fail", "ok"]
 START, APPEND, _COMMIT_LAST, END, PING = range(5)

@@ -2,7 +2,7 @@
 
 ``add_stream`` returns when the stream stands. In a cluster it may stand on another server, and the word of what it
 listens to travels between the servers on a way of its own: for some milliseconds this client's server knows of
-nobody who would answer, and says so. A service tries again, as :class:`~mesh_lab.patterns.publishing.WindowedPublisher`
+nobody who would answer, and says so. A service tries again, as :class:`~mesh_lab.patterns.WindowedPublisher`
 does; a lesson or a test that makes a stream and uses it in the next line waits here.
 
 While servers elect a leader, after a cut or on a machine that is busy, a request to JetStream's API meets nobody, or
@@ -22,8 +22,8 @@ from nats.js import JetStreamContext
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError, ServiceUnavailableError
 
 from mesh_lab.errors import NotReadyError
-from mesh_lab.patterns.api_replies import TRANSIENT_ERR_CODES
-from mesh_lab.patterns.waiting import eventually
+from mesh_lab.patterns.jetstream_api import TRANSIENT_ERR_CODES
+from mesh_lab.patterns.wait import eventually
 
 T = TypeVar("T")
 ANSWER_WITHIN_S = 0.5

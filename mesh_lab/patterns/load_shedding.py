@@ -25,8 +25,8 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from mesh_lab.patterns.limiting import TokenBucket
-from mesh_lab.patterns.waiting import cancel_and_join
+from mesh_lab.patterns.token_bucket import TokenBucket
+from mesh_lab.patterns.wait import cancel_and_join
 
 ERROR_CODE, ERROR = "Nats-Service-Error-Code", "Nats-Service-Error"
 RETRY_AFTER = "Retry-After"

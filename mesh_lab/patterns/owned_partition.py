@@ -1,6 +1,6 @@
 """One partition while a member of a group owns it: its lease, its fence, and the work on its messages.
 
-See :mod:`~mesh_lab.patterns.partitioning` for what holds and why.
+See :mod:`~mesh_lab.patterns.partition_group` for what holds and why.
 """
 
 import asyncio
@@ -12,9 +12,9 @@ from contextlib import aclosing
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from mesh_lab.patterns.consuming import position, read_in_order
-from mesh_lab.patterns.group_claims import TRANSIENT, Claim, ConflictError, Group, GroupBucket
-from mesh_lab.patterns.waiting import cancel_and_join
+from mesh_lab.patterns.partition_claims import TRANSIENT, Claim, ConflictError, Group, GroupBucket
+from mesh_lab.patterns.pull_consumer import position, read_in_order
+from mesh_lab.patterns.wait import cancel_and_join
 
 RECORD_EVERY_S = 0.2
 

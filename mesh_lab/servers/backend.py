@@ -2,7 +2,7 @@
 
 from typing import Literal, Protocol
 
-from mesh_lab.observe.monitoring import Monitor
+from mesh_lab.observe.monitor import Monitor
 
 Backend = Literal["local", "docker", "external"]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from mesh_lab.errors import EngineRefusedError, NotReadyError, ServerExitedError
-from mesh_lab.observe.monitoring import Monitor
-from mesh_lab.patterns.connecting import ConnectOptions
+from mesh_lab.observe.monitor import Monitor
+from mesh_lab.patterns.connection import ConnectOptions
 from mesh_lab.servers.compose import CLIENT_PORT, MONITOR_PORT, SERVERS, Container, Project, Removed
 from mesh_lab.servers.config import USER
 from mesh_lab.servers.engine import Engine

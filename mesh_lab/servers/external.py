@@ -6,8 +6,8 @@ from typing import NoReturn
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from mesh_lab.errors import NotReadyError, UnsupportedByBackendError
-from mesh_lab.observe.monitoring import Monitor
-from mesh_lab.patterns import connecting
+from mesh_lab.observe.monitor import Monitor
+from mesh_lab.patterns import connection
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.workspace import Workspace
 
@@ -57,7 +57,7 @@ class ExternalServer:
         return f"server {self.name!r} is external: its log (last {last} lines) is with whoever runs it"
 
     def check_alive(self) -> None:
-        """Do nothing: a client finds out by connecting."""
+        """Do nothing: a client finds out by connection."""
 
 
 async def join_external(url: str, *, credentials: Path | None, directory: Path | None = None) -> Mesh:
@@ -73,7 +73,7 @@ async def join_external(url: str, *, credentials: Path | None, directory: Path |
     """
     found = [urlsplit(one if "://" in one else f"nats://{one}") for one in url.split(",")]
     urls = [_address(parts) for parts in found]
-    options = connecting.ConnectOptions(servers=urls)
+    options = connection.ConnectOptions(servers=urls)
     if credentials is not None:
         if not await asyncio.to_thread(credentials.is_file):
             raise NotReadyError(f"MESH_LAB_CREDS names {credentials}, and no file is there; set it to a .creds file")
@@ -84,7 +84,7 @@ async def join_external(url: str, *, credentials: Path | None, directory: Path |
         else:
             options["user"], options["password"] = unquote(user), unquote(password)
     try:
-        client = await connecting.connect(options)
+        client = await connection.connect(options)
     except NotReadyError as err:
         where = ", ".join(address.partition("://")[2] for address in urls)
         raise NotReadyError(f"MESH_LAB_URL names {where}: {err}") from err

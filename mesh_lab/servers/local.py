@@ -6,8 +6,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-from mesh_lab.patterns.connecting import ConnectOptions
-from mesh_lab.patterns.waiting import eventually
+from mesh_lab.patterns.connection import ConnectOptions
+from mesh_lab.patterns.wait import eventually
 from mesh_lab.servers import config
 from mesh_lab.servers.layout import HUB, Layout
 from mesh_lab.servers.links import Links, dials

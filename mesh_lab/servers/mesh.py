@@ -10,8 +10,8 @@ from typing import Any, Self
 from nats.aio.client import Client
 
 from mesh_lab.errors import MeshClosedError, UnknownServerError, UnsupportedByBackendError
-from mesh_lab.patterns import connecting
-from mesh_lab.patterns.waiting import run_shielded
+from mesh_lab.patterns import connection
+from mesh_lab.patterns.wait import run_shielded
 from mesh_lab.servers import card
 from mesh_lab.servers.backend import Backend, MeshServer
 from mesh_lab.servers.faults import Faults
@@ -31,9 +31,9 @@ class Mesh(Faults):
         servers: Mapping[str, MeshServer],
         *,
         backend: Backend,
-        credentials: connecting.ConnectOptions,
+        credentials: connection.ConnectOptions,
         workspace: Workspace,
-        system: connecting.ConnectOptions | None = None,
+        system: connection.ConnectOptions | None = None,
         layout: Layout | None = None,
         links: Links | None = None,
     ) -> None:
@@ -86,7 +86,7 @@ class Mesh(Faults):
 
     def connect_options(
         self, *, to: str | None = None, region: str | None = None, system: bool = False
-    ) -> connecting.ConnectOptions:
+    ) -> connection.ConnectOptions:
         """Return the arguments with which ``nats.connect`` reaches this mesh; they hold the password.
 
         Args:
@@ -139,7 +139,7 @@ class Mesh(Faults):
             options.setdefault("dont_randomize", True)
         if name is not None:
             options["name"] = name
-        client = await connecting.connect(self.connect_options(to=to, region=region, system=system), **options)
+        client = await connection.connect(self.connect_options(to=to, region=region, system=system), **options)
         self._clients.add(client)
         return client
 
@@ -268,5 +268,5 @@ async def _close_client(client: Client) -> None:
     except (TimeoutError, OSError):
         return
     except RuntimeError as err:
-        if not connecting.is_send_failure(err):
+        if not connection.is_send_failure(err):
             raise

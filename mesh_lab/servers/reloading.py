@@ -5,7 +5,7 @@ import signal
 from collections.abc import Mapping
 
 from mesh_lab.errors import ServerExitedError, UnsupportedByBackendError
-from mesh_lab.patterns.waiting import eventually
+from mesh_lab.patterns.wait import eventually
 from mesh_lab.servers import config
 from mesh_lab.servers.backend import MeshServer
 from mesh_lab.servers.polling import ask

@@ -9,7 +9,7 @@ from typing import Literal
 import psutil
 
 from mesh_lab.errors import BadConfigError, ServerExitedError
-from mesh_lab.observe.monitoring import Monitor
+from mesh_lab.observe.monitor import Monitor
 from mesh_lab.servers.config import Ports
 from mesh_lab.servers.guard import OWNER_VARIABLE
 

@@ -13,9 +13,9 @@ import pytest
 from containers import assert_locked_down, command, leftovers
 
 from mesh_lab.errors import EngineRefusedError, ServerExitedError, UnsupportedByBackendError
-from mesh_lab.patterns.connecting import connect
+from mesh_lab.patterns.connection import connect
 from mesh_lab.patterns.jetstream_wait import wait_routable
-from mesh_lab.patterns.waiting import eventually
+from mesh_lab.patterns.wait import eventually
 from mesh_lab.servers.compose import CLIENT_PORT, MONITOR_PORT, Project
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import newest_mesh, start_mesh

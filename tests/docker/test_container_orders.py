@@ -19,7 +19,7 @@ from mesh_lab.orders.job.run import run_orders
 from mesh_lab.orders.order import STREAM
 from mesh_lab.orders.read_model import Summary, ask_read_model
 from mesh_lab.orders.totals import totals_of
-from mesh_lab.patterns.waiting import eventually
+from mesh_lab.patterns.wait import eventually
 from mesh_lab.servers.compose import Project
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import start_mesh

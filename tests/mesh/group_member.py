@@ -14,9 +14,9 @@ import nats.js.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from mesh_lab.patterns.connecting import connect
-from mesh_lab.patterns.consuming import position
-from mesh_lab.patterns.partitioning import GroupMember, Partition
+from mesh_lab.patterns.connection import connect
+from mesh_lab.patterns.partition_group import GroupMember, Partition
+from mesh_lab.patterns.pull_consumer import position
 
 
 async def main(options: dict, told: dict) -> None:

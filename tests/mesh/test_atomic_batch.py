@@ -9,7 +9,7 @@ from nats.js import JetStreamContext
 from mesh_lab.errors import PublishRefusedError, UnknownOutcomeError
 from mesh_lab.patterns.atomic_batch import BatchMessage, publish_together
 from mesh_lab.patterns.jetstream_wait import wait_routable
-from mesh_lab.patterns.waiting import eventually
+from mesh_lab.patterns.wait import eventually
 from mesh_lab.servers.start import start_mesh
 
 

@@ -25,7 +25,7 @@ from mesh_lab.errors import NoPowerCutError, UnsupportedByBackendError
 from mesh_lab.orders.event_store import open_event_store
 from mesh_lab.orders.order import ALL_SUBJECTS, STREAM
 from mesh_lab.patterns.jetstream_wait import wait_routable
-from mesh_lab.patterns.waiting import eventually
+from mesh_lab.patterns.wait import eventually
 
 
 @pytest.fixture(scope="module")

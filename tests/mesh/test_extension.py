@@ -21,7 +21,7 @@ from mesh_lab.servers.mesh import Mesh
 SETUP = """
 %load_ext mesh_lab
 from mesh_lab import start_mesh
-from mesh_lab.patterns.waiting import eventually
+from mesh_lab.patterns.wait import eventually
 
 mesh = await start_mesh(servers=3)
 client = await mesh.connect()

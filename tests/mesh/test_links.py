@@ -17,7 +17,7 @@ from mesh_lab.errors import (
     UnsupportedByBackendError,
 )
 from mesh_lab.patterns.jetstream_wait import retry, wait_routable
-from mesh_lab.patterns.waiting import eventually
+from mesh_lab.patterns.wait import eventually
 from mesh_lab.servers.start import start_mesh
 
 ONE_WAY_S = 0.06

@@ -18,7 +18,7 @@ from programs import killed_at_the_end
 from mesh_lab.measure.load import LoadFailedError, deliver_load, publish_load
 from mesh_lab.measure.measurement import measure
 from mesh_lab.patterns.jetstream_wait import flush_through, wait_routable
-from mesh_lab.patterns.waiting import eventually
+from mesh_lab.patterns.wait import eventually
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import start_mesh
 

@@ -13,7 +13,7 @@ from mesh_lab.errors import BadConfigError, UnsupportedByBackendError
 from mesh_lab.measure.load import deliver_load
 from mesh_lab.notebook.services import Services
 from mesh_lab.patterns.jetstream_wait import flush_through
-from mesh_lab.patterns.waiting import eventually
+from mesh_lab.patterns.wait import eventually
 from mesh_lab.security.certificates import Authority
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import start_mesh

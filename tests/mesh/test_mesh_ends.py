@@ -13,7 +13,7 @@ import pytest
 from programs import killed_at_the_end
 
 from mesh_lab.errors import ServerExitedError, UnsupportedByBackendError
-from mesh_lab.patterns.waiting import eventually
+from mesh_lab.patterns.wait import eventually
 from mesh_lab.servers.binary import ensure_server
 from mesh_lab.servers.external import _address
 from mesh_lab.servers.guard import OWNER_VARIABLE

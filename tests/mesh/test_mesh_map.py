@@ -10,7 +10,7 @@ from mesh_lab import start_mesh
 from mesh_lab.notebook.mesh_map import MeshMap
 from mesh_lab.observe.snapshots import rate_per_s, snapshot
 from mesh_lab.patterns.jetstream_wait import flush_through
-from mesh_lab.patterns.waiting import eventually
+from mesh_lab.patterns.wait import eventually
 
 
 def monitors(mesh):

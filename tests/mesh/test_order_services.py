@@ -34,7 +34,7 @@ from mesh_lab.orders.read_model import Summary, ask_read_model, serve_read_model
 from mesh_lab.orders.totals import totals_of
 from mesh_lab.orders.worker import REJECTED, Worker
 from mesh_lab.patterns.jetstream_wait import wait_routable
-from mesh_lab.patterns.waiting import eventually
+from mesh_lab.patterns.wait import eventually
 from mesh_lab.security.certificates import Authority
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import start_mesh

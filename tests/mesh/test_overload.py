@@ -22,9 +22,9 @@ from mesh_lab.measure.paced_jobs import ANSWERED
 from mesh_lab.notebook.services import Services
 from mesh_lab.orders.dataset import read_orders
 from mesh_lab.orders.order import decode, encode
-from mesh_lab.patterns.consuming import PullConsumer, read_in_order
 from mesh_lab.patterns.jetstream_wait import wait_routable
-from mesh_lab.patterns.waiting import eventually
+from mesh_lab.patterns.pull_consumer import PullConsumer, read_in_order
+from mesh_lab.patterns.wait import eventually
 from mesh_lab.servers.guard import OWNER_VARIABLE
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import start_mesh

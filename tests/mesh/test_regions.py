@@ -15,7 +15,7 @@ from programs import killed_at_the_end
 
 from mesh_lab.errors import BadLayoutError, UnknownServerError, UnsupportedByBackendError
 from mesh_lab.patterns.jetstream_wait import wait_routable
-from mesh_lab.patterns.waiting import eventually
+from mesh_lab.patterns.wait import eventually
 from mesh_lab.servers.guard import OWNER_VARIABLE
 from mesh_lab.servers.start import start_mesh
 

@@ -28,7 +28,7 @@ from mesh_lab.errors import (
     UnsupportedByBackendError,
 )
 from mesh_lab.patterns.jetstream_wait import wait_routable
-from mesh_lab.patterns.waiting import eventually
+from mesh_lab.patterns.wait import eventually
 from mesh_lab.servers.guard import OWNER_VARIABLE
 from mesh_lab.servers.joining import wait_until_routed
 from mesh_lab.servers.mesh import Mesh

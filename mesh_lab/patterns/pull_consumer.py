@@ -24,8 +24,8 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
-from mesh_lab.patterns.api_replies import is_transient
-from mesh_lab.patterns.connecting import is_send_failure
+from mesh_lab.patterns.connection import is_send_failure
+from mesh_lab.patterns.jetstream_api import is_transient
 
 REQUEST_EXPIRES_S = 30.0
 HEARTBEAT_S = 0.5

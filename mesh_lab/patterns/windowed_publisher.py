@@ -13,7 +13,7 @@ A message without an answer is sent again under the same ``Nats-Msg-Id``, which 
 already. That makes retrying safe for as long as the stream's ``duplicate_window`` (two minutes by default).
 
 What is sent again lands behind what was sent after it: retries give up the order. Who needs the order of a key waits
-for each of the key's acknowledgements before its next message (:mod:`mesh_lab.patterns.partitioning` keeps it for
+for each of the key's acknowledgements before its next message (:mod:`mesh_lab.patterns.partition_group` keeps it for
 readers). A stream that was made a moment ago can cause such a retry too: see :mod:`mesh_lab.patterns.jetstream_wait`.
 """
 
@@ -32,9 +32,9 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from mesh_lab.errors import PublishRefusedError, UnknownOutcomeError
-from mesh_lab.patterns.api_replies import TRANSIENT_ERR_CODES, Ack, PublishReply
-from mesh_lab.patterns.connecting import is_send_failure
-from mesh_lab.patterns.waiting import cancel_and_join
+from mesh_lab.patterns.connection import is_send_failure
+from mesh_lab.patterns.jetstream_api import TRANSIENT_ERR_CODES, Ack, PublishReply
+from mesh_lab.patterns.wait import cancel_and_join
 
 SWEEP_S = 0.05
 Failure = PublishRefusedError | UnknownOutcomeError

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from mesh_lab.patterns.limiting import TokenBucket
+from mesh_lab.patterns.token_bucket import TokenBucket
 
 
 class Clock:

@@ -4,7 +4,8 @@ A stream's subject transform (``{{partition(8,2)}}``) writes a partition number 
 same key. Each partition is owned by one member of the group at a time, who handles its messages in the order of the
 stream. Members join, leave and die; the others share what becomes free.
 
-Ownership is a lease in a key-value bucket (:mod:`~mesh_lab.patterns.group_claims`), beside the partition's progress.
+Ownership is a lease in a key-value bucket (:mod:`~mesh_lab.patterns.partition_claims`), beside the partition's
+progress.
 The servers' own way to one active consumer, a pull consumer with ``priority_policy: pinned_client`` (ADR-42), moves a
 client's pin when it falls silent. It does not keep order: the successor is given the *next* messages first, and those
 that the predecessor held come again later, after ``ack_wait``. With ``max_ack_pending: 1`` they could not be
@@ -33,7 +34,8 @@ import nats.errors
 from nats.aio.client import Client
 
 from mesh_lab.errors import MemberNameTakenError
-from mesh_lab.patterns.group_claims import (
+from mesh_lab.patterns.owned_partition import RECORD_EVERY_S, Handler, Partition
+from mesh_lab.patterns.partition_claims import (
     TRANSIENT,
     Claim,
     ConflictError,
@@ -43,8 +45,7 @@ from mesh_lab.patterns.group_claims import (
     Seen,
     check_name,
 )
-from mesh_lab.patterns.owned_partition import RECORD_EVERY_S, Handler, Partition
-from mesh_lab.patterns.waiting import cancel_and_join
+from mesh_lab.patterns.wait import cancel_and_join
 
 __all__ = ["GroupMember", "Handler", "Partition"]
 

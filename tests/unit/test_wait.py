@@ -7,7 +7,7 @@ import time
 import pytest
 
 from mesh_lab.errors import NotReadyError
-from mesh_lab.patterns.waiting import SHOWN_CHARACTERS, cancel_and_join, eventually, run_shielded
+from mesh_lab.patterns.wait import SHOWN_CHARACTERS, cancel_and_join, eventually, run_shielded
 
 
 async def test_it_returns_the_first_true_value() -> None:

@@ -26,11 +26,11 @@ from nats.js.api import SubjectTransform
 
 from mesh_lab.errors import GroupMismatchError, MemberNameTakenError
 from mesh_lab.orders.dataset import read_orders
-from mesh_lab.patterns.consuming import position, read_in_order
 from mesh_lab.patterns.jetstream_wait import wait_routable
-from mesh_lab.patterns.partitioning import GroupMember, Partition
-from mesh_lab.patterns.publishing import WindowedPublisher
-from mesh_lab.patterns.waiting import eventually
+from mesh_lab.patterns.partition_group import GroupMember, Partition
+from mesh_lab.patterns.pull_consumer import position, read_in_order
+from mesh_lab.patterns.wait import eventually
+from mesh_lab.patterns.windowed_publisher import WindowedPublisher
 from mesh_lab.servers.mesh import Mesh
 
 PROGRAM = Path(__file__).with_name("group_member.py")

@@ -13,8 +13,8 @@ from nats.js.errors import NoStreamResponseError
 from mesh_lab.errors import CircuitOpenError, PoisonMessageError, PublishRefusedError
 from mesh_lab.patterns.dead_letters import letter_id
 from mesh_lab.patterns.jetstream_wait import wait_routable
-from mesh_lab.patterns.retrying import Backoff, consume_with_retries
-from mesh_lab.patterns.waiting import cancel_and_join, eventually
+from mesh_lab.patterns.redelivery import Backoff, consume_with_retries
+from mesh_lab.patterns.wait import cancel_and_join, eventually
 from mesh_lab.servers.mesh import Mesh
 
 QUICK = Backoff(first=0.02, most=0.1)

@@ -10,10 +10,10 @@ from nats.aio.client import Client
 from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig
 
-from mesh_lab.patterns.consuming import PullConsumer, position, read_in_order
 from mesh_lab.patterns.jetstream_wait import wait_routable
-from mesh_lab.patterns.publishing import WindowedPublisher
-from mesh_lab.patterns.waiting import eventually
+from mesh_lab.patterns.pull_consumer import PullConsumer, position, read_in_order
+from mesh_lab.patterns.wait import eventually
+from mesh_lab.patterns.windowed_publisher import WindowedPublisher
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import start_mesh
 

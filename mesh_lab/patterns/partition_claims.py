@@ -21,7 +21,7 @@ from nats.aio.client import Client
 from nats.js.api import Header, KeyValueConfig, StorageType
 
 from mesh_lab.errors import GroupMismatchError
-from mesh_lab.patterns.consuming import position, read_in_order
+from mesh_lab.patterns.pull_consumer import position, read_in_order
 
 ANSWER_S, RETRY_S = 0.5, 0.1
 WRONG_LAST_SEQUENCE = {10071, 10164}  # err_code of a conditional write that came too late

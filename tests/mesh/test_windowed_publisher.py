@@ -10,8 +10,8 @@ from nats.js import JetStreamContext
 
 from mesh_lab.errors import PublishRefusedError, UnknownOutcomeError
 from mesh_lab.patterns.jetstream_wait import retry, wait_routable
-from mesh_lab.patterns.publishing import WindowedPublisher
-from mesh_lab.patterns.waiting import eventually
+from mesh_lab.patterns.wait import eventually
+from mesh_lab.patterns.windowed_publisher import WindowedPublisher
 from mesh_lab.servers.start import start_mesh
 
 

@@ -7,9 +7,9 @@ from collections import Counter
 import pytest
 from nats.aio.msg import Msg
 
-from mesh_lab.patterns.limiting import TokenBucket
 from mesh_lab.patterns.load_shedding import DEADLINE, ERROR, ERROR_CODE, RETRY_AFTER, AdmissionController
-from mesh_lab.patterns.waiting import eventually
+from mesh_lab.patterns.token_bucket import TokenBucket
+from mesh_lab.patterns.wait import eventually
 
 
 class Desk:
