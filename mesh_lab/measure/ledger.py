@@ -5,26 +5,28 @@
 
 import argparse
 import json
-import sqlite3
 import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mesh_lab.errors import MeshLabError, StoreError
-from mesh_lab.measure.data_dir import HOME_VARIABLE, data_dir
+from mesh_lab.measure.local_store import data_dir, open_store
 from mesh_lab.measure.measurement import Measurement, rounded
 from mesh_lab.measure.reference import REFERENCE, Entry, read_reference, write_reference
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA = 1
 MISSING = "—"
-LOCK_S = 10.0
 COLUMNS = (
     "name, kind, messages, elapsed_s, payload_bytes, lost, duplicates, server_version, client_version, python_version"
+)
+TABLE = (
+    "measurements (id INTEGER PRIMARY KEY, notebook TEXT NOT NULL, "
+    "recorded_at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP, name TEXT NOT NULL, kind TEXT NOT NULL, "
+    "messages INTEGER NOT NULL, elapsed_s TEXT NOT NULL, payload_bytes INTEGER NOT NULL, lost INTEGER NOT NULL, "
+    "duplicates INTEGER NOT NULL, server_version TEXT NOT NULL, client_version TEXT NOT NULL, "
+    "python_version TEXT NOT NULL)"
 )
 
 
@@ -43,7 +45,7 @@ def record(notebook: str, measurement: Measurement) -> Measurement:
     """
     if not notebook.strip():
         raise ValueError("a measurement is kept under its notebook's name, and the name is empty")
-    with _ledger() as database:
+    with open_store("ledger", TABLE) as database:
         database.execute(
             f"INSERT INTO measurements (notebook, {COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
             (
@@ -129,42 +131,9 @@ def export_reference(path: Path = REFERENCE) -> Path:
     return path
 
 
-@contextmanager
-def _ledger() -> Iterator[sqlite3.Connection]:
-    """Open the ledger for one transaction, make it if it is not there, and close it again."""
-    path = data_dir() / "ledger.sqlite"
-    advice = f"move it away to begin a new one, or name another directory with the variable {HOME_VARIABLE}"
-    try:
-        # SQLite's own journal, not WAL: WAL needs shared memory, which a home directory on a network lacks.
-        with closing(sqlite3.connect(path, timeout=LOCK_S, isolation_level=None)) as database:
-            database.execute("BEGIN IMMEDIATE")  # two kernels that both find no table must not both make it
-            found = database.execute("PRAGMA user_version").fetchone()[0]
-            if found > SCHEMA:
-                raise StoreError(
-                    f"the ledger {path} has format {found}, this version of mesh-lab reads {SCHEMA}: "
-                    f"update mesh-lab; or {advice}"
-                )
-            if found == 0:
-                database.execute(
-                    "CREATE TABLE measurements (id INTEGER PRIMARY KEY, notebook TEXT NOT NULL, "
-                    "recorded_at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP, name TEXT NOT NULL, "
-                    "kind TEXT NOT NULL, messages INTEGER NOT NULL, elapsed_s TEXT NOT NULL, "
-                    "payload_bytes INTEGER NOT NULL, lost INTEGER NOT NULL, duplicates INTEGER NOT NULL, "
-                    "server_version TEXT NOT NULL, client_version TEXT NOT NULL, "
-                    "python_version TEXT NOT NULL)"
-                )
-                database.execute(f"PRAGMA user_version = {SCHEMA}")
-            yield database
-            database.execute("COMMIT")  # closing without it undoes everything
-    except sqlite3.Error as err:
-        if getattr(err, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
-            advice = f"another program has held it for {LOCK_S:g} s; close that one and run the cell again"
-        raise StoreError(f"the ledger {path} cannot be used: {err}; {advice}") from err
-
-
 def _read() -> list[tuple[str, Measurement]]:
     """Return every notebook's name and measurement, oldest first."""
-    with _ledger() as database:
+    with open_store("ledger", TABLE) as database:
         found = database.execute(f"SELECT notebook, {COLUMNS} FROM measurements ORDER BY id").fetchall()  # noqa: S608
     fields = COLUMNS.split(", ")
     measurements = []

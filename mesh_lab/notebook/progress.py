@@ -1,15 +1,12 @@
 """What the reader has solved: the fact and its time, in a small database of their own; never the answer."""
 
 import html
-import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
-from mesh_lab.errors import StoreError
-from mesh_lab.measure.data_dir import data_dir
+from mesh_lab.measure.local_store import open_store
+
+TABLE = "solved (number TEXT PRIMARY KEY, solved_at TEXT NOT NULL)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +62,7 @@ def note_solved(number: str) -> None:
     Raises:
         StoreError: The database cannot be written.
     """
-    with _database() as database, database:
+    with open_store("progress", TABLE) as database:
         database.execute(
             "INSERT OR IGNORE INTO solved (number, solved_at) VALUES (?, ?)",
             (number, datetime.now(UTC).isoformat(timespec="seconds")),
@@ -78,20 +75,5 @@ def solved_numbers() -> frozenset[str]:
     Raises:
         StoreError: The database cannot be read.
     """
-    with _database() as database:
+    with open_store("progress", TABLE) as database:
         return frozenset(number for (number,) in database.execute("SELECT number FROM solved"))
-
-
-@contextmanager
-def _database() -> Iterator[sqlite3.Connection]:
-    path: Path = data_dir() / "progress.sqlite"
-    try:
-        # sqlite3 connections do not close themselves when a `with` block ends.
-        with closing(sqlite3.connect(path)) as database:
-            database.execute("CREATE TABLE IF NOT EXISTS solved (number TEXT PRIMARY KEY, solved_at TEXT NOT NULL)")
-            yield database
-    except (sqlite3.Error, OSError) as err:
-        raise StoreError(
-            f"cannot use {path} to remember solved exercises: {err}; set MESH_LAB_HOME to a directory that can "
-            "be written, or remove the file"
-        ) from err

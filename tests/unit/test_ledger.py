@@ -7,9 +7,9 @@ from contextlib import closing
 import pytest
 
 from mesh_lab.errors import StoreError
-from mesh_lab.measure import ledger, reference
-from mesh_lab.measure.data_dir import data_dir
+from mesh_lab.measure import ledger, local_store, reference
 from mesh_lab.measure.ledger import compare, export_reference, latest, record, rows
+from mesh_lab.measure.local_store import data_dir, open_store
 from mesh_lab.measure.measurement import Measurement
 
 NOTEBOOK = "01_publish_and_subscribe"
@@ -48,7 +48,7 @@ def test_a_home_that_cannot_be_made_is_a_clear_error(tmp_path, monkeypatch):
 
 def test_a_home_that_cannot_be_written_is_a_clear_error(place, monkeypatch):
     place.mkdir()
-    monkeypatch.setattr("mesh_lab.measure.data_dir.os.access", lambda *_: False)  # root may write everywhere
+    monkeypatch.setattr("mesh_lab.measure.local_store.os.access", lambda *_: False)  # root may write everywhere
     with pytest.raises(StoreError, match="cannot be written; make it writable"):
         data_dir()
 
@@ -102,7 +102,7 @@ def test_an_interrupted_record_leaves_no_trace(monkeypatch):
     record(NOTEBOOK, published(1_000))
 
     def interrupted():
-        with ledger._ledger() as database:
+        with open_store("ledger", ledger.TABLE) as database:
             database.execute("DELETE FROM measurements")
             raise KeyboardInterrupt("the reader pressed stop")
 
@@ -135,7 +135,7 @@ def test_a_ledger_with_nonsense_in_it_is_a_clear_error():
 
 def test_a_ledger_that_another_program_holds_is_a_clear_error(monkeypatch):
     record(NOTEBOOK, published(1_000))
-    monkeypatch.setattr(ledger, "LOCK_S", 0.05)
+    monkeypatch.setattr(local_store, "LOCK_S", 0.05)
     with closing(sqlite3.connect(data_dir() / "ledger.sqlite", isolation_level=None)) as holder:
         holder.execute("BEGIN EXCLUSIVE")
         with pytest.raises(StoreError, match="another program has held it"):
