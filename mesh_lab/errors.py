@@ -12,7 +12,8 @@ reader expects. A message says what happened with its numbers, what was expected
     ├── EngineRefusedError (OSError)              the engine failed: a port taken, an image not to be had
     ├── SettingsError (ValueError)                docker/ or its .env is not as the containers need it
     ├── NoPeerError (FileNotFoundError)           the nats command-line tool was asked for and is not installed
-    ├── ServerExitedError (ChildProcessError)     nats-server ended while it was needed
+    ├── ProcessEndedError (ChildProcessError)     a child process ended while it was needed, or failed
+    │   └── ServerExitedError                     a server is not running, or ended by itself
     ├── ServiceFailedError (ChildProcessError)    a service of the order mesh ended with an error
     ├── LoadFailedError (ChildProcessError)       a load generator ended without a result
     ├── NotReadyError (TimeoutError)              a server or a service was not ready in time
@@ -81,8 +82,22 @@ class BadTokenError(MeshLabError, ValueError):
     """A signed token is none, or was changed after it was signed."""
 
 
-class ServerExitedError(MeshLabError, ChildProcessError):
-    """nats-server ended while it was needed; the message carries its last log lines."""
+class ProcessEndedError(MeshLabError, ChildProcessError):
+    """A child process ended while it was needed, or failed: a service, a load generator, a tool.
+
+    Attributes:
+        name: What ended, for example ``"worker-2"``.
+        exit_code: Its exit code, negative for the signal that killed it; ``None`` where it is not known.
+        log: The end of what it printed.
+    """
+
+    def __init__(self, message: str, *, name: str = "", exit_code: int | None = None, log: str = "") -> None:
+        super().__init__(message)
+        self.name, self.exit_code, self.log = name, exit_code, log
+
+
+class ServerExitedError(ProcessEndedError):
+    """A server is not running, or ended by itself; the message carries its last log lines."""
 
 
 class ServiceFailedError(MeshLabError, ChildProcessError):

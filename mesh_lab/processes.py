@@ -1,0 +1,352 @@
+"""Child processes: how they are started, heard and ended, and what a child does on its own side.
+
+The parent's side is :class:`ChildProcess`, and :func:`output_of` for a command that runs to its end. The child's side
+is :func:`run` (under uvloop where there is one), :func:`on_stop_signal`, and :func:`on_input_line` for a child that
+is told what to do by lines on its standard input, or is to end with its parent.
+
+The standard library only, so that a service in a container can import it. Plain ``subprocess`` and threads, because
+asyncio's own subprocesses do not work on the event loop that Jupyter runs on Windows: what waits here blocks, and
+belongs into a thread where an event loop runs.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, Self, TypeVar
+
+from mesh_lab.errors import ProcessEndedError
+
+OWNER_VARIABLE = "MESH_LAB_OWNER"
+"""Marks a mesh's processes, and theirs in turn: the mesh's guard kills what carries its mark."""
+CONNECT_VARIABLE = "MESH_LAB_CONNECT"
+"""Arguments of ``nats.connect`` as JSON, for a service that a mesh starts: password, token or certificate included."""
+if sys.platform == "win32":
+    # Windows has no SIGTERM between processes, its terminate() is a kill; and Ctrl-Break goes to a whole group.
+    STOP_SIGNAL, _FLAGS = signal.CTRL_BREAK_EVENT, subprocess.CREATE_NEW_PROCESS_GROUP
+else:
+    STOP_SIGNAL, _FLAGS = signal.SIGTERM, 0
+ERROR_LOG_BYTES = 8_000
+"""End of a child's log that an error carries: a long traceback, and not a gigabyte."""
+T = TypeVar("T")
+
+
+class ChildProcess:
+    """A child process in a session of its own: Ctrl-C in a terminal or an interrupted cell does not reach it.
+
+    It may be started again after it ended; its log goes on. Every method may be called in every state.
+
+    Attributes:
+        name: What errors call it.
+        log_file: Where its log is, ``None`` for a temporary file without a name.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        name: str,
+        log: Path | None = None,
+        owner: str | None = None,
+        environment: Mapping[str, str] | None = None,
+        stdin: bool = False,
+        stdout: bool = False,
+    ) -> None:
+        """Prepare it; nothing is started yet.
+
+        Args:
+            command: Program and arguments. No secrets: every user of the machine can read them.
+            name: What errors call it, for example ``"load child 'publisher'"``.
+            log: File to which its standard error is appended, and its standard output where that is no pipe;
+                ``None`` for a temporary file that :meth:`close` removes.
+            owner: Mark by which a mesh's guard finds and kills it; ``""`` for none, ``None`` for this process's own.
+            environment: Variables on top of this process's own.
+            stdin: Whether it can be sent lines; without, its standard input is empty.
+            stdout: Whether it can be heard: :meth:`receive` and :meth:`rest`.
+        """
+        self.name, self.log_file = name, log
+        self._command = list(command)
+        self._environment = {**os.environ, **(environment or {})}
+        if owner is not None:
+            self._environment[OWNER_VARIABLE] = owner
+        if not self._environment.get(OWNER_VARIABLE):
+            self._environment.pop(OWNER_VARIABLE, None)
+        self._stdin, self._stdout = stdin, stdout
+        self._unnamed_log: IO[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+
+    def start(self) -> Self:
+        """Start it and return it; what it does is not ready yet.
+
+        Raises:
+            OSError: The program cannot be run.
+        """
+        if self.log_file is None:
+            # A file, because a pipe that nobody reads would stop a child that prints much.
+            self._unnamed_log = self._unnamed_log or tempfile.TemporaryFile()  # noqa: SIM115  # close() closes it
+        with contextlib.ExitStack() as opened:
+            log = self._unnamed_log or opened.enter_context(Path(str(self.log_file)).open("ab"))
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.PIPE if self._stdin else subprocess.DEVNULL,
+                stdout=subprocess.PIPE if self._stdout else log,
+                stderr=log,
+                env=self._environment,
+                start_new_session=True,
+                creationflags=_FLAGS,
+            )
+        return self
+
+    @property
+    def pid(self) -> int | None:
+        """Process id, ``None`` while it does not run."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
+
+    @property
+    def exit_code(self) -> int | None:
+        """Exit code, negative for the signal that killed it; ``None`` while it runs, and before it was started."""
+        return self._process.poll() if self._process is not None else None
+
+    def send(self, line: bytes = b"") -> None:
+        """Write a line to its standard input; when it has ended, :meth:`receive` raises how."""
+        if self._process is not None and self._process.stdin is not None:
+            # ValueError: closed by close_input() or close().
+            with contextlib.suppress(BrokenPipeError, ConnectionError, ValueError):
+                self._process.stdin.write(line + b"\n")
+                self._process.stdin.flush()
+
+    def receive(self) -> bytes:
+        """Return the next line of its standard output, without the line's end.
+
+        Raises:
+            ProcessEndedError: It ended, or was closed, without one.
+        """
+        line = b""
+        if self._process is not None and self._process.stdout is not None:
+            with contextlib.suppress(ValueError):  # closed meanwhile
+                line = self._process.stdout.readline()
+        if not line:
+            raise self.ended_error()
+        return line.rstrip(b"\r\n")
+
+    def request(self, value: Any) -> Any:
+        """Send a value as a line of JSON and return the value that the next line holds; one thread at a time.
+
+        Raises:
+            ProcessEndedError: It ended without a reply.
+        """
+        with self._lock:
+            self.send(json.dumps(value).encode())
+            return json.loads(self.receive())
+
+    def rest(self, *, within: float) -> bytes:
+        """Wait until it has ended by itself, and return what is left of its standard output: a report, not a stream.
+
+        Args:
+            within: Seconds to wait; it is not killed after that. One that has more to print than a pipe holds (64 KB
+                on Linux) does not end.
+
+        Raises:
+            TimeoutError: It has not ended in time.
+        """
+        if self._process is None:
+            return b""
+        try:
+            self._process.wait(within)
+        except subprocess.TimeoutExpired as err:
+            raise TimeoutError(f"{self.name} did not end within {within:g} s") from err
+        return self._process.stdout.read() if self._process.stdout is not None else b""
+
+    def close_input(self) -> None:
+        """Close its standard input: the child sees the end of it. In a forked child, let go of the pipe."""
+        if self._process is not None and self._process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):  # lines that it never read
+                self._process.stdin.close()
+
+    def request_stop(self) -> None:
+        """Send it SIGTERM, Ctrl-Break on Windows, and return at once."""
+        if self._process is not None:
+            self._process.send_signal(STOP_SIGNAL)  # Popen sends nothing to a process that has ended
+
+    def wait(self, *, within: float) -> bool:
+        """Wait until it has ended, and kill it when it has not in time.
+
+        Args:
+            within: Seconds to wait before it is killed.
+
+        Returns:
+            Whether it ended by itself.
+        """
+        if self._process is None:
+            return True
+        try:
+            self._process.wait(within)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return False
+        return True
+
+    def terminate(self, *, within: float) -> bool:
+        """Stop it in good order (SIGTERM) and wait until it has ended; kill it when it has not in time.
+
+        Args:
+            within: Seconds to wait before it is killed.
+
+        Returns:
+            Whether it ended by itself.
+        """
+        self.request_stop()
+        return self.wait(within=within)
+
+    def kill(self) -> None:
+        """Kill it (SIGKILL: no clean-up, no goodbye) and wait until it is gone."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def close(self) -> None:
+        """Kill it if it still runs, and give back its pipes and its temporary log."""
+        self.kill()
+        self.close_input()
+        if self._process is not None and self._process.stdout is not None:
+            self._process.stdout.close()
+        if self._unnamed_log is not None:
+            self._unnamed_log.close()
+
+    def log(self, *, last: int | None = None) -> str:
+        """Return its log since it was started first.
+
+        Args:
+            last: Number of lines from the end; ``None`` for all.
+        """
+        if self.log_file is not None:
+            text = self.log_file.read_bytes() if self.log_file.exists() else b""
+        elif self._unnamed_log is not None and not self._unnamed_log.closed:
+            text = _content(self._unnamed_log)
+        else:
+            text = b""
+        lines = text.decode(errors="replace").splitlines()
+        return "\n".join(lines if last is None else lines[-last:] if last > 0 else [])
+
+    def ended_error(self) -> ProcessEndedError:
+        """Wait until it has ended, and return an error that says how: exit code or signal, and the end of its log."""
+        code = self._process.wait() if self._process is not None else None
+        if code is None:
+            how = "does not run"
+        else:
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        log = self.log()[-ERROR_LOG_BYTES:].strip()
+        last = log.rsplit("\n", 1)[-1] or "it left no message"
+        message = f"{self.name} {how}: {last}\n{log}".strip()
+        return ProcessEndedError(message, name=self.name, exit_code=code, log=log)
+
+
+def _content(file: IO[bytes]) -> bytes:
+    if sys.platform != "win32":  # the child writes at the position that both share, so it had better not move
+        return os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0)
+    file.seek(0)
+    return file.read()
+
+
+def output_of(
+    command: Sequence[str],
+    *,
+    within: float,
+    environment: Mapping[str, str] | None = None,
+    directory: Path | None = None,
+) -> str:
+    """Run a command to its end and return its standard output; its standard input is empty.
+
+    Args:
+        command: Program and arguments.
+        within: Seconds after which it is killed.
+        environment: Variables on top of this process's own.
+        directory: Where it runs; ``None`` for this process's own.
+
+    Raises:
+        ProcessEndedError: It failed, or was not done in time (``exit_code`` is ``None`` then); ``log`` is the end of
+            what it printed to standard error, or else to standard output.
+        FileNotFoundError: There is no such program.
+    """
+    try:
+        done = subprocess.run(
+            command,
+            env={**os.environ, **(environment or {})},
+            cwd=directory,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=within,
+        )
+    except subprocess.TimeoutExpired as err:
+        raise ProcessEndedError(f"`{' '.join(command)}` was not done after {within:g} s", name=command[0]) from err
+    if done.returncode != 0:
+        printed = (done.stderr.strip() or done.stdout.strip())[-ERROR_LOG_BYTES:]
+        message = f"`{' '.join(command)}` ended with code {done.returncode}: {printed or 'it printed nothing'}"
+        raise ProcessEndedError(message, name=command[0], exit_code=done.returncode, log=printed)
+    return done.stdout
+
+
+def new_event_loop() -> asyncio.AbstractEventLoop:
+    """Return a new event loop: uvloop's where there is one, as for Windows there is not."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Run a child's main coroutine on a :func:`new_event_loop` to its end, and return what it returns."""
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        return runner.run(main)
+
+
+def on_stop_signal(call: Callable[[], object]) -> None:
+    """Call back in the running event loop at SIGTERM and Ctrl-C, Ctrl-Break on Windows, instead of ending."""
+    loop = asyncio.get_running_loop()
+    if sys.platform == "win32":
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGBREAK):
+            signal.signal(number, lambda *_: loop.call_soon_threadsafe(call))
+    else:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, call)
+
+
+def read_input_line() -> bytes:
+    """Return one line of standard input without its end; blocks. Before :func:`on_input_line`, which reads the rest."""
+    # Unbuffered, here and below: a buffered standard input that a daemon thread reads cannot be closed at exit.
+    with open(0, "rb", buffering=0, closefd=False) as pipe:
+        return pipe.readline().rstrip(b"\r\n")
+
+
+def on_input_line(call: Callable[[bytes], object], *, at_end: Callable[[], object] | None = None) -> None:
+    """Call back in the running event loop with each further line of standard input, without its end.
+
+    Args:
+        call: Takes a line.
+        at_end: Called in the loop when the input ends. ``None`` ends the process at once, however busy the loop is:
+            the parent is gone, and nobody wants the result any more.
+    """
+    loop = asyncio.get_running_loop()
+
+    # A thread: not every event loop can read standard input on every platform.
+    def read() -> None:
+        with open(0, "rb", buffering=0, closefd=False) as pipe:
+            while line := pipe.readline():
+                loop.call_soon_threadsafe(call, line.rstrip(b"\r\n"))
+        if at_end is None:
+            os._exit(1)
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(at_end)
+
+    threading.Thread(target=read, daemon=True).start()
