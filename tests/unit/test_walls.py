@@ -101,8 +101,3 @@ def test_importing_the_package_costs_less_than_importing_the_client() -> None:
         return min(float(subprocess.check_output([sys.executable, "-c", program], text=True)) for _ in range(3))
 
     assert seconds("mesh_lab") < seconds("nats")
-
-
-def test_every_module_is_of_a_size_that_one_reads_in_a_sitting() -> None:
-    long = {str(p.relative_to(PACKAGE)): n for p in MODULES if (n := len(p.read_text().splitlines())) > 275}
-    assert not long
