@@ -17,19 +17,16 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
-lab: $(VENV)/lab.stamp ## make the environment, get a NATS server, open JupyterLab at the first notebook
-	@$(BIN)/mesh-lab install-server
+lab: $(VENV)/lab.stamp ## make the environment, the NATS server in it, and open JupyterLab at the first notebook
 	@$(BIN)/mesh-lab lab
 
 orders: $(VENV)/lab.stamp ## send all 69,659 real orders through three servers and check every total
 	@$(BIN)/mesh-lab orders
 
 test: $(VENV)/dev.stamp ## run every test and every notebook on real servers
-	@$(BIN)/mesh-lab install-server
 	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout 120 tests notebooks
 
 test-docker: $(VENV)/dev.stamp ## run the container tests; as root on Debian, start an engine where none runs
-	@$(BIN)/mesh-lab install-server
 	MESH_LAB_TEST_DOCKER=1 $(BIN)/python -m pytest tests/docker
 
 check: $(VENV)/dev.stamp ## lint, check types and spelling, check the notebooks' hygiene

@@ -4,7 +4,6 @@ import argparse
 import asyncio
 import os
 import secrets
-import shutil
 import subprocess
 import sys
 import webbrowser
@@ -34,9 +33,6 @@ def main(arguments: list[str] | None = None) -> int:
 
     doctor = commands.add_parser("doctor", help="check this machine and say how to mend what is missing")
     doctor.set_defaults(run=_doctor)
-
-    install = commands.add_parser("install-server", help="find nats-server, or install it for this user")
-    install.set_defaults(run=_install_server)
 
     orders = commands.add_parser("orders", help="send all real orders through a mesh and check every total")
     orders.add_argument("--workers", type=_count, default=2, help="worker processes (default: 2)")
@@ -125,10 +121,10 @@ def _lab(options: argparse.Namespace) -> int:
 
 
 def _has_browser() -> bool:
-    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        return shutil.which("wslview") is not None
+    from mesh_lab.doctor import graphical_browser
+
     try:
-        webbrowser.get()
+        graphical_browser()
     except webbrowser.Error:
         return False
     return True
@@ -138,14 +134,6 @@ def _doctor(options: argparse.Namespace) -> int:
     from mesh_lab.doctor import run
 
     return run()
-
-
-def _install_server(options: argparse.Namespace) -> int:
-    from mesh_lab.servers.install import install_with_progress
-
-    server = install_with_progress()
-    sys.stdout.write(f"nats-server {'.'.join(map(str, server.version))} ({server.source}): {server.path}\n")
-    return 0
 
 
 def _orders(options: argparse.Namespace) -> int:

@@ -2,21 +2,21 @@
 
 import importlib
 import importlib.metadata
-import re
+import os
 import shutil
 import socket
-import subprocess
 import sys
 import tempfile
 import warnings
 import webbrowser
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from mesh_lab.errors import NoServerBinaryError, NotReadyError
-from mesh_lab.servers.binary import MINIMUM_VERSION, look_for_server, version_text
+from mesh_lab.errors import MeshLabError, NoServerBinaryError, NotReadyError
+from mesh_lab.servers.binary import MINIMUM_VERSION, find_server, version_text
+from mesh_lab.servers.engine import Engine
 from mesh_lab.servers.ports import PortBlock
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ DISK_NEEDED_BYTES = 2_000_000_000
 # Where a container's limit stands, which the memory of the whole machine says nothing about (cgroup v2).
 CGROUP = Path("/sys/fs/cgroup")
 
-# What the extra `lab` of pyproject.toml brings to run with, but for the event loop's nest-asyncio2.
+# What the extra `lab` of pyproject.toml brings to run with, but for the server and the event loop's nest-asyncio2.
 LAB_PACKAGES = (
     "jupyterlab", "ipywidgets", "pandas", "matplotlib", "hdrhistogram", "nkeys", "opentelemetry-sdk",
     "platformdirs", "prometheus-client", "psutil", "rich", "trustme",
@@ -40,7 +40,6 @@ MODULES = {
     "prometheus-client": "prometheus_client",
 }
 """What is imported, where it has another name than what is installed."""
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "firefox", "microsoft-edge", "msedge")
 _TEXT_BROWSERS = ("www-browser", "links", "elinks", "lynx", "w3m")
 _INSTALL_LAB = 'pip install "mesh-lab[lab]", in a checkout: pip install -e ".[lab]"'
 
@@ -79,7 +78,7 @@ def examine() -> list[Finding]:
         _ports(),
         _memory(),
         _disk(),
-        *_docker(),
+        _docker(),
         _browser(),
     ]
 
@@ -134,13 +133,10 @@ def _import_fault(package: str) -> str:
 def _server() -> Finding:
     what = f"nats-server {version_text(MINIMUM_VERSION)} or newer"
     try:
-        search = look_for_server()
-    except (NoServerBinaryError, ImportError) as err:
+        found = find_server()
+    except NoServerBinaryError as err:
         return Finding(what, False, str(err), "correct what the message names")
-    if search.found is None:
-        return Finding(what, False, "; ".join(search.tried), "mesh-lab install-server")
-    found = search.found
-    return Finding(what, True, f"{version_text(found.version)} at {found.path}, by {found.source}", "")
+    return Finding(what, True, f"{version_text(found.version)} at {found.path}, from {found.source}", "")
 
 
 def _ports() -> Finding:
@@ -187,43 +183,36 @@ def _disk() -> Finding:
     return Finding("disk", free >= DISK_NEEDED_BYTES, seen, fix)
 
 
-def _docker() -> Iterator[Finding]:
-    if shutil.which("docker") is None:
-        fix = "install Docker for the parts that run in containers; everything else works without it"
-        yield Finding("Docker", False, "no docker on PATH", fix, "note")
-        return
-    ok, said = _ask("docker", "version", "--format", "{{.Server.Version}}")
-    fix = "start Docker; on Linux, your user needs the right to use it (group docker)"
-    yield Finding("Docker engine", ok, said, fix, "note")
-    ok, said = _ask("docker", "compose", "version")
-    if not ok and shutil.which("docker-compose"):
-        ok, said = _ask("docker-compose", "version")
-    version = re.search(r"(\d+)\.\d", said)
-    ok = ok and version is not None and int(version[1]) >= 2
-    fix = "install Docker's compose plugin, version 2 or newer"
-    yield Finding("Docker Compose 2", ok, said, fix, "note")
-
-
-def _ask(*command: str) -> tuple[bool, str]:
-    """Return whether a program succeeded, and the first line that it wrote."""
+def _docker() -> Finding:
+    fix = "needed for the parts that run in containers; everything else works without it"
     try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=10, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as err:
-        return False, str(err)
-    lines = (done.stdout.strip() or done.stderr.strip() or f"exit code {done.returncode}").splitlines()
-    return done.returncode == 0, lines[0]
+        engine = Engine.find()
+        version = engine.docker("version", "--format", "{{.Server.Version}}").strip()
+    except MeshLabError as err:
+        return Finding("Docker, Compose 2", False, str(err), fix, "note")
+    return Finding("Docker, Compose 2", True, f"{version}, {' '.join(engine.compose_command)}", fix, "note")
 
 
 def _browser() -> Finding:
     fix = "install one, or open JupyterLab's address in a browser on another machine through an SSH tunnel"
-    seen = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if seen is None:
-        try:
-            seen = webbrowser.get().name or "the system's default"
-        except webbrowser.Error as err:
-            return Finding("browser", False, str(err), fix, "note")
-    if seen in _TEXT_BROWSERS:
-        return Finding("browser", False, f"only {seen}, which cannot show JupyterLab", fix, "note")
-    return Finding("browser", True, seen, fix, "note")
+    try:
+        return Finding("browser", True, graphical_browser(), fix, "note")
+    except webbrowser.Error as err:
+        return Finding("browser", False, str(err), fix, "note")
+
+
+def graphical_browser() -> str:
+    """Return the name of a browser that can show JupyterLab.
+
+    Raises:
+        webbrowser.Error: There is none, or no display to show one on.
+    """
+    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        # Under WSL this program opens the browser of Windows.
+        if (windows := shutil.which("wslview")) is None:
+            raise webbrowser.Error("there is no display: neither DISPLAY nor WAYLAND_DISPLAY is set")
+        return windows
+    name = webbrowser.get().name
+    if name in _TEXT_BROWSERS:
+        raise webbrowser.Error(f"only {name}, which cannot show JupyterLab")
+    return name or "the system's default"

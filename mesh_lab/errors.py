@@ -6,8 +6,7 @@ reader expects. A message says what happened with its numbers, what was expected
 ::
 
     MeshLabError
-    ├── NoServerBinaryError (FileNotFoundError)   no nats-server could be found or installed
-    ├── BadDownloadError (ValueError)             a downloaded archive is not what its checksum promises
+    ├── NoServerBinaryError (FileNotFoundError)   no nats-server that is new enough was found
     ├── NoEngineError (ConnectionError)           no Docker engine answers, or Compose 2 is missing
     ├── EngineRefusedError (OSError)              the engine failed: a port taken, an image not to be had
     ├── SettingsError (ValueError)                docker/ or its .env is not as the containers need it
@@ -51,11 +50,7 @@ class MeshLabError(Exception):
 
 
 class NoServerBinaryError(MeshLabError, FileNotFoundError):
-    """No nats-server could be found or installed; the message lists every way that was tried."""
-
-
-class BadDownloadError(MeshLabError, ValueError):
-    """A downloaded archive is not what its checksum promises."""
+    """No nats-server that is new enough was found; the message lists every place that was tried."""
 
 
 class NoEngineError(MeshLabError, ConnectionError):

@@ -16,7 +16,7 @@ from mesh_lab.errors import (
     UnsupportedByBackendError,
 )
 from mesh_lab.servers.backend import Backend
-from mesh_lab.servers.binary import ensure_server
+from mesh_lab.servers.binary import find_server
 from mesh_lab.servers.config import Further, KnownBy
 from mesh_lab.servers.external import join_external
 from mesh_lab.servers.joining import wait_until_joined, wait_until_routed
@@ -94,7 +94,7 @@ async def start_mesh(
         NoEngineError: Containers were asked for, and no Docker engine answers.
         EngineRefusedError: The engine could not start the containers; the message says why.
         SettingsError: ``docker/.env`` is not as the containers need it, or ``MESH_LAB_URL`` is not set.
-        NoServerBinaryError: There is no nats-server and none can be had.
+        NoServerBinaryError: There is no nats-server that is new enough.
         StoreError: The directory cannot be written, or its disk is full.
         ServerExitedError: A server ended at its start; the message carries its last log lines.
         NotReadyError: The servers were not ready in time; the message says what each last answered.
@@ -179,7 +179,7 @@ async def _start_docker(count: int, directory: Path | None, further: Further, wi
 
 
 async def _start_local(layout: Layout, parent: Path | None, within: float, **settings: Unpack[Settings]) -> Mesh:
-    binary = (await asyncio.to_thread(ensure_server)).path
+    binary = (await asyncio.to_thread(find_server)).path
     for attempt in range(PORT_CLASHES_BORNE):
         workspace = await asyncio.to_thread(Workspace, parent)
         try:

@@ -17,8 +17,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from mesh_lab.errors import MeshLabError, NoEngineError
-from mesh_lab.servers.debian import unpack_debian_package
+from debian_package import NoPackageError, unpack_debian_package
+
+from mesh_lab.errors import NoEngineError
 from mesh_lab.servers.engine import Engine
 
 ASKED_VARIABLE = "MESH_LAB_TEST_DOCKER"
@@ -144,7 +145,7 @@ def _own_compose(scratch: Path) -> Iterator[None]:
     try:
         (scratch / "compose").mkdir()
         unpacked = unpack_debian_package("docker-compose", scratch / "compose")
-    except MeshLabError as err:
+    except NoPackageError as err:
         raise CannotError(f"there is no Compose 2, and it cannot be fetched: {err}") from err
     plugins = scratch / "config" / "cli-plugins"
     plugins.mkdir(parents=True)

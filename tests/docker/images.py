@@ -15,8 +15,9 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from mesh_lab.servers.binary import ensure_server
-from mesh_lab.servers.debian import unpack_debian_package
+from debian_package import unpack_debian_package
+
+from mesh_lab.servers.binary import find_server
 
 ROOT = Path(__file__).parents[2]
 LIBRARIES = "usr/local/lib/of-the-machine"
@@ -79,7 +80,7 @@ class Image:
 def make_nats(tag: str, scratch: Path) -> None:
     """Make the image of the servers: the binary that local meshes use, and busybox's wget for the health check."""
     image = Image()
-    server = ensure_server().path
+    server = find_server().path
     image.add(server, "usr/local/bin/nats-server")
     image.libraries_of(server)
     _add_busybox(image, scratch)

