@@ -10,8 +10,7 @@ from nats.aio.client import Client
 
 from mesh_lab.chaos.kinds import KINDS, Kind
 from mesh_lab.errors import NotReadyError
-from mesh_lab.patterns.jetstream_wait import retry
-from mesh_lab.patterns.wait import eventually, run_shielded
+from mesh_lab.patterns.wait import eventually, retry, run_shielded
 from mesh_lab.servers.mesh import Mesh
 
 Target = Literal["leader", "follower", "all"]

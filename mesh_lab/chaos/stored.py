@@ -13,8 +13,8 @@ import nats.js.errors
 from nats.aio.client import Client
 
 from mesh_lab.errors import StoreFormatError
-from mesh_lab.patterns.jetstream_wait import retry
 from mesh_lab.patterns.pull_consumer import position, read_in_order
+from mesh_lab.patterns.wait import retry
 
 # One record of a block file, little-endian: length (its highest bit: has headers), sequence, time, length of the
 # subject; then the subject, the length of the headers if there are any, the headers, the payload, and a checksum.

@@ -4,8 +4,6 @@ A subject for each order makes three things cheap: read one order's life, append
 in between, and take all orders of a region or all events of a kind by wildcard.
 """
 
-import asyncio
-import time
 from typing import NamedTuple
 
 import nats.js.errors
@@ -15,10 +13,11 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, PubAck, Storag
 
 from mesh_lab.orders.order import ALL_SUBJECTS, STREAM, Event, Order, decode, encode, event_of
 from mesh_lab.patterns.pull_consumer import read_in_order
+from mesh_lab.patterns.wait import retry
 
 WORKERS = "workers"
 DUPLICATE_WINDOW_S = 120.0
-ANSWER_S, RETRY_S = 3.0, 0.2
+REPLY_WITHIN_S = 3.0
 
 
 class StoredEvent(NamedTuple):
@@ -31,7 +30,7 @@ class StoredEvent(NamedTuple):
 
 
 async def create_event_store(js: JetStreamContext, *, replicas: int = 1) -> StreamInfo:
-    """Make the stream of order events if it is not there, and return what the server says of it.
+    """Make the stream of order events if it is not there, and return the server's information about it.
 
     Args:
         js: JetStream context.
@@ -77,11 +76,11 @@ async def create_worker_group(js: JetStreamContext, *, ack_wait: float = 5.0, ma
 
 
 async def open_event_store(client: Client, *, replicas: int = 1, within: float = 30.0) -> StreamInfo:
-    """Make the stream and the workers' group where they are missing, and return what the server says of the stream.
+    """Make the stream and the workers' group where they are missing, and return information about the stream.
 
     What is there already stays as it is, also with other settings.
 
-    It tries again while servers come up or elect a leader: a question that meets an election is never answered.
+    It tries again while servers come up or elect a leader: a request that meets an election gets no reply.
 
     Args:
         client: A connected nats-py client.
@@ -89,27 +88,23 @@ async def open_event_store(client: Client, *, replicas: int = 1, within: float =
         within: Seconds until it is too late.
 
     Raises:
-        nats.errors.TimeoutError: No leader answered in time.
+        nats.errors.TimeoutError: No leader replied in time.
         nats.js.errors.APIError: The servers cannot make the stream as it is asked for.
     """
-    js = client.jetstream(timeout=ANSWER_S)
-    deadline = time.monotonic() + within
-    while True:
+    js = client.jetstream(timeout=REPLY_WITHIN_S)
+
+    async def open_once() -> StreamInfo:
         try:
-            try:
-                info = await js.stream_info(STREAM)
-            except nats.js.errors.NotFoundError:
-                info = await create_event_store(js, replicas=replicas)
-            try:
-                await js.consumer_info(STREAM, WORKERS)
-            except nats.js.errors.NotFoundError:
-                await create_worker_group(js)
-        except (TimeoutError, nats.js.errors.ServiceUnavailableError, nats.js.errors.ServerError):
-            if time.monotonic() > deadline:
-                raise
-            await asyncio.sleep(RETRY_S)
-        else:
-            return info
+            info = await js.stream_info(STREAM)
+        except nats.js.errors.NotFoundError:
+            info = await create_event_store(js, replicas=replicas)
+        try:
+            await js.consumer_info(STREAM, WORKERS)
+        except nats.js.errors.NotFoundError:
+            await create_worker_group(js)
+        return info
+
+    return await retry(open_once, within=within)
 
 
 async def append(js: JetStreamContext, order: Order, event: Event, *, after: int) -> PubAck:

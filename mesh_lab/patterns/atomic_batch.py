@@ -5,10 +5,7 @@ says *commit*, stores them all next to each other. Readers never see a part of a
 most, and a server drops one that stands still for ten seconds.
 """
 
-import asyncio
-import random
 import secrets
-import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,10 +15,11 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from mesh_lab.errors import PublishRefusedError, UnknownOutcomeError
-from mesh_lab.patterns.jetstream_api import TRANSIENT_ERR_CODES, PublishReply
+from mesh_lab.patterns.jetstream_api import PublishReply, is_transient
+from mesh_lab.patterns.wait import retry
 
 MOST_MESSAGES = 1_000
-RETRY_S = (0.05, 0.25)
+RETRY_EVERY_S = 0.15
 
 
 class BatchMessage(NamedTuple):
@@ -66,20 +64,21 @@ async def publish_together(
     """
     if not 1 <= len(messages) <= MOST_MESSAGES:
         raise ValueError(f"{len(messages):,} messages in an atomic batch, expected 1 to {MOST_MESSAGES:,}")
-    give_up_at = time.monotonic() + retry_for
-    while True:
-        try:
-            return await _attempt(client, messages, answer_within)
-        except _NotNow as err:
-            if time.monotonic() > give_up_at:
-                raise PublishRefusedError(
-                    f"{messages[0].subject}: {err}, for {retry_for:g} s; nothing of the batch is stored"
-                ) from err
-            await asyncio.sleep(random.uniform(*RETRY_S))
+    try:
+        return await retry(
+            lambda: _attempt(client, messages, answer_within),
+            within=retry_for,
+            every=RETRY_EVERY_S,
+            transient=lambda err: isinstance(err, _NotStored),
+        )
+    except _NotStored as err:
+        raise PublishRefusedError(
+            f"{messages[0].subject}: {err}, for {retry_for:g} s; nothing of the batch is stored"
+        ) from err
 
 
-class _NotNow(Exception):  # no error of the caller's
-    """Nothing is stored, and a later try may succeed."""
+class _NotStored(Exception):
+    """Nothing of the batch is stored, and a later try may succeed."""
 
 
 async def _attempt(client: Client, messages: Sequence[BatchMessage], answer_within: float) -> BatchAck:
@@ -113,10 +112,10 @@ async def _ask(
     try:
         return await client.request(message.subject, message.payload, timeout=answer_within, headers=headers)
     except nats.errors.NoRespondersError as err:
-        raise _NotNow("nobody takes the subject: no stream listens to it, or it has no leader") from err
+        raise _NotStored("nobody takes the subject: no stream listens to it, or it has no leader") from err
     except nats.errors.TimeoutError as err:
         if not commits:
-            raise _NotNow(f"no answer in {answer_within:g} s") from err
+            raise _NotStored(f"no answer in {answer_within:g} s") from err
         raise UnknownOutcomeError(
             f"{message.subject}: no answer to the end of the batch in {answer_within:g} s; all of it is stored or "
             "nothing: read the stream, or send it again if its messages carry a Nats-Msg-Id"
@@ -127,6 +126,6 @@ def _read(msg: Msg, message: BatchMessage) -> PublishReply:
     answer = msgspec.json.decode(msg.data, type=PublishReply) if msg.data else PublishReply()
     if (error := answer.error) is None:
         return answer
-    if error.err_code in TRANSIENT_ERR_CODES:
-        raise _NotNow(f"{error.description} (err_code {error.err_code})")
+    if is_transient(error):
+        raise _NotStored(f"{error.description} (err_code {error.err_code})")
     raise PublishRefusedError(f"{message.subject}: {error}; nothing of the batch is stored")

@@ -9,7 +9,7 @@ from nats.js.api import RetentionPolicy
 from nats.js.errors import APIError
 
 from mesh_lab.errors import PublishRefusedError
-from mesh_lab.patterns.jetstream_wait import retry
+from mesh_lab.patterns.wait import retry
 
 BURY_WITHIN_S = 20.0  # longer than an election
 REASON, SUBJECT, SEQUENCE, DELIVERIES = "Dead-Reason", "Dead-Subject", "Dead-Sequence", "Dead-Deliveries"

@@ -1,27 +1,31 @@
-"""What JetStream answers when it refuses, shared by the ways of publishing."""
+"""JetStream's protocol in one place: its API's subjects, its replies, and which of its errors are transient.
+
+nats-py's own context knows the same. What is here serves the patterns that speak the protocol themselves, because a
+request for each message, or a task for each reply, would be too slow.
+"""
+
+from typing import Any
 
 import msgspec
-from nats.js.errors import APIError, ServiceUnavailableError
+import nats.errors
+import nats.js.api
+from nats.js.errors import APIError, NoStreamResponseError, ServiceUnavailableError
 
-# The server is busy, more came for the stream than it can buffer, or the first copy of the message is still on its way
-# through the cluster: asked again, it answers otherwise.
-# https://github.com/nats-io/nats-server/blob/main/server/errors.json
-TRANSIENT_ERR_CODES = frozenset({10008, 10023, 10158, 10167})
-NO_PEERS = 10005
-"""No server of those that are known at this moment has room; the server's code for it is 400 all the same."""
-INVALID_SUBJECT = 10052
-"""It will be as invalid the next time; the server's code for it is 500 all the same."""
+from mesh_lab.patterns.connection import is_send_failure
 
 
-def is_transient(err: APIError) -> bool:
-    """Say whether the same request to JetStream's API may be answered otherwise in a moment."""
-    if isinstance(err, ServiceUnavailableError) or err.err_code in {NO_PEERS, *TRANSIENT_ERR_CODES}:
-        return True
-    return err.code is not None and err.code >= 500 and err.err_code != INVALID_SUBJECT
+def api_prefix(domain: str | None = None) -> str:
+    """Return where JetStream's API listens, without a dot behind it.
+
+    Args:
+        domain: JetStream domain of a leaf node (ADR-13), as ``client.jetstream(domain=…)`` takes it; ``None`` for that
+            of the servers that the client is connected to.
+    """
+    return nats.js.api.DEFAULT_PREFIX if domain is None else f"$JS.{domain}.API"
 
 
 class ApiError(msgspec.Struct, frozen=True):
-    """Why the server refused a message or a batch."""
+    """Why the server refused a request, a message or a batch."""
 
     code: int = 0
     """As in HTTP: 400 is the caller's mistake, 503 the server's state."""
@@ -31,12 +35,12 @@ class ApiError(msgspec.Struct, frozen=True):
     """The same in words."""
 
     def __str__(self) -> str:
-        """Write it as it stands in messages."""
+        """Return it as it stands in messages."""
         return f"{self.description} (code {self.code}, err_code {self.err_code})"
 
 
 class Ack(msgspec.Struct, frozen=True):
-    """The server's answer to one message: it is stored (ADR-22)."""
+    """The server's reply to one message: it is stored (ADR-22)."""
 
     stream: str
     seq: int
@@ -44,7 +48,7 @@ class Ack(msgspec.Struct, frozen=True):
 
 
 class PublishReply(msgspec.Struct, frozen=True):
-    """What a stream answers to a message, or to the end of a batch (ADR-22, ADR-50)."""
+    """A stream's reply to a message, or to the end of a batch (ADR-22, ADR-50)."""
 
     stream: str = ""
     seq: int = 0
@@ -52,3 +56,68 @@ class PublishReply(msgspec.Struct, frozen=True):
     count: int = 0
     """Messages in the batch."""
     error: ApiError | None = None
+
+
+# Numbers and codes are those of https://github.com/nats-io/nats-server/blob/main/server/errors.json. The code says
+# most: 500 and above is the server's state, 429 that it has too much to do. These say otherwise.
+TRANSIENT_ERR_CODES = frozenset(
+    {
+        10005,  # "no suitable peers for placement", code 400: no server of those known at this moment has room
+        10158,  # "duplicate message id is in process", code 409: the first copy is on its way through the cluster
+    }
+)
+PERMANENT_ERR_CODES = frozenset(
+    {
+        10006,  # "JetStream not in clustered mode"
+        10010,  # "JetStream clustering support required"
+        10028,  # "insufficient memory resources available": a limit, which stands until somebody makes room
+        10036,  # "not currently supported in clustered mode"
+        10047,  # "insufficient storage resources available"
+        10052,  # a configuration or a subject that is not valid; its code is 500 all the same
+        10053,  # a stream's limits that do not fit the account's
+        10057,  # a message that the stream does not let anybody delete
+        10063,  # "expected stream sequence does not match"
+        10074,  # "replicas > 1 not supported in non-clustered mode"
+        10077,  # "maximum messages exceeded", "maximum bytes exceeded": the stream is full, and says so with 503
+        10110,  # a stream that does not let anybody purge it
+        10111,  # a roll-up that the stream does not allow
+        10117,  # "subject details would exceed maximum allowed"
+    }
+)
+TRANSIENT_STATUS = frozenset({"Leadership Change", "Server Shutdown", "Exceeded MaxWaiting"})
+"""Descriptions of status 409, a consumer's reply to a request for messages, after which the same request is right."""
+WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
+"""``err_code`` of a conditional write that came too late; 10164 where several were under way on a replicated stream."""
+
+# No reply came, or the request did not leave; whether it was carried out is unknown.
+_NO_REPLY = (
+    TimeoutError,
+    nats.errors.NoRespondersError,
+    NoStreamResponseError,
+    nats.errors.StaleConnectionError,
+    nats.errors.ConnectionReconnectingError,
+)
+
+
+def is_transient(err: BaseException | ApiError) -> bool:
+    """Return whether the same request may succeed in a moment: while servers elect a leader, reconnect or catch up.
+
+    It does not say that nothing was done. A request without a reply may have been carried out, so what is repeated
+    has to be as good twice as once.
+
+    Args:
+        err: What nats-py raised, or the error in a server's reply.
+    """
+    if not isinstance(err, ApiError | APIError):
+        return isinstance(err, _NO_REPLY) or (isinstance(err, Exception) and is_send_failure(err))
+    # Some of nats-py's errors leave their numbers out.
+    number, code = _number(err, "err_code"), _number(err, "code")
+    if number in PERMANENT_ERR_CODES:
+        return False
+    if number in TRANSIENT_ERR_CODES or code == 429 or code >= 500 or isinstance(err, ServiceUnavailableError):
+        return True
+    return code == 409 and getattr(err, "description", "") in TRANSIENT_STATUS
+
+
+def _number(err: Any, name: str) -> int:
+    return getattr(err, name, None) or 0

@@ -1,36 +1,26 @@
-"""Wait until a stream or a consumer can be reached from where a client is, and ask again where an answer got lost.
+"""Wait until a stream or a consumer is routable: until a client's own server knows who replies for it.
 
-``add_stream`` returns when the stream stands. In a cluster it may stand on another server, and the word of what it
-listens to travels between the servers on a way of its own: for some milliseconds this client's server knows of
-nobody who would answer, and says so. A service tries again, as :class:`~mesh_lab.patterns.WindowedPublisher`
-does; a lesson or a test that makes a stream and uses it in the next line waits here.
-
-While servers elect a leader, after a cut or on a machine that is busy, a request to JetStream's API meets nobody, or
-one who says "temporarily unavailable". :func:`retry` asks again.
+``add_stream`` returns when the stream stands. In a cluster it may stand on another server, and its subscriptions reach
+the other servers on a way of their own: for some milliseconds, the server of this client knows of nobody who would
+reply, and says so. A service tries again, as :class:`~mesh_lab.patterns.WindowedPublisher` does; a lesson or a test
+that makes a stream and uses it in the next line waits here.
 """
 
-import asyncio
-import time
-from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import TypeVar
 
 import nats.errors
 import nats.js.api
 from nats.aio.client import Client
 from nats.js import JetStreamContext
-from nats.js.errors import APIError, NoStreamResponseError, NotFoundError, ServiceUnavailableError
+from nats.js.errors import NotFoundError
 
 from mesh_lab.errors import NotReadyError
-from mesh_lab.patterns.jetstream_api import TRANSIENT_ERR_CODES
-from mesh_lab.patterns.wait import eventually
+from mesh_lab.patterns.jetstream_api import api_prefix
+from mesh_lab.patterns.wait import eventually, retry
 
-T = TypeVar("T")
-ANSWER_WITHIN_S = 0.5
+REPLY_WITHIN_S = 0.5
 API_TIMEOUT_S = 3.0
-APPEARS_WITHIN_S = 1.0
-ASK_AGAIN_AFTER_S = 0.2
-TRANSIENT_ERRORS = (TimeoutError, nats.errors.NoRespondersError, NoStreamResponseError, ServiceUnavailableError)
+LISTED_WITHIN_S = 1.0
 NO_STREAM = "_"
 # A message that expects to land in another stream is refused (err_code 10060) before it is stored.
 EXPECTS_NO_STREAM: dict[str, str] = {nats.js.api.Header.EXPECTED_STREAM.value: NO_STREAM}
@@ -38,92 +28,65 @@ EXPECTS_NO_STREAM: dict[str, str] = {nats.js.api.Header.EXPECTED_STREAM.value: N
 Probe = tuple[str, bytes, dict[str, str] | None]
 
 
-async def wait_routable(client: Client, stream: str, consumer: str | None = None, *, within: float = 10.0) -> None:
-    """Return when the server that this client is connected to knows who answers for a stream or a consumer.
+async def wait_routable(
+    client: Client, stream: str, consumer: str | None = None, *, domain: str | None = None, within: float = 10.0
+) -> None:
+    """Return when the server that this client is connected to routes requests to a stream or a consumer.
 
-    Nothing is stored and nothing delivered: the questions are such that the answer is a refusal. Whoever subscribes
-    to the stream's subjects sees one empty message.
+    Nothing is stored and nothing delivered: each probe is a request that gets a refusal. Whoever subscribes to the
+    stream's subjects sees one empty message.
 
     Args:
         client: A connected nats-py client.
         stream: Name of a stream that exists.
-        consumer: Name of one of its pull consumers; ``None`` asks for the stream's own subjects.
+        consumer: Name of one of its pull consumers; ``None`` probes the stream's own subjects.
+        domain: JetStream domain of the stream, where it is not that of the client's own servers.
         within: Seconds until it is too late.
 
     Raises:
-        TimeoutError: Nobody answered in time.
+        TimeoutError: No reply came in time.
         nats.js.errors.NotFoundError: There is no such stream.
     """
-    for probe in await _probes(client, stream, consumer, within):
-        await eventually(partial(_answers, client, probe), within=within)
+    for probe in await _probes(client, stream, consumer, api_prefix(domain), within):
+        await eventually(partial(_is_replied_to, client, probe), within=within)
 
 
 async def flush_through(client: Client) -> None:
-    """Return when the server has read, and answered, all that this client published and subscribed to before.
+    """Return when the server has read, and replied to, all that this client published and subscribed to before.
 
     That is what ``flush`` is for. nats-py 2.16 writes flush's PING ahead of what ``publish`` left in its buffer, so the
     PONG may come before a complaint about the last message, in 18 of 60 runs of one publish and one flush. A second
     flush comes after it.
 
     Raises:
-        nats.errors.FlushTimeoutError: The server did not answer within 10 s.
+        nats.errors.FlushTimeoutError: The server did not reply within 10 s.
     """
     await client.flush()
     await client.flush()
 
 
 async def wait_interest(client: Client, subject: str, *, within: float = 3.0) -> bool:
-    """Wait until the server that this client is connected to knows of a stream that listens to a subject.
+    """Return whether a stream that takes a subject came to be known to this client's server in time.
 
-    For one who knows the subject and not the stream. Nothing is stored; who subscribes sees an empty message.
+    For a caller that knows the subject and not the stream. Nothing is stored; subscribers see an empty message.
 
     Args:
         client: A connected nats-py client.
         subject: A subject; a token ``{n}`` stands for any number.
-        within: Seconds after which to give up and return ``False``: the next message will say that nobody listens.
+        within: Seconds after which to give up and return ``False``: the next message will find no responders.
     """
     probe: Probe = (subject.replace("{n}", "0"), b"", EXPECTS_NO_STREAM)
     try:
-        return await eventually(partial(_answers, client, probe), within=within)
+        return await eventually(partial(_is_replied_to, client, probe), within=within)
     except NotReadyError:
         return False
 
 
-async def retry(ask: Callable[[], Awaitable[T]], *, within: float = 30.0) -> T:
-    """Return what a request is answered, and make it again while it is not.
-
-    ::
-
-        info = await retry(lambda: js.add_stream(name="ORDERS", subjects=["orders.>"]))
-
-    Args:
-        ask: Makes the request, with a timeout of its own of a few seconds. It may be made twice, because no answer
-            does not mean that nothing was done; so twice has to be as good as once. That holds for reading and for
-            making a stream or a consumer; of two deletions the second may find nothing.
-        within: Seconds after which the last failure is raised instead of asking again.
-
-    Raises:
-        TimeoutError: Nobody answered in time.
-        nats.js.errors.APIError: The servers still had no leader, or were still busy with the request.
-    """
-    deadline = time.monotonic() + within
-    while True:
-        try:
-            return await ask()
-        except TRANSIENT_ERRORS:
-            if time.monotonic() >= deadline:
-                raise
-        except APIError as err:
-            if err.err_code not in TRANSIENT_ERR_CODES or time.monotonic() >= deadline:
-                raise
-        await asyncio.sleep(ASK_AGAIN_AFTER_S)
-
-
 async def wait_stream(js: JetStreamContext, stream: str) -> nats.js.api.StreamInfo:
-    """Return what the servers say of a stream that may have been made a moment ago.
+    """Return the servers' information about a stream that may have been made a moment ago.
 
-    In a mesh of regions, a new stream's own leader may confirm it before the meta leader, who is asked about streams
-    that nobody leads, has it in its list. With nats-server 2.15.1, it met "not found" in 3 of 25 meshes.
+    In a mesh of regions, a new stream's own leader may confirm it before the meta leader, which replies for streams
+    that nobody leads, has it in its list. With nats-server 2.15.1, that gave "not found" in 3 of 25 meshes.
 
     Args:
         js: A client's JetStream context.
@@ -132,35 +95,32 @@ async def wait_stream(js: JetStreamContext, stream: str) -> nats.js.api.StreamIn
     Raises:
         nats.js.errors.NotFoundError: There is no such stream, also a second later.
     """
-    deadline = time.monotonic() + APPEARS_WITHIN_S
-    while True:
-        try:
-            return await js.stream_info(stream)
-        except NotFoundError:
-            if time.monotonic() >= deadline:
-                raise
-        await asyncio.sleep(ASK_AGAIN_AFTER_S)
+    return await retry(
+        lambda: js.stream_info(stream),
+        within=LISTED_WITHIN_S,
+        transient=lambda err: isinstance(err, NotFoundError),
+    )
 
 
-async def _answers(client: Client, probe: Probe) -> bool:
+async def _is_replied_to(client: Client, probe: Probe) -> bool:
     subject, payload, headers = probe
     try:
-        await client.request(subject, payload, timeout=ANSWER_WITHIN_S, headers=headers)
+        await client.request(subject, payload, timeout=REPLY_WITHIN_S, headers=headers)
     except (nats.errors.NoRespondersError, nats.errors.TimeoutError):
         return False
     return True
 
 
-async def _probes(client: Client, stream: str, consumer: str | None, within: float) -> list[Probe]:
+async def _probes(client: Client, stream: str, consumer: str | None, api: str, within: float) -> list[Probe]:
     if consumer is not None:
-        # No JSON, so the consumer answers "400 Bad Request" and keeps its messages.
-        return [(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}", b"{", None)]
-    js = client.jetstream(timeout=min(within, API_TIMEOUT_S))
+        # No JSON, so the consumer replies "400 Bad Request" and keeps its messages.
+        return [(f"{api}.CONSUMER.MSG.NEXT.{stream}.{consumer}", b"{", None)]
+    js = client.jetstream(timeout=min(within, API_TIMEOUT_S), prefix=api)
     config = (await retry(partial(wait_stream, js, stream), within=within)).config
     probes: list[Probe] = [
         (subject.replace("*", NO_STREAM).replace(">", NO_STREAM), b"", EXPECTS_NO_STREAM)
         for subject in config.subjects or []
     ]
     if config.allow_direct:
-        probes.append((f"$JS.API.DIRECT.GET.{stream}", b"", None))  # an empty question: "408 Empty Request"
+        probes.append((f"{api}.DIRECT.GET.{stream}", b"", None))  # an empty request: "408 Empty Request"
     return probes

@@ -1,18 +1,20 @@
 """Take messages from a JetStream consumer without a pause between batches.
 
-``fetch`` asks, waits, returns, and asks again: between two batches the line is idle. The consumer here keeps
-requests open all the time and asks for more while earlier messages are still being worked on. What it asks for
-is bounded, so a slow worker is not buried: messages wait in the stream, not in its memory.
+``fetch`` requests, waits, returns, and requests again: between two batches the line is idle. The consumer here keeps
+requests open all the time and makes the next while earlier messages are still being worked on. What it requests is
+bounded, so a slow worker is not flooded: messages wait in the stream, not in its memory.
 
-Requests are lost when a server dies. The server promises a heartbeat while a request stands (ADR-37); two
-missed ones mean that nobody remembers the request, and it is made again.
+Requests are lost when a server dies. The server promises a heartbeat while a request stands (ADR-37); two missed ones
+mean that no server has the request any more, and it is made again.
 """
 
 import asyncio
 import contextlib
 import json
+import math
 import time
 from collections.abc import AsyncGenerator
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -25,7 +27,8 @@ from nats.aio.subscription import Subscription
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from mesh_lab.patterns.connection import is_send_failure
-from mesh_lab.patterns.jetstream_api import is_transient
+from mesh_lab.patterns.jetstream_api import api_prefix
+from mesh_lab.patterns.wait import retry
 
 REQUEST_EXPIRES_S = 30.0
 HEARTBEAT_S = 0.5
@@ -35,7 +38,7 @@ _handing_back: set["asyncio.Task[None]"] = set()  # asyncio itself keeps tasks w
 
 
 class Position(msgspec.Struct, frozen=True):
-    """Where a message stands, read from its reply subject (ADR-15)."""
+    """A message's place in its stream and on its consumer, read from its reply subject (ADR-15)."""
 
     stream_seq: int
     """Number of the message in the stream."""
@@ -48,7 +51,7 @@ class Position(msgspec.Struct, frozen=True):
 
 
 def position(msg: Msg) -> Position:
-    """Return where a message of a consumer stands.
+    """Return a message's place in its stream and on its consumer.
 
     Raises:
         ValueError: The message was not delivered by a consumer.
@@ -69,7 +72,14 @@ class PullConsumer:
     """
 
     def __init__(
-        self, client: Client, stream: str, consumer: str, *, prefetch: int = 500, lost_after: float | None = None
+        self,
+        client: Client,
+        stream: str,
+        consumer: str,
+        *,
+        prefetch: int = 500,
+        lost_after: float | None = None,
+        domain: str | None = None,
     ) -> None:
         """Prepare; nothing is requested yet.
 
@@ -77,10 +87,11 @@ class PullConsumer:
             client: A connected nats-py client.
             stream: Name of the stream.
             consumer: Name of a pull consumer that exists.
-            prefetch: Messages asked for ahead of the work; 1 leaves the line idle between messages, and what is
-                prefetched by a slow worker is missing to its idle neighbours.
+            prefetch: Messages requested ahead of the work; 1 leaves the line idle between messages, and what a slow
+                worker prefetched is missing to its idle neighbours.
             lost_after: Seconds without a sign of the consumer after which it counts as deleted; ``None`` waits for
-                as long as it takes, which is right for a replicated consumer: a new leader will answer.
+                as long as it takes, which is right for a replicated consumer: a new leader will reply.
+            domain: JetStream domain of the stream, where it is not that of the client's own servers.
 
         Raises:
             ValueError: ``prefetch`` is below 1.
@@ -88,14 +99,14 @@ class PullConsumer:
         if prefetch < 1:
             raise ValueError(f"prefetch={prefetch}, expected 1 or more")
         self._client = client
-        self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
+        self._subject = f"{api_prefix(domain)}.CONSUMER.MSG.NEXT.{stream}.{consumer}"
         self._name = f"consumer {consumer!r} of stream {stream!r}"
         self._prefetch = prefetch
         self._inbox = client.new_inbox()
         self._subscription: Subscription | None = None
         self._buffer: list[Msg] = []
-        self._asked_for = 0
-        self._heard_at = self._alive_at = time.monotonic()
+        self._requested = 0
+        self._replied_at = self._alive_at = time.monotonic()
         self._lost_after = lost_after
         self._arrived = asyncio.Event()
         self._gone: str | None = None
@@ -119,8 +130,8 @@ class PullConsumer:
         await asyncio.shield(handing_back)
 
     async def _hand_back(self, subscription: Subscription) -> None:
-        # Not unsubscribe(), which forgets what has arrived and was not handled. Without a server there is nobody to
-        # hand anything back to: it is delivered again after ack_wait.
+        # Not unsubscribe(), which forgets what has arrived and was not handled. Without a server nothing can be handed
+        # back: it is delivered again after ack_wait.
         with contextlib.suppress(nats.errors.Error):
             await subscription.drain()  # type: ignore[no-untyped-call]
             for msg in self._buffer:
@@ -132,19 +143,19 @@ class PullConsumer:
 
         Raises:
             nats.js.errors.NotFoundError: The consumer or its stream was deleted.
-            nats.errors.ConnectionClosedError: The client was closed, by its owner or because it may come in no longer.
+            nats.errors.ConnectionClosedError: The client was closed, by the program or as the server refuses it.
         """
         while True:
             if self._client.is_closed:
                 raise nats.errors.ConnectionClosedError
-            await self._ask()
+            await self._request()
             try:
                 # Not wait_for: before Python 3.12 it swallows a cancellation that meets an arrival.
                 async with asyncio.timeout(HEARTBEAT_S):
                     await self._arrived.wait()
             except TimeoutError:
-                if time.monotonic() - self._heard_at > 2 * HEARTBEAT_S:
-                    self._asked_for = 0  # nobody remembers our requests: ask again
+                if time.monotonic() - self._replied_at > 2 * HEARTBEAT_S:
+                    self._requested = 0  # no server has the requests any more: make them again
                     self._check_signs_of_life()
                 continue
             self._arrived.clear()
@@ -153,13 +164,13 @@ class PullConsumer:
             batch, self._buffer = self._buffer, []
             if batch:
                 # Counted here, once for all of them: this is the path that every message takes.
-                self._heard_at = self._alive_at = time.monotonic()
-                self._asked_for = max(0, self._asked_for - len(batch))
-                await self._ask()  # the line is busy while the caller works
+                self._replied_at = self._alive_at = time.monotonic()
+                self._requested = max(0, self._requested - len(batch))
+                await self._request()  # the line is busy while the caller works
                 yield batch
 
-    async def _ask(self) -> None:
-        room = self._prefetch - self._asked_for
+    async def _request(self) -> None:
+        room = self._prefetch - self._requested
         if room < max(1, self._prefetch // 2) or not self._client.is_connected:
             return
         request = {
@@ -173,8 +184,8 @@ class PullConsumer:
             if not is_send_failure(err):
                 raise
             return
-        self._asked_for += room
-        self._heard_at = time.monotonic()
+        self._requested += room
+        self._replied_at = time.monotonic()
 
     def _check_signs_of_life(self) -> None:
         silent_s = time.monotonic() - self._alive_at
@@ -184,75 +195,76 @@ class PullConsumer:
 
     async def _on_message(self, msg: Msg) -> None:
         headers = msg.headers
-        # A stored message may have a header of that name, too; it has a reply subject, and a server's word has none.
+        # A stored message may have a header of that name, too; it has a reply subject, and a server's status has none.
         if msg.reply or not headers or "Status" not in headers:
             # The path of every message: nothing here that can be done once for many of them.
             self._buffer.append(msg)
             if len(self._buffer) == 1:
                 self._arrived.set()
             return
-        self._heard_at = time.monotonic()
+        self._replied_at = time.monotonic()
         status, text = headers["Status"], headers.get("Description", "")
         if status == "100":  # heartbeat
-            self._alive_at = self._heard_at
+            self._alive_at = self._replied_at
             return
         if status == "409" and "Deleted" in text:
             self._gone = f"{self._name} was deleted"
-        elif status == "503":  # no leader answers for the consumer at this moment
+        elif status == "503":  # the consumer has no leader at this moment
             await asyncio.sleep(RETRY_S)
-            self._asked_for = 0
+            self._requested = 0
             self._check_signs_of_life()
-        else:  # the request expired, or its server or leader went away: what it still had to give is void
+        else:  # the request expired, or its server or leader went away: what is missing of it will not come
             unmet = headers.get("Nats-Pending-Messages")
-            self._asked_for = max(0, self._asked_for - int(unmet)) if unmet else 0
+            self._requested = max(0, self._requested - int(unmet)) if unmet else 0
         self._arrived.set()
 
 
 async def read_in_order(
-    client: Client, stream: str, *, subject: str = ">", start: int = 1, prefetch: int = 2_000
+    client: Client,
+    stream: str,
+    *,
+    subject: str = ">",
+    start: int = 1,
+    prefetch: int = 2_000,
+    domain: str | None = None,
 ) -> AsyncGenerator[list[Msg], None]:
     """Yield every message of a stream, each once, in the stream's order, and then those that come.
 
-    It needs no acknowledgements and keeps its place itself: the reader's consumer can be lost with its server,
-    and is made again where the reader stood.
+    It needs no acknowledgements and keeps its place itself: the consumer behind it can be lost with its server, and is
+    made again where the reader stood.
 
     Args:
         client: A connected nats-py client.
         stream: Name of the stream.
         subject: Which subjects to read.
         start: Number in the stream at which to begin.
-        prefetch: Messages asked for ahead of the caller's work.
+        prefetch: Messages requested ahead of the caller's work.
+        domain: JetStream domain of the stream, where it is not that of the client's own servers.
 
     Raises:
         nats.js.errors.NotFoundError: There is no such stream.
-        nats.js.errors.APIError: The servers refuse a reader as it was asked for.
+        nats.js.errors.APIError: The servers refuse a consumer of that configuration.
         nats.errors.ConnectionClosedError: The client was closed.
     """
     following = start
-    js = client.jetstream(timeout=2.0)
+    api = api_prefix(domain)
+    js = client.jetstream(timeout=2.0, prefix=api)
     while True:
-        try:
-            # Held in memory by one server: losing it costs a new one, replicating it would cost every delivery.
-            info = await js.add_consumer(
-                stream,
-                ConsumerConfig(
-                    ack_policy=AckPolicy.NONE,
-                    deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
-                    opt_start_seq=following,
-                    filter_subject=subject,
-                    inactive_threshold=60.0,
-                    mem_storage=True,
-                    num_replicas=1,
-                ),
-            )
-        except (TimeoutError, nats.errors.Error) as err:
-            if client.is_closed or (isinstance(err, nats.js.errors.APIError) and not is_transient(err)):
-                raise
-            await asyncio.sleep(RETRY_S)
-            continue
+        # Held in memory by one server: losing it costs a new one, replicating it would cost every delivery.
+        config = ConsumerConfig(
+            ack_policy=AckPolicy.NONE,
+            deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
+            opt_start_seq=following,
+            filter_subject=subject,
+            inactive_threshold=60.0,
+            mem_storage=True,
+            num_replicas=1,
+        )
+        info = await retry(partial(js.add_consumer, stream, config), within=math.inf, every=RETRY_S)
         expected = 1
         try:
-            async with PullConsumer(client, stream, info.name, prefetch=prefetch, lost_after=2.0) as consumer:
+            reader = PullConsumer(client, stream, info.name, prefetch=prefetch, lost_after=2.0, domain=domain)
+            async with reader as consumer:
                 async for batch in consumer.batches():
                     last = position(batch[-1])
                     # Deliveries are numbered without gaps, so the last number tells whether all are here.
@@ -263,7 +275,7 @@ async def read_in_order(
         except nats.js.errors.NotFoundError:
             pass  # the consumer went with its server; if it was the stream, making a new one says so
         finally:
-            # Without waiting for an answer: if this gets lost, the server forgets the consumer after a minute.
+            # Without waiting for a reply: if this gets lost, the server forgets the consumer after a minute.
             with contextlib.suppress(nats.errors.Error, RuntimeError):  # the latter is uvloop's for a dead connection
-                await client.publish(f"$JS.API.CONSUMER.DELETE.{stream}.{info.name}")
+                await client.publish(f"{api}.CONSUMER.DELETE.{stream}.{info.name}")
         await asyncio.sleep(RETRY_S)

@@ -1,15 +1,18 @@
-"""Wait for a condition, with a deadline, instead of sleeping and hoping."""
+"""Wait with a deadline: for a condition, for a request that succeeds, for tasks that end."""
 
 import asyncio
 import inspect
+import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar, overload
 
 from mesh_lab.errors import NotReadyError
+from mesh_lab.patterns.jetstream_api import is_transient
 
 T = TypeVar("T")
-LOOK_EVERY_S = 0.02
+CHECK_EVERY_S = 0.02
+RETRY_EVERY_S = 0.2
 SHOWN_CHARACTERS = 300
 
 
@@ -17,7 +20,7 @@ SHOWN_CHARACTERS = 300
 async def eventually(condition: Callable[[], Awaitable[T]], *, within: float, every: float = ...) -> T: ...
 @overload
 async def eventually(condition: Callable[[], T], *, within: float, every: float = ...) -> T: ...
-async def eventually(condition: Callable[[], Any], *, within: float, every: float = LOOK_EVERY_S) -> Any:
+async def eventually(condition: Callable[[], Any], *, within: float, every: float = CHECK_EVERY_S) -> Any:
     """Return the condition's value as soon as it is true.
 
     ::
@@ -26,39 +29,75 @@ async def eventually(condition: Callable[[], Any], *, within: float, every: floa
         await eventually(lambda: len(received) == 3, within=5.0)
 
     Args:
-        condition: Looks at the world, as a plain or as an ``async`` function. It is called once at least, and
-            what it raises ends the wait.
+        condition: A plain or an ``async`` function. It is called once at least, and what it raises ends the wait.
         within: Seconds until it is too late; an ``async`` condition that hangs is cut off then.
-        every: Seconds between two looks; 0 looks at every turn of the event loop.
+        every: Seconds between two calls; 0 calls it at every turn of the event loop.
 
     Raises:
         NotReadyError: The condition was still not true; the message says what it last returned.
     """
     deadline = time.monotonic() + within
-    seen = "it never returned"
+    last = "it never returned"
     while True:
         value = condition()
         if inspect.isawaitable(value):
             # The limit is for the condition alone: what it raises, a TimeoutError of its own included, is passed on.
-            look = asyncio.ensure_future(value)
-            await _wait_or_cancel(look, max(deadline - time.monotonic(), 0.0))
-            if look.cancelled():
+            call = asyncio.ensure_future(value)
+            await _wait_or_cancel(call, max(deadline - time.monotonic(), 0.0))
+            if call.cancelled():
                 break
-            value = look.result()
+            value = call.result()
         if value:
             return value
-        seen = f"it last returned {_short(value)}"
+        last = f"it last returned {_short(value)}"
         if time.monotonic() >= deadline:
             break
         await asyncio.sleep(every)
-    raise NotReadyError(f"condition not met within {within} s ({seen}), expected something true")
+    raise NotReadyError(f"condition not met within {within} s ({last}), expected something true")
+
+
+async def retry(
+    request: Callable[[], Awaitable[T]],
+    *,
+    within: float = 30.0,
+    every: float = RETRY_EVERY_S,
+    transient: Callable[[Exception], bool] = is_transient,
+) -> T:
+    """Return what a request returns, and repeat it while its error is transient.
+
+    While servers elect a leader, after a cut or on a machine that is busy, a request to JetStream's API gets no reply,
+    or "temporarily unavailable"::
+
+        info = await retry(lambda: js.add_stream(name="ORDERS", subjects=["orders.>"]))
+
+    Args:
+        request: Makes the request, with a timeout of its own of a few seconds. It may be made twice, because no reply
+            does not mean that nothing was done; so twice has to be as good as once. That holds for reading and for
+            making a stream or a consumer; of two deletions the second may find nothing.
+        within: Seconds after which the last error is raised instead of another try.
+        every: Seconds between two tries, give or take a half, so that many clients do not try in the same millisecond.
+        transient: Returns whether an error is worth another try.
+
+    Raises:
+        TimeoutError: No reply came in time.
+        nats.js.errors.APIError: The servers still had no leader, or were still busy with the request.
+        Exception: What the request raised and is not transient, at once.
+    """
+    deadline = time.monotonic() + within
+    while True:
+        try:
+            return await request()
+        except Exception as err:
+            if not transient(err) or time.monotonic() >= deadline:
+                raise
+        await asyncio.sleep(every * random.uniform(0.5, 1.5))
 
 
 async def cancel_and_join(*tasks: "asyncio.Task[Any]", again_after: float = 1.0) -> None:
-    """Cancel tasks, and return when all of them have ended; what they raised is theirs to tell.
+    """Cancel tasks, and return when all of them have ended; what they raised is not raised here.
 
     Once is not always enough. In Python 3.11, ``asyncio.wait_for`` loses a cancellation that comes together with the
-    result (https://github.com/python/cpython/issues/86296), nats-py waits for every answer with it, and a task that
+    result (https://github.com/python/cpython/issues/86296), nats-py waits for every reply with it, and a task that
     goes on then waits for ever.
 
     Args:
@@ -72,11 +111,11 @@ async def cancel_and_join(*tasks: "asyncio.Task[Any]", again_after: float = 1.0)
         await asyncio.wait(going_on, timeout=again_after)
     for task in tasks:
         if not task.cancelled():
-            task.exception()  # looked at, so that asyncio does not warn of it
+            task.exception()  # retrieved, so that asyncio does not warn of it
 
 
 async def run_shielded(work: Coroutine[Any, Any, T]) -> T:
-    """Return what a piece of work returns; who is cancelled meanwhile, however often, waits until it has ended.
+    """Return what a coroutine returns; a caller that is cancelled meanwhile, however often, waits for its end first.
 
     A thread cannot be cancelled: ``asyncio.to_thread`` gives up waiting, and the thread goes on beside whatever is
     done next. What must be undone afterwards goes through here.
@@ -95,13 +134,13 @@ async def run_shielded(work: Coroutine[Any, Any, T]) -> T:
     return task.result()
 
 
-async def _wait_or_cancel(look: "asyncio.Future[Any]", within: float) -> None:
+async def _wait_or_cancel(call: "asyncio.Future[Any]", within: float) -> None:
     try:
-        await asyncio.wait({look}, timeout=within)
+        await asyncio.wait({call}, timeout=within)
     finally:
-        if not look.done():
-            look.cancel()
-            await asyncio.wait({look})
+        if not call.done():
+            call.cancel()
+            await asyncio.wait({call})
 
 
 def _short(value: object) -> str:

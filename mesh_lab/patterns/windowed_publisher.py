@@ -33,10 +33,11 @@ from nats.aio.subscription import Subscription
 
 from mesh_lab.errors import PublishRefusedError, UnknownOutcomeError
 from mesh_lab.patterns.connection import is_send_failure
-from mesh_lab.patterns.jetstream_api import TRANSIENT_ERR_CODES, Ack, PublishReply
+from mesh_lab.patterns.jetstream_api import Ack, PublishReply, is_transient
 from mesh_lab.patterns.wait import cancel_and_join
 
 SWEEP_S = 0.05
+SHOWN_BYTES = 120
 Failure = PublishRefusedError | UnknownOutcomeError
 
 
@@ -49,6 +50,8 @@ class _Outstanding:
     on_failed: Callable[[Failure], None] | None
     give_up_at: float
     resend_at: float
+    other_reply: bytes = b""
+    """The beginning of a reply that is no stream's."""
 
     @property
     def name(self) -> str:
@@ -103,7 +106,7 @@ class WindowedPublisher:
 
     async def __aenter__(self) -> Self:
         self._subscription = await self._client.subscribe(
-            f"{self._inbox}.*", cb=self._on_answer, pending_msgs_limit=0, pending_bytes_limit=0
+            f"{self._inbox}.*", cb=self._on_reply, pending_msgs_limit=0, pending_bytes_limit=0
         )
         self._sweeper = asyncio.create_task(self._sweep())
         self._sweeper.add_done_callback(lambda _: self._changed.set())
@@ -216,25 +219,28 @@ class WindowedPublisher:
                 f"{message.subject}: {len(message.payload):,} bytes, the server takes {self._client.max_payload:,}"
             ) from err
 
-    async def _on_answer(self, msg: Msg) -> None:
+    async def _on_reply(self, msg: Msg) -> None:
         message = self._outstanding.get(msg.subject)
-        if message is None:  # a second answer, to a copy that was sent again
+        if message is None:  # a second reply, to a copy that was sent again
             return
         if not msg.data:  # 503: no leader takes the stream's subject at this moment, or no stream ever did
             message.resend_at = time.monotonic() + random.uniform(0.05, 0.25)
             return
         try:
-            answer = self._decoder.decode(msg.data)
-        except msgspec.DecodeError:
-            return  # whoever that was, it was no stream
-        if answer.error is not None and answer.error.err_code in TRANSIENT_ERR_CODES:
-            message.resend_at = time.monotonic() + random.uniform(0.05, 0.25)
-        elif answer.error is not None:
-            self._end(msg.subject, PublishRefusedError(f"{message.name}: {answer.error}"))
-        elif answer.stream and answer.seq > 0:  # a stream's word, and not that of somebody else who subscribed
+            reply = self._decoder.decode(msg.data)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            reply = PublishReply()
+        if (error := reply.error) is not None:
+            if is_transient(error):
+                message.resend_at = time.monotonic() + random.uniform(0.05, 0.25)
+            else:
+                self._end(msg.subject, PublishRefusedError(f"{message.name}: {error}"))
+        elif reply.stream and reply.seq > 0:
             self.stored += 1
-            self.duplicates += answer.duplicate
-            self._end(msg.subject, Ack(answer.stream, answer.seq, answer.duplicate))
+            self.duplicates += reply.duplicate
+            self._end(msg.subject, Ack(reply.stream, reply.seq, reply.duplicate))
+        else:  # another subscriber's, and the stream's own may still come
+            message.other_reply = msg.data[:SHOWN_BYTES]
 
     def _end(self, reply: str, end: Ack | Failure) -> None:
         """Let a message meet its end, and tell who waits for it."""
@@ -261,8 +267,9 @@ class WindowedPublisher:
                 if reply not in self._outstanding:
                     continue  # its answer came while another one was sent
                 if message.give_up_at <= now:
+                    other = f", but {message.other_reply!r}, which is no stream's" if message.other_reply else ""
                     failure = UnknownOutcomeError(
-                        f"{message.name}: no answer in {self._retry_for} s; "
+                        f"{message.name}: no answer in {self._retry_for} s{other}; "
                         "it may be stored: read the stream before sending it under another id"
                     )
                     self._end(reply, failure)

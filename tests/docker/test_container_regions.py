@@ -10,8 +10,8 @@ from containers import leftovers
 
 from mesh_lab.observe.monitor import Monitor
 from mesh_lab.patterns.connection import ConnectOptions, connect
-from mesh_lab.patterns.jetstream_wait import retry, wait_routable
-from mesh_lab.patterns.wait import eventually
+from mesh_lab.patterns.jetstream_wait import wait_routable
+from mesh_lab.patterns.wait import eventually, retry
 from mesh_lab.servers.compose import Container, Project
 
 REGIONS = ("eu", "us")

@@ -8,8 +8,8 @@ from nats.js import JetStreamContext
 
 from mesh_lab.errors import BatchEndedError, PublishRefusedError, UnknownOutcomeError
 from mesh_lab.patterns.fast_ingest import FastIngest, ingest
-from mesh_lab.patterns.jetstream_wait import retry, wait_routable
-from mesh_lab.patterns.wait import eventually
+from mesh_lab.patterns.jetstream_wait import wait_routable
+from mesh_lab.patterns.wait import eventually, retry
 from mesh_lab.servers.start import start_mesh
 
 

@@ -7,8 +7,8 @@ from nats.aio.client import Client
 from nats.js.api import StreamInfo
 from nats.js.errors import APIError, NotFoundError, ServiceUnavailableError
 
-from mesh_lab.patterns.jetstream_wait import retry, wait_routable
-from mesh_lab.patterns.wait import eventually
+from mesh_lab.patterns.jetstream_wait import wait_routable
+from mesh_lab.patterns.wait import eventually, retry
 from mesh_lab.servers.start import start_mesh
 
 

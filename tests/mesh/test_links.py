@@ -16,8 +16,8 @@ from mesh_lab.errors import (
     UnknownServerError,
     UnsupportedByBackendError,
 )
-from mesh_lab.patterns.jetstream_wait import retry, wait_routable
-from mesh_lab.patterns.wait import eventually
+from mesh_lab.patterns.jetstream_wait import wait_routable
+from mesh_lab.patterns.wait import eventually, retry
 from mesh_lab.servers.start import start_mesh
 
 ONE_WAY_S = 0.06

@@ -9,8 +9,8 @@ from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 
 from mesh_lab.errors import PublishRefusedError, UnknownOutcomeError
-from mesh_lab.patterns.jetstream_wait import retry, wait_routable
-from mesh_lab.patterns.wait import eventually
+from mesh_lab.patterns.jetstream_wait import wait_routable
+from mesh_lab.patterns.wait import eventually, retry
 from mesh_lab.patterns.windowed_publisher import WindowedPublisher
 from mesh_lab.servers.start import start_mesh
 

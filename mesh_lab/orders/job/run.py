@@ -21,7 +21,7 @@ from mesh_lab.orders.job.services import start_services
 from mesh_lab.orders.order import STREAM, Event, next_events
 from mesh_lab.orders.read_model import Summary, ask_read_model
 from mesh_lab.orders.totals import Totals, check_totals, totals_of
-from mesh_lab.patterns.jetstream_wait import retry
+from mesh_lab.patterns.wait import retry
 from mesh_lab.servers.mesh import Mesh
 
 ASK_EVERY_S = 0.1
