@@ -243,7 +243,7 @@ async def test_a_reader_that_is_cancelled_again_while_it_leaves_keeps_the_client
     assert (await js.stream_info("TWICE")).state.messages == 12
 
 
-def test_a_connection_that_uvloop_has_closed_is_borne() -> None:
+def test_a_connection_that_uvloop_has_closed_is_tolerated() -> None:
     uvloop = pytest.importorskip("uvloop", reason="uvloop is not there for this platform")
 
     async def last_read() -> int:
@@ -265,8 +265,8 @@ def test_a_connection_that_uvloop_has_closed_is_borne() -> None:
                         client._transport._io_writer.transport.abort()
                         await asyncio.sleep(0)  # work: uvloop closes it
                         assert client.is_connected
-                        reader._asked_for = 0
-                        await reader._ask()
+                        reader._requested = 0
+                        await reader._request()
                     last = int(batch[-1].data)
                     if last == 300:
                         break
