@@ -1,33 +1,48 @@
-"""The walls that hold the house up: who may import whom, and what an import may cost."""
+"""The walls that hold the house up: who may import whom, how big it may be, and what an import may cost.
+
+Every import counts, those inside functions and those for type checkers alone as well: a circle that a function
+hides is still a circle for whoever reads or moves one of its modules.
+"""
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import cache
+from itertools import combinations
 from pathlib import Path
 
+import nbformat
 import pytest
 
-PACKAGE = Path(__file__).parents[2] / "mesh_lab"
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "mesh_lab"
 FLOORS = {
     "errors": 0, "processes": 0,
     "observe": 1, "patterns": 1, "security": 1,
     "measure": 2, "orders": 2, "servers": 2,
-    "bench": 3, "chaos": 3, "orders.job": 3, "doctor": 3, "cli": 4,
-    "notebook": 4,
+    "bench": 3, "chaos": 3, "workshop": 3, "orders.job": 3, "doctor": 3,
+    "cli": 4, "notebook": 4,
 }  # fmt: skip
-# The notebook's own words, below: `mesh_lab/__init__.py` names things of every floor and imports them when used.
+# `mesh_lab/__init__.py` names things of every floor and imports them when they are used.
 LAZY = {"__init__"}
 PORTABLE = {"orders", "patterns"}
-THIRD_PARTY_OF_PORTABLE = {
-    "nats",
-    "msgspec",
-    "uvloop",
-    "backports",
-    "compression",
-}  # zstd, which Python 3.14 has itself
+# zstd is Python 3.14's own `compression`, and `backports` before.
+THIRD_PARTY_OF_PORTABLE = {"nats", "msgspec", "uvloop", "backports", "compression"}
 NOTEBOOK_ONLY = {"IPython", "ipywidgets", "matplotlib", "nest_asyncio2"}
+TERMINAL_ONLY = {"rich"}  # tables and progress bars
+LOWEST_WITH_TABLES = 3
 
-MODULES = sorted(PACKAGE.rglob("*.py"))
+LINES, FILES = 17_300, 126
+NOTEBOOKS_IMPORT_FROM = 14
+CIRCLES_LEFT_IN = "mesh_lab.servers."
+
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent.name != "checks")
+
+
+def _name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def _part(path: Path) -> str:
@@ -41,7 +56,9 @@ def _part_of(module: str) -> str:
     return "orders.job" if parts[:2] == ["orders", "job"] else parts[0]
 
 
-def _imports(path: Path) -> set[str]:
+@cache
+def _imports(path: Path) -> frozenset[str]:
+    """Return the dotted names that a module imports at any place, names of things in modules included."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -49,7 +66,59 @@ def _imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             assert node.level == 0, f"{path}: relative import"
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+    return frozenset(found)
+
+
+def _graph() -> dict[str, set[str]]:
+    """Return for each module of the package those of the package that it imports."""
+    paths = {_name(path): path for path in MODULES}
+    graph: dict[str, set[str]] = {}
+    for name, path in paths.items():
+        named = {found if found in paths else found.rpartition(".")[0] for found in _imports(path)}
+        graph[name] = {other for other in named if other in paths and other != name}
+    return graph
+
+
+def _circles(graph: dict[str, set[str]]) -> Iterator[list[str]]:
+    """Yield the groups of modules of which each reaches each."""
+    reached: dict[str, set[str]] = {}
+    for name in graph:
+        seen: set[str] = set()
+        ahead = [name]
+        while ahead:
+            new = graph[ahead.pop()] - seen
+            seen |= new
+            ahead += new
+        reached[name] = seen
+    shown: set[str] = set()
+    for name, others in reached.items():
+        if name in others and name not in shown:
+            circle = sorted(other for other in others if name in reached[other])
+            shown |= set(circle)
+            yield circle
+
+
+def test_a_circle_of_imports_is_found_also_where_it_goes_over_three_modules() -> None:
+    assert list(_circles({"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": set(), "e": {"a"}})) == [["a", "b", "c"]]
+    assert list(_circles({"a": {"b", "c"}, "b": {"c"}, "c": set()})) == []
+
+
+def test_no_two_modules_import_each_other_not_even_inside_a_function() -> None:
+    graph = _graph()
+    pairs = [(one, two) for one, two in combinations(graph, 2) if two in graph[one] and one in graph[two]]
+    assert [pair for pair in pairs if not all(name.startswith(CIRCLES_LEFT_IN) for name in pair)] == []
+
+
+def test_no_imports_go_in_a_circle() -> None:
+    circles = list(_circles(_graph()))
+    assert [circle for circle in circles if not all(name.startswith(CIRCLES_LEFT_IN) for name in circle)] == []
+
+
+def test_the_package_keeps_its_budget() -> None:
+    """A budget for all of it, and none for a file: a file ends where its idea ends."""
+    lines = sum(len(path.read_text().splitlines()) for path in MODULES)
+    assert lines <= LINES, f"{lines:,} lines in mesh_lab/; what outgrew its place?"
+    assert len(MODULES) <= FILES, f"{len(MODULES)} files in mesh_lab/"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
@@ -69,8 +138,15 @@ def test_a_module_imports_only_from_its_own_part_and_from_floors_below(path: Pat
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_only_the_notebook_floor_knows_notebooks(path: Path) -> None:
     top = {name.split(".")[0] for name in _imports(path)}
-    if _part(path) != "notebook" and _part(path) not in LAZY | {"doctor"}:
+    if _part(path) != "notebook" and _part(path) not in LAZY:
         assert not top & NOTEBOOK_ONLY
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_nobody_below_the_third_floor_draws_tables_or_progress_bars(path: Path) -> None:
+    part = _part(path)
+    if part not in LAZY and FLOORS[part] < LOWEST_WITH_TABLES:
+        assert not {name.split(".")[0] for name in _imports(path)} & TERMINAL_ONLY
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
@@ -80,6 +156,39 @@ def test_what_runs_in_production_needs_nats_and_msgspec_only(path: Path) -> None
         assert others <= THIRD_PARTY_OF_PORTABLE | {"mesh_lab"}
         inside = {_part_of(name) for name in _imports(path) if name.startswith("mesh_lab.")}
         assert inside <= PORTABLE | {"errors", "processes"}
+
+
+def _imported_by_notebooks() -> dict[str, set[str]]:
+    """Return for each module of `mesh_lab` the names that notebooks import from it."""
+    found: dict[str, set[str]] = {}
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        for cell in nbformat.read(path, as_version=4).cells:
+            # Below a magic there may be Python as well: a service's body imports, too.
+            lines = [line for line in cell.source.splitlines() if not line.lstrip().startswith(("%", "!"))]
+            try:
+                nodes = list(ast.walk(ast.parse("\n".join(lines)))) if cell.cell_type == "code" else []
+            except SyntaxError:  # a cell that shows what is no Python
+                continue
+            for node in nodes:
+                if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "mesh_lab":
+                    found.setdefault(node.module or "", set()).update(alias.name for alias in node.names)
+                elif isinstance(node, ast.Import):
+                    for alias in node.names:
+                        if alias.name.split(".")[0] == "mesh_lab":
+                            found.setdefault(alias.name, set())
+    return found
+
+
+def test_notebooks_come_in_by_the_front_doors() -> None:
+    modules = _imported_by_notebooks()
+    assert len(modules) > 5, "the notebooks' imports were not found"
+    assert len(modules) <= NOTEBOOKS_IMPORT_FROM, sorted(modules)
+
+
+def test_no_notebook_imports_a_private_name() -> None:
+    names = {f"{module}.{name}" for module, found in _imported_by_notebooks().items() for name in found or {""}}
+    private = {name for name in names if any(p.startswith("_") and p != "__version__" for p in name.split("."))}
+    assert private == set()
 
 
 def test_importing_the_package_loads_neither_ipython_nor_matplotlib() -> None:
