@@ -9,38 +9,19 @@ from math import log10
 from textwrap import fill
 from typing import TYPE_CHECKING, Literal
 
-from mesh_lab.notebook.chart_style import (
-    BLUE,
-    INK,
-    LINE_IN,
-    MARGIN_IN,
-    MUTED,
-    PALETTE,
-    SHADE,
-    WIDTH_IN,
-    X_AXIS_IN,
-    axes_in,
-    card,
-    house_style,
-    number,
-    png,
-    text_width,
-)
-from mesh_lab.notebook.dots_chart import dots
-from mesh_lab.notebook.percentile_chart import percentiles
-from mesh_lab.notebook.region_map import regions
+from mesh_lab.notebook.chart_style import BLUE, INK, LINE_IN, PALETTE, SHADE, new_chart, number, png
+from mesh_lab.notebook.mesh_drawing import regions, topology
 from mesh_lab.notebook.timeline import timeline
-from mesh_lab.notebook.topology import topology
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+
 __all__ = ["bars", "dots", "lines", "percentiles", "png", "regions", "timeline", "topology"]
 
-LABEL_CHARACTERS = 26
-BAR_IN = 0.24
-PLOT_IN = 2.9
+LABEL_CHARACTERS, HEADING_CHARACTERS = 26, 80
+PLOT_IN, PANEL_IN = 3.2, 1.5
 
 
 def bars(
@@ -61,26 +42,22 @@ def bars(
     if not values or min(values.values()) < 0 or (log and min(values.values()) == 0):
         raise ValueError(f"bars need values {'above 0' if log else 'of 0 or more'}, got {dict(values)!r}")
     labels = [fill(label, LABEL_CHARACTERS) for label in values]
-    with house_style():
-        rows = [max(BAR_IN + 0.12, LINE_IN * (label.count("\n") + 1) + 0.1) for label in labels]
-        figure, top = card(title, body_in=sum(rows) + LINE_IN)
-        left = MARGIN_IN + max(map(text_width, labels)) + 0.1
-        right = max(text_width(number(value)) for value in values.values()) + MARGIN_IN + 0.1
-        axes = axes_in(figure, left, right, MARGIN_IN + LINE_IN, top)
-        middles = [sum(rows) - sum(rows[:i]) - row / 2 for i, row in enumerate(rows)]
+    rows = [0.17 + LINE_IN * (label.count("\n") + 1) for label in labels]
+    middles = [sum(rows[:i]) + row / 2 for i, row in enumerate(rows)]
+    with new_chart(title, body_in=sum(rows) + LINE_IN) as figure:
+        axes = figure.subplots()
         colours = [BLUE if highlight in (None, label) else SHADE for label in values]
-        drawn = axes.barh(middles, list(values.values()), height=BAR_IN, color=colours)
-        axes.bar_label(drawn, labels=[number(value) for value in values.values()], padding=4)
+        drawn = axes.barh(middles, list(values.values()), height=0.24, color=colours)
+        axes.bar_label(drawn, fmt=number, padding=4)
         if log:
             axes.set_xscale("log")
-            axes.minorticks_off()
         axes.set_xlim(min(values.values()) / 3 if log else 0, max(values.values()) or 1)
-        axes.set_ylim(0, sum(rows))
+        axes.set_ylim(sum(rows), 0)
         axes.set_yticks(middles, labels, color=INK)
+        axes.minorticks_off()
         axes.set_xticks([])
-        axes.tick_params(length=0)
-        axes.spines[["left", "bottom"]].set_visible(False)
-        axes.set_xlabel(unit, loc="left", labelpad=4)
+        axes.spines[:].set_visible(False)
+        axes.set_xlabel(unit, loc="left")
     return figure
 
 
@@ -92,7 +69,7 @@ def lines(
     title: str,
     log: Literal["", "x", "y", "xy"] = "",
 ) -> "Figure":
-    """Draw a line with points for each series, named at its end.
+    """Draw a line with points for each series; the names of several stand beside them, in the order of their ends.
 
     Args:
         series: For each name, y by x.
@@ -104,69 +81,135 @@ def lines(
     Raises:
         ValueError: There is no series, or one has no points, or one that is not positive on a logarithmic axis.
     """
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
     if not series or not all(series.values()):
         raise ValueError("lines need at least one series, and each at least one point")
     places = sorted({place for points in series.values() for place in points})
     lowest = min(min(points.values()) for points in series.values())
     if ("x" in log and places[0] <= 0) or ("y" in log and lowest <= 0):
         raise ValueError(f"a logarithmic axis needs values above 0, got x from {places[0]} and y from {lowest}")
-    names = [fill(name, LABEL_CHARACTERS) for name in series]
-    with house_style():
-        figure, top = card(title, body_in=PLOT_IN)
-        named = len(series) > 1
-        right = MARGIN_IN + (max(map(text_width, names)) + 0.12 if named else 0.15)
-        high = max(max(points.values()) for points in series.values())
-        left = MARGIN_IN + max(text_width(number(high)), 0.3) + 0.15
-        axes = axes_in(figure, left, right, MARGIN_IN + X_AXIS_IN, top - LINE_IN - 0.08)
-        for points, colour, marker in zip(series.values(), cycle(PALETTE), cycle("osD^vP"), strict=False):
-            xs = sorted(points)
-            axes.plot(xs, [points[p] for p in xs], color=colour, marker=marker, markersize=4.5, linewidth=1.8)
+    with new_chart(title, body_in=PLOT_IN) as figure:
+        axes = figure.subplots()
         axes.margins(x=0.02)
+        for (name, points), colour, marker in zip(series.items(), cycle(PALETTE), cycle("osD^vP"), strict=False):
+            xs = sorted(points)
+            axes.plot(xs, [points[p] for p in xs], color=colour, marker=marker, label=fill(name, LABEL_CHARACTERS))
         if "x" in log:
             axes.set_xscale("log")
-        if "y" in log:
-            axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
-        else:
-            axes.set_ylim(0, 1.05 * high or 1)
+        _value_axis(axes, y, log="y" in log)
         if _far_apart([log10(place) for place in places] if "x" in log else places):
             axes.set_xticks(places)
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
-            axis.set_minor_formatter(NullFormatter())
-        axes.grid(axis="y")
-        axes.tick_params(length=0)
+        axes.xaxis.set_major_formatter(number)
         axes.minorticks_off()
-        axes.set_xlabel(x, labelpad=5)
-        figure.text(MARGIN_IN / WIDTH_IN, top / figure.get_figheight(), y, color=MUTED, va="top")
-        if named:
-            ends = [points[max(points)] for points in series.values()]
-            _name_lines(axes, names, ends, axes.get_position().height * figure.get_figheight())
+        axes.set_xlabel(x)
+        if len(series) > 1:
+            _name_lines(axes, [points[max(points)] for points in series.values()])
     return figure
 
 
+def dots(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    x: str,
+    y: str,
+    title: str,
+) -> "Figure":
+    """Draw a dot for each pair, in a panel for each series; all panels have the same axes, so that they compare.
+
+    Lines would join what nobody measured: where no message left, there must be nothing to see.
+
+    Args:
+        series: For each panel, its heading in a few words: the x of every dot, and the y of every dot.
+        x: What the horizontal axis says, with its unit.
+        y: What the vertical axis says, with its unit; it begins at 0.
+        title: The finding, in a sentence.
+
+    Raises:
+        ValueError: There is nothing to draw, a panel has more of the one than of the other, or a y is below 0.
+    """
+    if not series or not all(len(xs) == len(ys) > 0 for xs, ys in series.values()):
+        raise ValueError("dots need at least one series, and each as many x as y, 1 or more")
+    if (lowest := min(min(ys) for _, ys in series.values())) < 0:
+        raise ValueError(f"dots need a y of 0 or more, got {lowest}")
+    low, high = min(min(xs) for xs, _ in series.values()), max(max(xs) for xs, _ in series.values())
+    with new_chart(title, body_in=PANEL_IN * len(series) + 0.3) as figure:
+        panels = figure.subplots(len(series), sharex=True, sharey=True, squeeze=False)[:, 0]
+        for axes, (name, (xs, ys)), colour in zip(panels, series.items(), cycle(PALETTE), strict=False):
+            axes.set_title(fill(name, HEADING_CHARACTERS), color=colour)
+            axes.plot(xs, ys, "o", color=colour, markersize=3.6, markeredgewidth=0, clip_on=False)
+            axes.locator_params(axis="y", nbins=4)
+            axes.yaxis.set_major_formatter(number)
+            axes.grid(axis="y")
+        axes.set_xlim(low, high if high > low else low + 1)
+        axes.set_ylim(0, 1.05 * max(max(ys) for _, ys in series.values()) or 1)
+        axes.xaxis.set_major_formatter(number)
+        axes.set_xlabel(x)
+        figure.supylabel(y, fontsize="medium", color=INK)
+    return figure
+
+
+def percentiles(latencies_ms: Mapping[str, Sequence[float]], *, title: str, limit_ms: float | None = None) -> "Figure":
+    """Draw which latency so many percent did not exceed, as HDR histograms are drawn; both axes are logarithmic.
+
+    Each step to the right is ten times as rare: 90 %, 99 %, 99.9 %. What a mean hides lies at the right edge. A line
+    ends where its data do: of 1,000 messages, 99.9 % is the last percentile that one message decides.
+
+    Args:
+        latencies_ms: Latencies above 0, in any order, by the name of what was measured.
+        title: The finding, in a sentence.
+        limit_ms: A promise, such as 20 ms, drawn across the chart.
+
+    Raises:
+        ValueError: There is nothing to draw, or a latency is not above 0.
+    """
+    if not latencies_ms or not all(latencies_ms.values()) or min(map(min, latencies_ms.values())) <= 0:
+        raise ValueError("percentiles need at least one series, and each at least one latency above 0")
+    most = max(10, max(map(len, latencies_ms.values())))
+    with new_chart(title, body_in=PLOT_IN) as figure:
+        axes = figure.subplots()
+        axes.set_xscale("log")
+        axes.set_xlim(1, most)
+        for (name, latencies), colour in zip(latencies_ms.items(), cycle(PALETTE), strict=False):
+            count = len(latencies)
+            # The k-th of n is the percentile k/n; it stands where 1 in n/(n-k) is longer. The longest ends the line.
+            places = [count / max(count - k, 1) for k in range(count)]
+            axes.step(places, sorted(latencies), where="post", color=colour, label=fill(name, LABEL_CHARACTERS))
+        _value_axis(axes, "latency, ms", log=True)
+        if limit_ms is not None:
+            axes.axhline(limit_ms, color=INK, linewidth=1, linestyle="--", zorder=1)
+            axes.annotate(f"{number(limit_ms)} ms", (1, limit_ms), (4, 3), textcoords="offset points")
+        decades = range(int(log10(most) + 1e-9) + 1)
+        # 1 in 10 is 90 %, 1 in 1,000 is 99.9 %.
+        axes.set_xticks([10**i for i in decades], [f"{100 - 100 / 10**i:.{max(0, i - 2)}f} %" for i in decades])
+        axes.minorticks_off()
+        axes.grid(axis="x")
+        axes.tick_params(axis="x", pad=7)  # clear of the lowest value beside it
+        axes.set_xlabel("percentile")
+        _name_lines(axes, [max(latencies) for latencies in latencies_ms.values()])
+    return figure
+
+
+def _value_axis(axes: "Axes", y: str, *, log: bool) -> None:
+    """Say above the vertical axis what it counts, where a long name has room, and begin at 0 where that can be."""
+    from matplotlib.ticker import LogLocator
+
+    if log:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    else:
+        axes.set_ylim(0, 1.05 * axes.dataLim.y1 or 1)
+    axes.yaxis.set_major_formatter(number)
+    axes.grid(axis="y")
+    axes.set_title(y)
+
+
 def _far_apart(places: Sequence[float]) -> bool:
-    """Say whether every measured place can have its own tick; even ticks in between would claim more."""
+    """Whether every measured place can have its own tick; even ticks in between would claim more."""
     gaps = [after - before for before, after in pairwise(places)]
     return not gaps or min(gaps) >= 0.09 * sum(gaps)
 
 
-def _name_lines(axes: "Axes", names: Sequence[str], ends: Sequence[float], height_in: float) -> None:
-    """Write each name beside the end of its line, and push names apart that would overlap."""
-    to_axes = axes.transData + axes.transAxes.inverted()
-    wanted = [to_axes.transform((axes.get_xlim()[1], end))[1] * height_in for end in ends]
-    order = sorted(range(len(names)), key=lambda i: wanted[i])
-    heights = [LINE_IN * (name.count("\n") + 1) for name in names]
-    places = dict(enumerate(wanted))
-    # Upwards until nothing overlaps, then back down from the top edge.
-    for below, above in pairwise(order):
-        places[above] = max(places[above], places[below] + (heights[below] + heights[above]) / 2)
-    ceiling = height_in + LINE_IN / 2
-    for i in reversed(order):
-        places[i] = min(places[i], ceiling - heights[i] / 2)
-        ceiling = places[i] - heights[i] / 2
-    for i, (name, colour) in enumerate(zip(names, cycle(PALETTE), strict=False)):
-        spot = (1.015, places[i] / height_in)
-        axes.text(*spot, name, color=colour, transform=axes.transAxes, va="center", linespacing=1.1)
+def _name_lines(axes: "Axes", ends: Sequence[float]) -> None:
+    """Name the lines on the right, from the one that ends highest to the one that ends lowest."""
+    order = sorted(range(len(ends)), key=lambda i: -ends[i])
+    named = axes.get_lines()
+    axes.legend(handles=[named[i] for i in order], loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)

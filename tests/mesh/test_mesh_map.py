@@ -7,7 +7,7 @@ import warnings
 import pytest
 
 from mesh_lab import start_mesh
-from mesh_lab.notebook.mesh_map import MeshMap
+from mesh_lab.notebook import MeshMap
 from mesh_lab.observe.snapshots import rate_per_s, snapshot
 from mesh_lab.patterns.jetstream_wait import flush_through
 from mesh_lab.patterns.wait import eventually
@@ -89,7 +89,7 @@ async def test_the_map_follows_and_its_buttons_break_and_mend():
     async with await start_mesh(servers=3) as mesh:
         shown = MeshMap(mesh, every=0.1)
         assert "not asked yet" in shown.svg
-        await eventually(lambda: len(shown.looks) == 3, within=10.0)
+        await eventually(lambda: len(shown.snapshots) == 3, within=10.0)
         assert repr(shown) == "MeshMap(n1 ready, n2 ready, n3 ready)"
         chosen, kill, pause, resume, restart, said = shown._box.children[1].children
         chosen.value = "n2"
@@ -125,9 +125,9 @@ async def test_a_map_that_fails_says_so(mesh, monkeypatch):
     def broken(monitors):
         raise RuntimeError("no sight")
 
-    monkeypatch.setattr("mesh_lab.notebook.mesh_map.look_at", broken)
+    monkeypatch.setattr("mesh_lab.notebook.mesh_map.snapshot", broken)
     shown = MeshMap(mesh)
-    await eventually(lambda: "no sight" in shown._said.value, within=10.0)
+    await eventually(lambda: "no sight" in shown._message.value, within=10.0)
     await shown.close()
 
 
@@ -135,7 +135,7 @@ async def test_servers_that_nobody_can_ask_are_said_to_be_so(mesh, monkeypatch):
     monkeypatch.setenv("MESH_LAB_URL", ",".join(_with_password(mesh)))
     async with await start_mesh(backend="external") as others:
         shown = MeshMap(others)
-        await shown.look()
+        await shown.refresh()
         assert "cannot be asked" in shown.svg
         assert len(shown._box.children[1].children) == 1, "there is nothing to kill"
         await shown.close()
@@ -149,7 +149,7 @@ def _with_password(mesh):
 async def test_the_map_does_not_keep_its_mesh():
     mesh = await start_mesh(servers=1)
     directory, shown = mesh.directory, MeshMap(mesh, every=0.1)
-    await shown.look()
+    await shown.refresh()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # of the children that nobody waited for
         del mesh
@@ -159,16 +159,16 @@ async def test_the_map_does_not_keep_its_mesh():
             return not directory.exists()
 
         await eventually(gone, within=10.0)
-    await eventually(lambda: shown._said.value == "the mesh was closed", within=5.0)
+    await eventually(lambda: shown._message.value == "the mesh was closed", within=5.0)
     assert repr(shown) == "MeshMap()"
 
 
 async def test_the_map_ends_with_its_mesh():
     mesh = await start_mesh(servers=1)
     shown = MeshMap(mesh, every=0.1)
-    await eventually(lambda: shown.looks, within=10.0)
+    await eventually(lambda: shown.snapshots, within=10.0)
     await mesh.close()
-    await eventually(lambda: shown._said.value == "the mesh was closed", within=10.0)
+    await eventually(lambda: shown._message.value == "the mesh was closed", within=10.0)
     assert shown._following.done()
     assert shown._following.exception() is None
 

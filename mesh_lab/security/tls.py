@@ -1,7 +1,4 @@
-"""What one side of a TLS connection needs: files, and for Python's ssl the context made of them.
-
-The standard library only, so that a service in a container can import it.
-"""
+"""What one side of a TLS connection needs: files, and for Python's ssl the context made of them."""
 
 import logging
 import ssl
@@ -10,18 +7,18 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 # nats-py turns a plain connection into one with TLS. When it ends, asyncio warns that what the plain one would have
-# done "has no effect when using ssl": true, harmless, and logged at the end of every connection.
+# done "has no effect when using ssl": true, of no consequence, and said at every goodbye.
 EOF_WARNING = "returning true from eof_received"
 
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """Paths of PEM files; only its owner can read the one with the key."""
+    """Paths of PEM files; the one with the key is its owner's alone."""
 
     authority: str
-    """Certificate of the authority to trust."""
+    """Certificate of whom to trust."""
     certificate: str | None = None
-    """This side's own certificate; ``None`` for a client that shows none."""
+    """One's own certificate; ``None`` for a client that shows none."""
     key: str | None = None
     """The private key that belongs to it."""
 
@@ -29,7 +26,7 @@ class TlsFiles:
 class ClientContext(ssl.SSLContext):
     """A client's context that remembers its files, so that it can be made again in another process.
 
-    It trusts the one authority alone, asks for TLS 1.3, and checks the server's name.
+    It trusts the one authority and nobody else, asks for TLS 1.3, and checks the server's name.
 
     Attributes:
         files: What it was made of.
@@ -46,7 +43,7 @@ class ClientContext(ssl.SSLContext):
         Raises:
             OSError: A file cannot be read, or is no PEM file (``ssl.SSLError``).
         """
-        logging.getLogger("asyncio").addFilter(_is_no_eof_warning)
+        logging.getLogger("asyncio").addFilter(_of_consequence)
         context = super().__new__(cls, ssl.PROTOCOL_TLS_CLIENT)
         context.files = files
         context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -56,7 +53,7 @@ class ClientContext(ssl.SSLContext):
         return context
 
 
-def _is_no_eof_warning(record: logging.LogRecord) -> bool:
+def _of_consequence(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(EOF_WARNING)
 
 
@@ -81,8 +78,8 @@ def server_block(files: TlsFiles, *, verify: str | None = None) -> str:
 
     Args:
         files: The server's certificate, key and authority.
-        verify: ``"verify"``: a client must show a certificate of the same authority; ``"verify_and_map"``: and it
-            names the user. ``None``: a client need not show one.
+        verify: ``"verify"``: who connects must show a certificate of the same authority; ``"verify_and_map"``: and it
+            names the user. ``None``: who connects need not show one.
     """
     paths = {"cert_file": files.certificate, "key_file": files.key, "ca_file": files.authority}
     # The server's own default takes TLS 1.2 as well.

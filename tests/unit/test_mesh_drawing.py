@@ -1,11 +1,11 @@
-"""The drawing of a live map: well-formed, inside its frame, and telling what stands from what does not."""
+"""The drawing of a mesh: well-formed, inside its frame, and telling what stands from what does not."""
 
 from itertools import combinations
 from xml.etree import ElementTree
 
 import pytest
 
-from mesh_lab.notebook.map_drawing import BOX, draw
+from mesh_lab.notebook.mesh_drawing import Drawing, draw
 from mesh_lab.observe.snapshots import ServerSnapshot, rate_per_s, snapshot
 from mesh_lab.servers.layout import Layout, plan
 
@@ -21,8 +21,14 @@ def look(
     )  # fmt: skip
 
 
+def live(layout: Layout, looks=None, before=None, states=None) -> Drawing:
+    return draw(
+        layout, states=states or dict.fromkeys(layout.servers, "ready"), snapshots=looks or {}, before=before or {}
+    )
+
+
 def drawn(layout: Layout, looks=None, before=None, states=None) -> ElementTree.Element:
-    return ElementTree.fromstring(draw(layout, states or dict.fromkeys(layout.servers, "ready"), looks or {}, before))
+    return ElementTree.fromstring(live(layout, looks, before, states).svg("a <mesh>"))
 
 
 def texts(svg: ElementTree.Element) -> list[str]:
@@ -50,16 +56,34 @@ def texts(svg: ElementTree.Element) -> list[str]:
         "three regions and a store",
     ],
 )
-def test_every_box_is_inside_the_frame_and_on_no_other(layout):
+@pytest.mark.parametrize("kind", ["live", "still"])
+def test_every_box_is_inside_the_drawing_and_on_no_other(layout, kind):
+    drawing = live(layout) if kind == "live" else draw(layout if layout.cluster is None else plan(7, None, ()))
+    width, height = drawing.size
+    boxes = list(drawing.boxes.values())
+    assert all(box.left > -0.01 and box.top > -0.01 for box in boxes)
+    assert all(box.left + box.width < width + 0.01 and box.top + box.height < height + 0.01 for box in boxes)
+    for one, other in combinations(boxes, 2):
+        apart_x = abs(one.middle[0] - other.middle[0]) - (one.width + other.width) / 2
+        apart_y = abs(one.middle[1] - other.middle[1]) - (one.height + other.height) / 2
+        assert apart_x >= 0 or apart_y >= 0, (one, other)
+        if one in boxes[: len(boxes) - len(layout.leaves)] and drawing.frames:
+            assert any(
+                frame.left <= one.left and one.left + one.width <= frame.left + frame.width for frame in drawing.frames
+            )
+
+
+def test_a_mesh_is_drawn_on_white_inside_a_frame_with_words_for_it():
+    layout = plan(1, {"eu": 3, "us": 3}, ["store"])
     svg = drawn(layout)
-    width, height = map(float, svg.attrib["viewBox"].split()[2:])
-    boxes = [
-        (float(rect.attrib["x"]), float(rect.attrib["y"])) for rect in svg.iter(f"{SVG}rect") if "x" in rect.attrib
-    ]
-    assert len(boxes) == len(layout.servers)
-    assert all(0 <= x <= width - BOX[0] and 0 <= y <= height - BOX[1] for x, y in boxes)
-    for (x1, y1), (x2, y2) in combinations(boxes, 2):
-        assert abs(x1 - x2) >= BOX[0] or abs(y1 - y2) >= BOX[1]
+    assert svg.find(f"{SVG}title").text == "a <mesh>"
+    background = next(svg.iter(f"{SVG}rect")).attrib
+    assert background["fill"] == "white"
+    assert [float(background[side]) for side in ("x", "y", "width", "height")] == pytest.approx(
+        [float(side) for side in svg.attrib["viewBox"].split()], abs=0.5
+    )
+    assert len(list(svg.iter(f"{SVG}rect"))) == 1 + 2 + len(layout.servers)
+    assert {"eu", "us", *layout.servers} <= set(texts(svg))
 
 
 def test_a_route_that_stands_is_drawn_through_and_one_that_does_not_is_dashed():
@@ -94,7 +118,24 @@ def test_names_cannot_break_the_drawing():
 def test_a_dead_server_says_so():
     svg = drawn(plan(3, None, ()), states={"n1": "killed", "n2": "ready", "n3": "no answer"})
     assert {"killed", "no answer"} <= set(texts(svg))
-    assert svg.find(f"{SVG}title").text == "n1 killed; n2 ready; n3 no answer"
+
+
+def test_a_cut_between_two_places_crosses_out_their_connection_and_no_other():
+    layout = plan(1, {"eu": 3, "us": 3}, ["store", "kiosk"])
+    drawing = draw(layout, cut=[("us", "eu"), ("eu", "kiosk")])
+    assert [line.look for line in drawing.lines if line.look == "cut"] == ["cut", "cut"]
+    assert len(drawing.lines) == 3 + 3 + 1 + 2, "the routes of two regions, a gateway, and two leaf nodes' connections"
+
+
+def test_clients_stand_outside_with_arrows_to_their_servers():
+    drawing = draw(plan(3, None, ()), publishers={"shop": ("n2", "a.b")}, subscribers={"desk": ("n1", "a.>")})
+    boxes = drawing.boxes
+    servers = [boxes[name] for name in ("n1", "n2", "n3")]
+    shop, desk = boxes["client shop"], boxes["client desk"]
+    assert all(shop.left + shop.width < box.left and box.left + box.width < desk.left for box in servers)
+    arrows = [line for line in drawing.lines if line.look == "arrow"]
+    assert [arrow.start[0] < arrow.end[0] for arrow in arrows] == [True, True]
+    assert {"a.b", "a.>"} <= {text.text for text in drawing.texts}
 
 
 @pytest.mark.parametrize(
