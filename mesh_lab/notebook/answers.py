@@ -9,15 +9,10 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import CodeType, EllipsisType, FrameType, FunctionType
-from typing import Literal
+from typing import Any, Literal
 
 Kind = Literal["async function", "function", "async generator", "class", "text", "number", "dict", "anything"]
 
-# What a body of `...`, `pass` or a docstring compiles to, from Python 3.11 to 3.14, generators included.
-STUB_INSTRUCTIONS = frozenset(
-    {"RESUME", "NOP", "LOAD_CONST", "RETURN_CONST", "RETURN_VALUE", "RETURN_GENERATOR", "POP_TOP", "RERAISE"}
-    | {"YIELD_VALUE", "ASYNC_GEN_WRAP", "CALL_INTRINSIC_1", "COPY_FREE_VARS", "MAKE_CELL"}
-)
 # Methods that decorators such as @dataclass write carry this file name; others come from their own module.
 GENERATED = "<string>"
 SHOWN_CHARACTERS = 200
@@ -45,11 +40,40 @@ def untouched(answer: object) -> bool:
 
 
 def _is_stub(code: CodeType) -> bool:
-    return all(
-        step.opname in STUB_INSTRUCTIONS
-        and (step.opname not in ("LOAD_CONST", "RETURN_CONST") or step.argval in (None, ...))
-        for step in dis.get_instructions(code)
-    )
+    return _steps(code) in STUBS
+
+
+def _steps(code: CodeType) -> tuple[tuple[str, object], ...]:
+    return tuple((step.opname, step.argval) for step in dis.get_instructions(code) if step.opname != "NOP")
+
+
+def _stubs() -> list[FunctionType]:
+    """Return functions of each kind that hold nothing, as the running Python compiles them."""
+
+    def plain() -> None: ...
+    def value() -> Any:
+        return ...
+
+    async def waiting() -> None: ...
+    async def waiting_value() -> Any:
+        return ...
+
+    def yielding() -> Any:
+        yield
+
+    def yielding_value() -> Any:
+        yield ...
+
+    async def streaming() -> Any:
+        yield
+
+    async def streaming_value() -> Any:
+        yield ...
+
+    return [stub for stub in locals().values() if isinstance(stub, FunctionType)]
+
+
+STUBS = frozenset(_steps(stub.__code__) for stub in _stubs())
 
 
 def _own_members(cls: type) -> Iterator[tuple[str, object]]:
@@ -165,15 +189,20 @@ def interrupted_when_stuck(files: frozenset[str], *, after: float) -> Iterator[N
         signal.signal(signal.SIGALRM, before)
 
 
+def alone(error: BaseException) -> BaseException:
+    """Return the exception that a group holds alone, and any other as it is."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
 def last_line(error: BaseException, files: frozenset[str]) -> tuple[str, int | None]:
     """Return the last line of an exception's traceback, and where in the reader's cell it came from.
 
     Args:
-        error: A group that holds one exception counts as that exception.
+        error: The exception.
         files: What :func:`files_of` says of the answer.
     """
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
     lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename in files]
     text = str(error).strip().partition("\n")[0]
     said = f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -2,8 +2,8 @@
 
 How to write a check
 --------------------
-A check goes into ``mesh_lab/notebook/checks/``, into the module of its notebook. It gets the open mesh and
-the reader's answer, and returns a verdict::
+The check of exercise 3.1 goes into the file in ``notebooks/checks/`` that is named as its notebook. It tries the
+reader's answer, returns a sentence that adds something to know, and raises :class:`NotYet` where the answer is wrong::
 
     @exercise(
         "3.1",
@@ -12,36 +12,34 @@ the reader's answer, and returns a verdict::
         expects="a stream WEEK that keeps messages for 7 days",
         hint="StreamConfig has a field max_age, in seconds.",
     )
-    async def keeps_a_week(mesh: Mesh, answer: Any) -> Verdict:
-        async with await mesh.connect(name="check 3.1") as nc:
-            js = nc.jetstream()
-            with suppress(NotFoundError):
-                await js.delete_stream("WEEK")  # left by an earlier try
-            await answer(js)
-            kept = {info.config.name: info.config.max_age for info in await js.streams_info()}
-            if "WEEK" not in kept:
-                return not_yet("no stream WEEK on the server", "one that keeps messages for 7 days")
-            await js.delete_stream("WEEK")
+    async def keeps_a_week(trial: Trial, answer: Any) -> str:
+        client = await trial.client()
+        js = await trial.absent(client, "WEEK")
+        await answer(js)
+        kept = {info.config.name: info.config.max_age for info in await js.streams_info()}
+        if "WEEK" not in kept:
+            raise NotYet("no stream WEEK on the server", "one that keeps messages for 7 days")
         if kept["WEEK"] != 7 * 86_400:
-            return not_yet(f"messages kept for {kept['WEEK']:,.0f} s", "604,800 s, which is 7 days")
-        return correct("the server drops an order a week after it was stored, read or not")
+            raise NotYet(f"messages kept for {kept['WEEK']:,.0f} s", "604,800 s, which is 7 days")
+        return "the server drops an order a week after it was stored, read or not"
 
-- Look at what really is: the server's own configuration, the messages that arrived, what the answer returned.
-  Never look at the source. Several ways to solve it are right; a wrong one must be told from all of them.
-- Begin by removing what an earlier try left, and leave the server as you found it: the reader runs a check many
-  times, and the solution's after it. Use names of your own where the lesson's streams must stay.
-- Await conditions with a deadline of their own: 10 s are for the whole check, and only for answers that hang.
-- Let the answer's exceptions pass: they are shown with the line of the reader's cell. Catch only what is an
-  expected wrong answer, such as the stream that is not there, and say it in words.
+- Look at what really is: the server's own configuration, the messages that arrived, what the answer returned. Never
+  look at the source. Several ways to solve it are right; a wrong one must be told from all of them.
+- What the :class:`~mesh_lab.notebook.trial.Trial` gives is gone afterwards. Once a sentence is returned, the harness
+  looks for tasks, subscriptions, connections and streams that the answer left behind; end what it was asked to keep.
+- Wait with a limit of your own: ``within`` is for the whole check, and only for answers that hang.
+- Let the answer's exceptions pass: they are shown with the line of the reader's cell. Catch only what is an expected
+  wrong answer, and say it in words.
 - What a verdict says is compared strictly from run to run: no times, ports, ids or counts that vary.
-- Try it with the stub, the solution, and two wrong answers that a reader would really write.
 """
 
 import asyncio
 import importlib
 import importlib.util
+import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from mesh_lab.errors import UnknownExerciseError
@@ -49,6 +47,7 @@ from mesh_lab.notebook import checks
 from mesh_lab.notebook.answers import (
     Kind,
     StuckError,
+    alone,
     files_of,
     interrupted_when_stuck,
     kind_in_words,
@@ -56,13 +55,16 @@ from mesh_lab.notebook.answers import (
     untouched,
     wrong_kind,
 )
+from mesh_lab.notebook.leftovers import Left, Watch, tasks_noted
 from mesh_lab.notebook.progress import NotebookProgress, Progress, note_solved, solved_numbers
+from mesh_lab.notebook.trial import NotYet, Trial
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import newest_mesh
 
-__all__ = ["Verdict", "check", "correct", "exercise", "hint", "not_yet", "progress"]
+__all__ = ["NotYet", "Trial", "Verdict", "check", "exercise", "hint", "progress"]
 
 ANSWER_TIMEOUT_S = 10.0
+CHECKOUT = Path(__file__).parents[2] / "notebooks" / "checks"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -73,7 +75,7 @@ class Verdict:
     words: str = ""
 
     def __repr__(self) -> str:
-        """Write ``not attempted``, ``correct: …`` or ``not yet: …; …``."""
+        """Write ``not attempted``, ``correct: …`` or ``not yet: …; expected …``."""
         return f"{self.state}: {self.words}" if self.words else self.state
 
 
@@ -87,7 +89,7 @@ def not_yet(seen: str, expected: str) -> Verdict:
     return Verdict("not yet", f"{seen}; expected {expected}")
 
 
-Check = Callable[[Mesh, Any], Awaitable[Verdict]]
+Check = Callable[[Any, Any], Awaitable[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,7 @@ class _Exercise:
     answer: Kind
     expects: str
     within: float
+    leaves: tuple[Left, ...]
     check: Check
 
 
@@ -112,6 +115,7 @@ def exercise(
     answer: Kind = "anything",
     expects: str = "",
     within: float = ANSWER_TIMEOUT_S,
+    leaves: tuple[Left, ...] = (),
 ) -> Callable[[Check], Check]:
     """Register a check under its exercise's number.
 
@@ -122,6 +126,7 @@ def exercise(
         answer: What the reader hands over; something of another kind is refused without running it.
         expects: What a right answer does, in a few words, for verdicts on answers that raise or hang.
         within: Seconds for the whole check, at course size.
+        leaves: What a right answer may leave behind; the reason stands beside it.
 
     Raises:
         ValueError: Another module has an exercise of that number.
@@ -131,14 +136,15 @@ def exercise(
         known = _exercises.get(number)
         if known is not None and known.check.__module__ != function.__module__:
             raise ValueError(f"exercise {number} stands in {known.check.__module__} already")
-        _exercises[number] = _Exercise(number, title, hint, answer, expects or kind_in_words(answer), within, function)
+        words = expects or kind_in_words(answer)
+        _exercises[number] = _Exercise(number, title, hint, answer, words, within, leaves, function)
         return function
 
     return register
 
 
 async def check(number: str, answer: object, *, solution: bool = False) -> Verdict:
-    """Try an answer on the open mesh, and say what came of it.
+    """Try an answer on the open mesh, and return the verdict.
 
     Args:
         number: The exercise's, ``"2.2"``.
@@ -153,32 +159,58 @@ async def check(number: str, answer: object, *, solution: bool = False) -> Verdi
     task = _exercise(number)
     if untouched(answer):
         return Verdict("not attempted")
-    if seen := wrong_kind(answer, task.answer):
-        return not_yet(seen, kind_in_words(task.answer))
-    verdict = await _judge(task, newest_mesh(), answer)
-    if verdict.state == "correct" and not solution:
+    try:
+        if seen := wrong_kind(answer, task.answer):
+            raise NotYet(seen, kind_in_words(task.answer))
+        verdict = Verdict("correct", await _tried(task, newest_mesh(), answer))
+    except NotYet as err:
+        return Verdict("not yet", str(err))
+    if not solution:
         note_solved(number)
     return verdict
 
 
-async def _judge(task: _Exercise, mesh: Mesh, answer: object) -> Verdict:
-    files = files_of(answer)
-    hung = not_yet(f"no answer after {task.within:g} s", task.expects)
+async def _tried(task: _Exercise, mesh: Mesh, answer: object) -> str:
+    """Return the sentence that a right answer earns.
+
+    Raises:
+        NotYet: The answer is wrong, raises, hangs or leaves something behind.
+    """
+    files, deadline = files_of(answer), asyncio.timeout(task.within)
+    old = task.check.__module__.startswith(checks.__name__)  # takes the mesh, and returns a verdict
+    leaves: tuple[Left, ...] = ("tasks", "subscriptions", "connections", "streams") if old else task.leaves
+    trial, watch = Trial(task.number, mesh), Watch(mesh, leaves)
     try:
-        async with asyncio.timeout(task.within) as deadline:
-            # A little later than the deadline, which is the gentler of the two.
-            with interrupted_when_stuck(files, after=1.1 * task.within):
-                return await task.check(mesh, answer)
-    except StuckError:
-        return hung
-    except Exception as err:  # noqa: BLE001 - whatever the reader's code raises becomes their verdict
-        if isinstance(err, TimeoutError) and deadline.expired():
-            return hung
-        said, line = last_line(err, files)
+        await watch.begin()
+        with tasks_noted() as began:
+            try:
+                # A little later than the deadline, which is the gentler of the two.
+                async with deadline:
+                    with interrupted_when_stuck(files, after=1.1 * task.within):
+                        words = await task.check(mesh if old else trial, answer)
+                if isinstance(words, Verdict):
+                    if words.state != "correct":
+                        raise NotYet(*words.words.split("; expected ", 1))
+                    words = words.words
+                await trial.end_own()
+                await watch.look_inside(trial.clients, began, files)
+            finally:
+                await trial.close()
+        await watch.look_around(began)
+        return str(words)
+    except Exception as raised:  # noqa: BLE001 - whatever the reader's code raises becomes their verdict
+        error = alone(raised)
+        if isinstance(error, NotYet):
+            raise error from None
+        if isinstance(error, StuckError) or (isinstance(error, TimeoutError) and deadline.expired()):
+            raise NotYet(f"no answer after {task.within:g} s", task.expects) from error
+        said, line = last_line(error, files)
         if line is not None:
-            return not_yet(f"it raised {said} (line {line} of its cell)", task.expects)
-        # A wrong number of arguments raises where the check makes the call, outside of the reader's cell.
-        return not_yet(f"{'it raised' if isinstance(err, TypeError) else 'the check met'} {said}", task.expects)
+            said = f"it raised {said} (line {line} of its cell)"
+        else:
+            # A wrong number of arguments raises where the check makes the call, outside of the reader's cell.
+            said = f"{'it raised' if isinstance(error, TypeError) else 'the check met'} {said}"
+        raise NotYet(said, task.expects) from error
 
 
 def hint(number: str) -> None:
@@ -196,14 +228,12 @@ def progress() -> Progress:
     Raises:
         StoreError: The record of solved exercises cannot be read.
     """
-    _load_all()
-    solved = solved_numbers()
-    rows = []
-    for notebook, (name, _) in checks.NOTEBOOKS.items():
-        tasks = [_exercises[number] for number in _sorted_numbers() if _notebook_of(number) == notebook]
+    solved, rows = solved_numbers(), []
+    for notebook, name in _load_all().items():
+        tasks = [(number, _exercises[number].title) for number in _sorted_numbers() if _notebook_of(number) == notebook]
+        done = tuple(task for task in tasks if task[0] in solved)
+        left = tuple(task for task in tasks if task[0] not in solved)
         if tasks:
-            done = tuple((task.number, task.title) for task in tasks if task.number in solved)
-            left = tuple((task.number, task.title) for task in tasks if task.number not in solved)
             rows.append(NotebookProgress(name.replace("_", " "), done, left))
     return Progress(tuple(rows))
 
@@ -227,13 +257,34 @@ def _sorted_numbers() -> list[str]:
     return sorted(_exercises, key=lambda number: [int(part) for part in number.split(".")])
 
 
+def _files() -> dict[int, Path]:
+    """Return the files of checks by their notebook's number: those beside the running notebook, or the checkout's."""
+    files = [file for folder in (CHECKOUT, Path("checks")) for file in folder.glob("[0-9][0-9]_*.py")]
+    return dict(sorted((int(file.name[:2]), file) for file in files))
+
+
 def _load(notebook: int) -> None:
-    if notebook in checks.NOTEBOOKS:
-        name = f"{checks.__name__}.{checks.NOTEBOOKS[notebook][1]}"
-        if importlib.util.find_spec(name):
-            importlib.import_module(name)
+    """Run the file with the checks of a notebook, once."""
+    file = _files().get(notebook)
+    if file is None:
+        if notebook in checks.NOTEBOOKS:
+            importlib.import_module(f"{checks.__name__}.{checks.NOTEBOOKS[notebook][1]}")
+        return
+    name = f"checks_{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if name not in sys.modules and spec is not None and spec.loader is not None:
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
 
 
-def _load_all() -> None:
-    for notebook in checks.NOTEBOOKS:
+def _load_all() -> dict[int, str]:
+    """Load the checks of all notebooks, and return the notebooks' names by their numbers."""
+    names = {number: name for number, (name, _) in checks.NOTEBOOKS.items()}
+    names |= {number: file.stem for number, file in _files().items()}
+    for notebook in names:
         _load(notebook)
+    return dict(sorted(names.items()))

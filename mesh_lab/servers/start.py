@@ -140,6 +140,11 @@ async def start_mesh(
     return mesh
 
 
+def forget(mesh: Mesh) -> None:
+    """Take a mesh out of those that :func:`newest_mesh` chooses from; it stays open."""
+    _started[:] = [other for other in _started if other() is not mesh]
+
+
 def newest_mesh() -> Mesh:
     """Return the mesh that was started last in this process, of those that are open.
 

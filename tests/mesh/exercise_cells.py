@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import nbformat
 from mesh_lab.notebook.exercises import Verdict, check
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+HEADING = re.compile(r"^### Exercise (\d+\.\d+): ", re.MULTILINE)
 
 
 async def refused(number: str, answer: object) -> str:
@@ -20,7 +22,11 @@ async def refused(number: str, answer: object) -> str:
 
 
 class ExerciseCells:
-    """The exercises of one notebook."""
+    """The exercises of one notebook.
+
+    Attributes:
+        numbers: Their numbers, in the notebook's order.
+    """
 
     def __init__(self, notebook: str, *, imports: tuple[str, ...] = (), **names: Any) -> None:
         """Read the notebook.
@@ -32,19 +38,26 @@ class ExerciseCells:
         """
         self._cells = nbformat.read(NOTEBOOKS / f"{notebook}.ipynb", as_version=4).cells
         self._names = {**(self._imported(imports) if imports else {}), **names}
+        self._sources: dict[tuple[str, str], list[str]] = {}
+        number = ""
+        for cell in self._cells:
+            number = next(iter(HEADING.findall(cell.source)), number) if cell.cell_type == "markdown" else number
+            for tag in cell.metadata.get("tags", []):
+                self._sources.setdefault((number, tag), []).append(cell.source)
+        self.numbers = list(dict.fromkeys(number for number, _ in self._sources if number))
 
-    def tagged(self, tag: str) -> list[str]:
-        """Return the sources of the cells with a tag, in the order of the exercises."""
-        return [cell.source for cell in self._cells if tag in cell.metadata.get("tags", [])]
+    def source(self, number: str, tag: str) -> str:
+        """Return the code of an exercise's cells with a tag: ``exercise``, ``check`` or ``solution``."""
+        return "\n\n".join(self._sources[number, tag])
 
-    async def untouched(self, at: int) -> list[str]:
+    async def untouched(self, number: str) -> list[str]:
         """Run an exercise as it stands in the notebook, and return what its check says."""
-        return await self.run(f"{self.tagged('exercise')[at]}\n\n{self.tagged('check')[at]}")
+        return await self.run(f"{self.source(number, 'exercise')}\n\n{self.source(number, 'check')}")
 
-    async def solved(self, at: int) -> None:
+    async def solved(self, number: str) -> None:
         """Run an exercise's solution twice: a check leaves nothing behind that spoils the next one."""
         for _ in range(2):
-            [verdict] = await self.run(self.tagged("solution")[at])
+            [verdict] = await self.run(self.source(number, "solution"))
             assert verdict.startswith("correct: "), verdict
 
     def _imported(self, packages: tuple[str, ...]) -> dict[str, Any]:

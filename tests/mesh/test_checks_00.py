@@ -14,7 +14,6 @@ from mesh_lab.patterns import eventually
 from mesh_lab.servers import start
 
 CELLS = ExerciseCells("00_start_here", read_orders=read_orders)
-NUMBERS = ["0.1", "0.2", "0.3", "0.4"]
 
 
 @pytest.fixture(scope="module")
@@ -31,21 +30,21 @@ def mesh(_breakable_mesh, monkeypatch):
     return _breakable_mesh
 
 
-@pytest.mark.parametrize("at", range(len(NUMBERS)), ids=NUMBERS)
-async def test_the_cell_for_the_reader_is_not_attempted(mesh, at):
-    assert await CELLS.untouched(at) == ["not attempted"]
+@pytest.mark.parametrize("number", CELLS.numbers)
+async def test_the_cell_for_the_reader_is_not_attempted(mesh, number):
+    assert await CELLS.untouched(number) == ["not attempted"]
 
 
-@pytest.mark.parametrize("at", range(len(NUMBERS)), ids=NUMBERS)
-async def test_the_solution_in_the_notebook_is_correct(mesh, at):
-    [verdict] = await CELLS.run(CELLS.tagged("solution")[at])
+@pytest.mark.parametrize("number", CELLS.numbers)
+async def test_the_solution_in_the_notebook_is_correct(mesh, number):
+    [verdict] = await CELLS.run(CELLS.source(number, "solution"))
     assert verdict.startswith("correct: ")
     await eventually(lambda: mesh.healthy, within=20.0)
 
 
 async def test_a_check_leaves_nothing_behind_that_spoils_the_next_one(mesh):
-    for number in range(3):
-        first, second = [await CELLS.run(CELLS.tagged("solution")[number]) for _ in range(2)]
+    for number in CELLS.numbers[:3]:
+        first, second = [await CELLS.run(CELLS.source(number, "solution")) for _ in range(2)]
         assert first == second
 
 

@@ -10,7 +10,6 @@ from mesh_lab.notebook.exercises import check
 from mesh_lab.orders import encode
 
 CELLS = ExerciseCells("01_publish_and_subscribe", encode=encode)
-NUMBERS = ["1.1", "1.2", "1.3"]
 
 
 async def refused(number: str, answer: object, *, because: str) -> None:
@@ -19,14 +18,14 @@ async def refused(number: str, answer: object, *, because: str) -> None:
     assert re.search(because, verdict), verdict
 
 
-@pytest.mark.parametrize("at", range(len(NUMBERS)), ids=NUMBERS)
-async def test_the_cell_for_the_reader_is_not_attempted(mesh, at):
-    assert await CELLS.untouched(at) == ["not attempted"]
+@pytest.mark.parametrize("number", CELLS.numbers)
+async def test_the_cell_for_the_reader_is_not_attempted(mesh, number):
+    assert await CELLS.untouched(number) == ["not attempted"]
 
 
-@pytest.mark.parametrize("at", range(len(NUMBERS)), ids=NUMBERS)
-async def test_the_solution_in_the_notebook_is_correct_however_often_it_runs(mesh, at):
-    first, second = [await CELLS.run(CELLS.tagged("solution")[at]) for _ in range(2)]
+@pytest.mark.parametrize("number", CELLS.numbers)
+async def test_the_solution_in_the_notebook_is_correct_however_often_it_runs(mesh, number):
+    first, second = [await CELLS.run(CELLS.source(number, "solution")) for _ in range(2)]
     assert first == second
     assert first[0].startswith("correct: ")
 

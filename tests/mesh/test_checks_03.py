@@ -11,17 +11,16 @@ from mesh_lab.notebook.exercises import check
 from mesh_lab.orders import decode
 
 CELLS = ExerciseCells("03_keep_orders_in_jetstream", imports=("mesh_lab.", "nats.", "contextlib"))
-NUMBERS = ["3.1", "3.2", "3.3"]
 
 
-@pytest.mark.parametrize("at", range(len(NUMBERS)), ids=NUMBERS)
-async def test_the_cell_for_the_reader_is_not_attempted(mesh, at):
-    assert await CELLS.untouched(at) == ["not attempted"]
+@pytest.mark.parametrize("number", CELLS.numbers)
+async def test_the_cell_for_the_reader_is_not_attempted(mesh, number):
+    assert await CELLS.untouched(number) == ["not attempted"]
 
 
-@pytest.mark.parametrize("at", range(len(NUMBERS)), ids=NUMBERS)
-async def test_the_solution_in_the_notebook_is_correct_time_and_again(client, at):
-    first, second = [await CELLS.run(CELLS.tagged("solution")[at]) for _ in range(2)]
+@pytest.mark.parametrize("number", CELLS.numbers)
+async def test_the_solution_in_the_notebook_is_correct_time_and_again(client, number):
+    first, second = [await CELLS.run(CELLS.source(number, "solution")) for _ in range(2)]
     assert first == second
     assert first[0].startswith("correct: ")
     left = {info.config.name for info in await client.jetstream(timeout=5.0).streams_info()}

@@ -10,18 +10,17 @@ from mesh_lab.notebook.exercises import check
 from mesh_lab.patterns import eventually
 
 CELLS = ExerciseCells("04_measure_without_lying", imports=("mesh_lab.patterns",), asyncio=asyncio, time=time)
-NUMBERS = ["4.1", "4.2", "4.3"]
 
 
-@pytest.mark.parametrize("at", range(len(NUMBERS)), ids=NUMBERS)
-async def test_the_cell_for_the_reader_is_not_attempted(mesh, at):
-    stub = CELLS.tagged("exercise")[at].partition("\n\n\n")[0]  # without what it shows of earlier cells
-    assert await CELLS.run(f"{stub}\n\n{CELLS.tagged('check')[at]}") == ["not attempted"]
+@pytest.mark.parametrize("number", CELLS.numbers)
+async def test_the_cell_for_the_reader_is_not_attempted(mesh, number):
+    stub = CELLS.source(number, "exercise").partition("\n\n\n")[0]  # without what it shows of earlier cells
+    assert await CELLS.run(f"{stub}\n\n{CELLS.source(number, 'check')}") == ["not attempted"]
 
 
-@pytest.mark.parametrize("at", range(len(NUMBERS)), ids=NUMBERS)
-async def test_the_solution_in_the_notebook_is_correct(mesh, at):
-    await CELLS.solved(at)
+@pytest.mark.parametrize("number", CELLS.numbers)
+async def test_the_solution_in_the_notebook_is_correct(mesh, number):
+    await CELLS.solved(number)
 
 
 # 4.1

@@ -15,19 +15,18 @@ CELLS = ExerciseCells(
     StreamSource=StreamSource,
     ExternalStream=ExternalStream,
 )
-NUMBERS = ["5.1", "5.2", "5.3"]
 HOME = StreamSource(name="ORDERS-EU")
 STORE = StreamSource(name="RETURNS", external=ExternalStream(api="$JS.store-berlin.API"))
 
 
-@pytest.mark.parametrize("at", range(len(NUMBERS)), ids=NUMBERS)
-async def test_the_cell_for_the_reader_is_not_attempted(regions, at):
-    assert await CELLS.untouched(at) == ["not attempted"]
+@pytest.mark.parametrize("number", CELLS.numbers)
+async def test_the_cell_for_the_reader_is_not_attempted(regions, number):
+    assert await CELLS.untouched(number) == ["not attempted"]
 
 
-@pytest.mark.parametrize("at", range(len(NUMBERS)), ids=NUMBERS)
-async def test_the_solution_in_the_notebook_is_correct(regions, at):
-    await CELLS.solved(at)
+@pytest.mark.parametrize("number", CELLS.numbers)
+async def test_the_solution_in_the_notebook_is_correct(regions, number):
+    await CELLS.solved(number)
 
 
 def making(**settings):

@@ -8,17 +8,16 @@ from nats.js.api import SubjectTransform
 from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
 
 CELLS = ExerciseCells("06_shard_by_subject", json=json, SubjectTransform=SubjectTransform)
-NUMBERS = ["6.1", "6.2", "6.3"]
 
 
-@pytest.mark.parametrize("at", range(len(NUMBERS)), ids=NUMBERS)
-async def test_the_cell_for_the_reader_is_not_attempted(mesh, at):
-    assert await CELLS.untouched(at) == ["not attempted"]
+@pytest.mark.parametrize("number", CELLS.numbers)
+async def test_the_cell_for_the_reader_is_not_attempted(mesh, number):
+    assert await CELLS.untouched(number) == ["not attempted"]
 
 
-@pytest.mark.parametrize("at", range(len(NUMBERS)), ids=NUMBERS)
-async def test_the_solution_in_the_notebook_is_correct(mesh, at):
-    await CELLS.solved(at)
+@pytest.mark.parametrize("number", CELLS.numbers)
+async def test_the_solution_in_the_notebook_is_correct(mesh, number):
+    await CELLS.solved(number)
 
 
 def fnv(key, *, first="xor", codes=lambda key: key.encode(), bits=32):

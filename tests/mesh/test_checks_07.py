@@ -7,18 +7,17 @@ import pytest
 from exercise_cells import ExerciseCells, refused
 
 CELLS = ExerciseCells("07_push_back", asyncio=asyncio, time=time)
-NUMBERS = ["7.1", "7.2", "7.3"]
 CODE, WORDS = "Nats-Service-Error-Code", "Nats-Service-Error"
 
 
-@pytest.mark.parametrize("at", range(len(NUMBERS)), ids=NUMBERS)
-async def test_the_cell_for_the_reader_is_not_attempted(mesh, at):
-    assert await CELLS.untouched(at) == ["not attempted"]
+@pytest.mark.parametrize("number", CELLS.numbers)
+async def test_the_cell_for_the_reader_is_not_attempted(mesh, number):
+    assert await CELLS.untouched(number) == ["not attempted"]
 
 
-@pytest.mark.parametrize("at", range(len(NUMBERS)), ids=NUMBERS)
-async def test_the_solution_in_the_notebook_is_correct(mesh, at):
-    await CELLS.solved(at)
+@pytest.mark.parametrize("number", CELLS.numbers)
+async def test_the_solution_in_the_notebook_is_correct(mesh, number):
+    await CELLS.solved(number)
 
 
 def serving(

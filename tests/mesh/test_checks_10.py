@@ -4,17 +4,16 @@ import pytest
 from exercise_cells import ExerciseCells, refused
 
 CELLS = ExerciseCells("10_isolate_the_tenants")
-NUMBERS = ["10.1", "10.2", "10.3"]
 
 
-@pytest.mark.parametrize("at", range(len(NUMBERS)), ids=NUMBERS)
-async def test_the_cell_for_the_reader_is_not_attempted(mesh, at):
-    assert await CELLS.untouched(at) == ["not attempted"]
+@pytest.mark.parametrize("number", CELLS.numbers)
+async def test_the_cell_for_the_reader_is_not_attempted(mesh, number):
+    assert await CELLS.untouched(number) == ["not attempted"]
 
 
-@pytest.mark.parametrize("at", range(len(NUMBERS)), ids=NUMBERS)
-async def test_the_solution_in_the_notebook_is_correct(mesh, at):
-    await CELLS.solved(at)
+@pytest.mark.parametrize("number", CELLS.numbers)
+async def test_the_solution_in_the_notebook_is_correct(mesh, number):
+    await CELLS.solved(number)
 
 
 EXPORT = {"name": "refunds", "type": "service", "subject": "cards.refund"}

@@ -14,17 +14,16 @@ FIRST = {"Nats-Expected-Last-Subject-Sequence": "0"}
 CELLS = ExerciseCells(
     "12_process_each_order_once", imports=("nats.js.errors", "mesh_lab.orders"), asyncio=asyncio, FIRST=FIRST
 )
-NUMBERS = ["12.1", "12.2", "12.3"]
 
 
-@pytest.mark.parametrize("at", range(len(NUMBERS)), ids=NUMBERS)
-async def test_the_cell_for_the_reader_is_not_attempted(mesh, at):
-    assert await CELLS.untouched(at) == ["not attempted"]
+@pytest.mark.parametrize("number", CELLS.numbers)
+async def test_the_cell_for_the_reader_is_not_attempted(mesh, number):
+    assert await CELLS.untouched(number) == ["not attempted"]
 
 
-@pytest.mark.parametrize("at", range(len(NUMBERS)), ids=NUMBERS)
-async def test_the_solution_in_the_notebook_is_correct(mesh, at):
-    await CELLS.solved(at)
+@pytest.mark.parametrize("number", CELLS.numbers)
+async def test_the_solution_in_the_notebook_is_correct(mesh, number):
+    await CELLS.solved(number)
 
 
 def paying(

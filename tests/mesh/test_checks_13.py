@@ -7,17 +7,16 @@ import pytest
 from exercise_cells import ExerciseCells, refused
 
 CELLS = ExerciseCells("13_survive_the_worst")
-NUMBERS = ["13.1", "13.2"]
 
 
-@pytest.mark.parametrize("at", range(len(NUMBERS)), ids=NUMBERS)
-async def test_the_cell_for_the_reader_is_not_attempted(mesh, at):
-    assert await CELLS.untouched(at) == ["not attempted"]
+@pytest.mark.parametrize("number", CELLS.numbers)
+async def test_the_cell_for_the_reader_is_not_attempted(mesh, number):
+    assert await CELLS.untouched(number) == ["not attempted"]
 
 
 async def test_the_solutions_in_the_notebook_are_correct(mesh):
-    for at in range(len(NUMBERS)):
-        await CELLS.solved(at)
+    for number in CELLS.numbers:
+        await CELLS.solved(number)
 
 
 def finding(

@@ -6,17 +6,16 @@ from exercise_cells import ExerciseCells, refused
 from mesh_lab.orders import decode
 
 CELLS = ExerciseCells("14_run_the_order_mesh", imports=("mesh_lab.orders",))
-NUMBERS = ["14.1", "14.2"]
 
 
-@pytest.mark.parametrize("at", range(len(NUMBERS)), ids=NUMBERS)
-async def test_the_cell_for_the_reader_is_not_attempted(mesh, at):
-    assert await CELLS.untouched(at) == ["not attempted"]
+@pytest.mark.parametrize("number", CELLS.numbers)
+async def test_the_cell_for_the_reader_is_not_attempted(mesh, number):
+    assert await CELLS.untouched(number) == ["not attempted"]
 
 
-@pytest.mark.parametrize("at", range(len(NUMBERS)), ids=NUMBERS)
-async def test_the_solution_in_the_notebook_is_correct(mesh, at):
-    await CELLS.solved(at)
+@pytest.mark.parametrize("number", CELLS.numbers)
+async def test_the_solution_in_the_notebook_is_correct(mesh, number):
+    await CELLS.solved(number)
 
 
 async def events_of(client) -> list[tuple[str, str, str, int]]:

@@ -9,7 +9,7 @@ import pytest
 from mesh_lab.errors import NoMeshError, UnknownExerciseError
 from mesh_lab.notebook import exercises
 from mesh_lab.notebook.answers import untouched
-from mesh_lab.notebook.exercises import Verdict, check, correct, exercise, hint, not_yet, progress
+from mesh_lab.notebook.exercises import NotYet, Verdict, check, exercise, hint, progress
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +18,7 @@ def lab(monkeypatch, tmp_path):
     monkeypatch.setenv("MESH_LAB_HOME", str(tmp_path))
     monkeypatch.setattr(exercises, "_exercises", {})
     monkeypatch.setattr(exercises, "_load", lambda notebook: None)
-    monkeypatch.setattr(exercises, "newest_mesh", lambda: SimpleNamespace(name="a mesh"))
+    monkeypatch.setattr(exercises, "newest_mesh", lambda: SimpleNamespace(servers={}))
 
 
 @pytest.fixture
@@ -31,9 +31,10 @@ def doubling():
         hint="Two times.",
         within=0.2,
     )
-    async def doubles(mesh, answer):
-        seen = await answer(21)
-        return correct("a queue group needs no such thing") if seen == 42 else not_yet(f"{seen} for 21", "42")
+    async def doubles(trial, answer):
+        if (seen := await answer(21)) != 42:
+            raise NotYet(f"{seen} for 21", "42")
+        return "a queue group needs no such thing"
 
     return doubles
 
@@ -185,7 +186,7 @@ async def test_a_lone_exception_in_a_task_group_is_shown_itself(doubling):
 
 async def test_an_exception_of_the_check_is_not_blamed_on_the_answer():
     @exercise("1.1", title="look", hint="", expects="a stream")
-    async def looks(mesh, answer):
+    async def looks(trial, answer):
         raise LookupError("stream not found")
 
     assert repr(await check("1.1", 1)) == "not yet: the check met LookupError: stream not found; expected a stream"
@@ -243,8 +244,8 @@ async def test_an_unknown_number_lists_the_exercises_there_are(doubling):
 
 
 def test_a_number_taken_by_another_module_is_refused(doubling):
-    async def other(mesh, answer):
-        return correct("")
+    async def other(trial, answer):
+        return ""
 
     other.__module__ = "elsewhere"
     with pytest.raises(ValueError, match=r"exercise 2\.2 stands in .*test_exercises already"):
@@ -297,5 +298,69 @@ async def test_an_answer_that_catches_everything_is_still_ended(doubling):
     assert "no answer after 0.2 s" in repr(await check("2.2", stubborn))
 
 
-def test_verdicts_with_the_same_words_are_equal():
-    assert not_yet("41 orders", "3,000") == Verdict("not yet", "41 orders; expected 3,000")
+def test_a_wrong_answer_says_what_was_seen_and_what_was_expected():
+    assert str(NotYet("41 orders", "3,000")) == "41 orders; expected 3,000"
+
+
+async def test_a_verdict_from_a_group_of_tasks_counts():
+    @exercise("1.1", title="look", hint="", expects="a stream")
+    async def looks(trial, answer):
+        async with asyncio.TaskGroup():
+            raise NotYet("no stream", "one")
+
+    assert await check("1.1", 1) == Verdict("not yet", "no stream; expected one")
+
+
+async def test_a_task_that_the_answer_left_is_named_and_ended(doubling):
+    left = []
+
+    async def keep_on():
+        await asyncio.Event().wait()
+
+    async def double(number):
+        left.append(asyncio.create_task(keep_on()))
+        return 2 * number
+
+    assert (
+        repr(await check("2.2", double)) == "not yet: it left a task running, keep_on(); expected nothing left behind"
+    )
+    await asyncio.wait(left, timeout=1.0)
+    assert left[0].cancelled()
+
+
+async def test_a_task_that_is_just_ending_is_not_left_behind(doubling):
+    async def double(number):
+        double.ending = asyncio.create_task(asyncio.sleep(0.05))
+        return 2 * number
+
+    assert (await check("2.2", double)).state == "correct"
+
+
+async def test_a_task_of_the_rest_of_the_notebook_is_not_left_behind(doubling):
+    loop, others, asked = asyncio.get_running_loop(), [], asyncio.Event()
+
+    async def other_cell():
+        await asked.wait()
+        others.append(asyncio.create_task(asyncio.Event().wait()))
+
+    async def double(number):
+        asked.set()
+        await asyncio.wait({waiting})
+        return 2 * number
+
+    waiting = loop.create_task(other_cell())
+    assert (await check("2.2", double)).state == "correct"
+    assert not others.pop().done()
+
+
+async def test_what_an_exercise_declares_may_be_left_behind():
+    @exercise("1.1", title="go on", hint="", leaves=("tasks",))
+    async def goes_on(trial, answer):
+        await answer()
+        return "it goes on"
+
+    async def start():
+        start.task = asyncio.create_task(asyncio.Event().wait())
+
+    assert repr(await check("1.1", start)) == "correct: it goes on"
+    assert not start.task.done()

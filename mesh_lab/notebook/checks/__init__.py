@@ -7,7 +7,6 @@ How to write one stands at the top of :mod:`mesh_lab.notebook.exercises`.
 NOTEBOOKS = {
     0: ("00_start_here", "start_here"),
     1: ("01_publish_and_subscribe", "publish_and_subscribe"),
-    2: ("02_share_work_in_queue_groups", "queue_groups"),
     3: ("03_keep_orders_in_jetstream", "jetstream"),
     4: ("04_measure_without_lying", "measure_without_lying"),
     5: ("05_grow_the_mesh", "grow_the_mesh"),

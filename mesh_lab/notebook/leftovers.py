@@ -1,0 +1,192 @@
+"""Find what an answer left behind: tasks, subscriptions, connections, streams.
+
+What began in the trial is told from the rest of the notebook. A task carries the context in which it began. A
+connection is one of this process, by a name that no more of its connections had before: the lesson's own clients may
+lose their server in a trial and come back. A stream or a durable consumer was not on any server before; other
+consumers end by themselves. Where a server has no monitoring, what it alone knows is not looked at.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+from weakref import WeakSet
+
+import psutil
+from nats.aio.client import Client
+
+from mesh_lab.errors import NotReadyError
+from mesh_lab.notebook.trial import NotYet
+from mesh_lab.observe.monitor import Monitor
+from mesh_lab.patterns.jetstream_wait import flush_through
+from mesh_lab.patterns.wait import eventually
+from mesh_lab.servers.mesh import Mesh
+
+Left = Literal["tasks", "subscriptions", "connections", "streams"]
+Tasks = WeakSet["asyncio.Task[Any]"]
+ENDING_WITHIN_S = 1.0  # what is seen is often just ending
+MOST_CONNECTIONS = 10_000  # connz lists 1,024 unless told otherwise
+
+_noting: ContextVar[Tasks | None] = ContextVar("_noting", default=None)
+
+
+@contextmanager
+def tasks_noted() -> Iterator[Tasks]:
+    """Yield a set to which each task is added that begins in the block, or in what began there."""
+    loop, began = asyncio.get_running_loop(), WeakSet[asyncio.Task[Any]]()
+    before = loop.get_task_factory()
+
+    def make(loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> Any:
+        task: Any = before(loop, work, **options) if before else asyncio.Task(work, loop=loop, **options)
+        if _noting.get() is began:
+            began.add(task)
+        return task
+
+    mark = _noting.set(began)
+    loop.set_task_factory(make)
+    try:
+        yield began
+    finally:
+        loop.set_task_factory(before)
+        _noting.reset(mark)
+
+
+@dataclass(frozen=True, slots=True)
+class _Server:
+    """What one server knows of this process and of JetStream."""
+
+    connections: Counter[str] = field(default_factory=Counter)
+    """Number of this process's connections under each name."""
+    streams: set[str] = field(default_factory=set)
+    """Streams and durable consumers, in words."""
+
+
+class Watch:
+    """What is on a mesh before a trial, and what a right answer has added to it since."""
+
+    def __init__(self, mesh: Mesh, leaves: Collection[Left]) -> None:
+        self._mesh = mesh
+        self._leaves = leaves
+        self._before: Mapping[str, _Server] = {}
+
+    async def begin(self) -> None:
+        """Note what is there."""
+        self._before = await _servers(self._mesh)
+
+    async def look_inside(self, clients: Mapping[Client, Mesh], began: Tasks, files: Collection[str]) -> None:
+        """Look while the trial's clients are open: their subscriptions, and tasks that run the answer's own code.
+
+        Raises:
+            NotYet: Something was left.
+        """
+        own = [task for task in began if _file(task) in files]
+        try:
+            await self._expect_none("tasks", lambda: _running(own))
+        finally:
+            for task in own if "tasks" not in self._leaves else ():
+                task.cancel()
+        for client, mesh in clients.items():
+            if client.is_connected:
+                await self._expect_none("subscriptions", partial(_subscriptions, client, mesh))
+
+    async def look_around(self, began: Tasks) -> None:
+        """Look when the trial's clients, servers and streams are gone: connections, streams, and all its tasks.
+
+        Raises:
+            NotYet: Something was left.
+        """
+        await self._expect_none("connections", self._new_connections)
+        await self._expect_none("streams", self._new_streams)
+        await self._expect_none("tasks", lambda: _running(list(began)))
+
+    async def _expect_none(self, kind: Left, find: Callable[[], Any]) -> None:
+        if kind in self._leaves:
+            return
+        found: list[str] = []
+
+        async def none() -> bool:
+            seen = find()
+            found[:] = await seen if asyncio.iscoroutine(seen) else seen
+            return not found
+
+        try:
+            await eventually(none, within=ENDING_WITHIN_S)
+        except NotReadyError as err:
+            raise NotYet(f"it left {min(found)}", "nothing left behind") from err
+
+    async def _new_connections(self) -> list[str]:
+        now = await _servers(self._mesh)
+        known = [name for name in now if name in self._before]
+        counts = sum((now[name].connections for name in known), Counter[str]())
+        counts -= sum((self._before[name].connections for name in known), Counter[str]())
+        return [f"a connection named {name!r}" if name else "a connection" for name in counts]
+
+    async def _new_streams(self) -> list[str]:
+        now = await _servers(self._mesh)
+        before = set[str]().union(*(server.streams for server in self._before.values()))
+        return [
+            what
+            for name, server in now.items()
+            if name in self._before
+            for what in server.streams
+            if what not in before
+        ]
+
+
+def _running(tasks: "Collection[asyncio.Task[Any]]") -> list[str]:
+    return [f"a task running, {getattr(task.get_coro(), '__name__', 'one')}()" for task in tasks if not task.done()]
+
+
+def _file(task: "asyncio.Task[Any]") -> str:
+    code = getattr(task.get_coro(), "cr_code", None)
+    return code.co_filename if code else ""
+
+
+async def _subscriptions(client: Client, mesh: Mesh) -> list[str]:
+    """Return the subscriptions of a client but for that of nats-py itself, to which replies to its requests come."""
+    await flush_through(client)
+    at = client.connected_url
+    for server in mesh.servers.values():
+        if server.monitor is not None and at is not None and server.port == at.port:
+            found = await asyncio.to_thread(server.monitor.connz, f"cid={client.client_id}&subs=1")
+            subjects = [subject for one in found["connections"] for subject in one.get("subscriptions_list") or []]
+            return [_named(subject) for subject in subjects if not _is_for_replies(subject)]
+    return []
+
+
+def _is_for_replies(subject: str) -> bool:
+    return subject.startswith("_INBOX") and subject.endswith(".*")
+
+
+def _named(subject: str) -> str:
+    known = {"_INBOX": "an inbox subscribed", "check": "a subscription to the check's subject"}
+    return known.get(subject.partition(".")[0], f"a subscription to {subject}")
+
+
+async def _servers(mesh: Mesh) -> dict[str, _Server]:
+    monitors = {name: server.monitor for name, server in mesh.servers.items() if server.monitor is not None}
+    ports = {c.laddr.port for c in psutil.Process().net_connections("tcp") if c.laddr} if monitors else set()
+    looks = [asyncio.to_thread(_read, monitor, ports) for monitor in monitors.values()]
+    seen = zip(monitors, await asyncio.gather(*looks), strict=True)
+    return {name: server for name, server in seen if server is not None}
+
+
+def _read(monitor: Monitor, ports: Collection[int]) -> _Server | None:
+    """Return what a server says; ``None`` if it does not answer."""
+    server = _Server()
+    try:
+        connections = monitor.connz(f"limit={MOST_CONNECTIONS}")["connections"]
+        accounts = monitor.jsz("accounts=1&streams=1&consumers=1&config=1").get("account_details") or []
+    except (OSError, ValueError):
+        return None
+    server.connections.update(one.get("name", "") for one in connections if one["port"] in ports)
+    for stream in (stream for account in accounts for stream in account.get("stream_detail") or []):
+        server.streams.add(f"the stream {stream['name']}")
+        for consumer in stream.get("consumer_detail") or []:
+            if consumer.get("config", {}).get("durable_name"):
+                server.streams.add(f"the consumer {consumer['name']} of the stream {stream['name']}")
+    return server

@@ -1,0 +1,256 @@
+"""What the check of an exercise is given: clients, servers and streams that are gone when the trial has ended."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
+from typing import Any, TypeVar
+
+import nats
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.js import JetStreamContext
+from nats.js.errors import NotFoundError
+from nats.nuid import NUID
+
+from mesh_lab.errors import NotReadyError
+from mesh_lab.patterns.jetstream_wait import flush_through, wait_routable
+from mesh_lab.patterns.wait import eventually, retry
+from mesh_lab.servers.mesh import Mesh
+from mesh_lab.servers.start import forget, start_mesh
+
+T = TypeVar("T")
+SOON_S = 0.5  # for what comes at once, or never
+LONG_S = 1.5  # an answer that is not back by then does not come back
+API_TIMEOUT_S = 3.0  # short: a request that meets an election is never answered, and retry() makes it again
+
+
+class NotYet(Exception):
+    """The verdict on a wrong answer: what was seen, and what was expected instead."""
+
+    def __init__(self, seen: str, expected: str) -> None:
+        super().__init__(f"{seen}; expected {expected}")
+
+
+class Trial:
+    """One try of an answer on the open mesh.
+
+    Attributes:
+        mesh: The mesh that the lesson started last.
+        number: The exercise's.
+    """
+
+    def __init__(self, number: str, mesh: Mesh) -> None:
+        self.number = number
+        self.mesh = mesh
+        self.clients: dict[Client, Mesh] = {}
+        self._complaints: dict[Client, list[str]] = {}
+        self._meshes: list[Mesh] = []
+        self._streams: list[tuple[JetStreamContext, str]] = []
+        self._ends: list[Callable[[], Awaitable[object]]] = []
+
+    # Clients
+
+    async def client(
+        self,
+        *,
+        on: Mesh | None = None,
+        name: str | None = None,
+        to: str | None = None,
+        region: str | None = None,
+        **options: Any,
+    ) -> Client:
+        """Return a client that is closed when the trial has ended.
+
+        Args:
+            on: A mesh of the check's own; ``None`` for the lesson's.
+            name: Its name; ``None`` for ``"check"`` and the exercise's number.
+            to: Server to dial first. Without it and a region it is the first server, so that interest needs no time
+                to travel between the clients of a trial.
+            region: Region to connect to.
+            options: Further arguments of :meth:`Mesh.connect <mesh_lab.servers.mesh.Mesh.connect>`.
+        """
+        mesh = on or self.mesh
+        options = {"name": name or f"check {self.number}", "region": region, **options}
+        to = to or (None if region else next(iter(mesh.servers)))
+        return await self._noted(mesh, partial(mesh.connect, to=to, **options))
+
+    async def enter(self, mesh: Mesh, **options: Any) -> Client:
+        """Return a client that dialled once, with credentials of the check's own; closed when the trial has ended.
+
+        Args:
+            mesh: Where to enter.
+            options: Arguments of ``nats.connect``.
+
+        Raises:
+            nats.errors.Error: The server does not let it in.
+        """
+        return await self._noted(mesh, partial(nats.connect, mesh.urls, allow_reconnect=False, **options))
+
+    async def complaints(self, client: Client) -> list[str]:
+        """Return what a client's server complained of since this was last asked, all that was sent before included."""
+        await flush_through(client)
+        noted = self._complaints[client]
+        new = noted.copy()
+        noted.clear()
+        return new
+
+    async def _noted(self, mesh: Mesh, connect: Callable[..., Awaitable[Client]]) -> Client:
+        complaints: list[str] = []
+
+        async def note(error: Exception) -> None:
+            complaints.append(str(error))
+
+        client = await connect(error_cb=note)
+        self.clients[client], self._complaints[client] = mesh, complaints
+        return client
+
+    def own(self, subscription: T) -> T:
+        """Return a subscription that the check itself made, and end it before anything is counted as left behind."""
+        self._ends.append(subscription.unsubscribe)  # type: ignore[attr-defined]  # nats-py's two kinds share no class
+        return subscription
+
+    async def serve(
+        self, client: Client, callback: Callable[[Msg], Coroutine[Any, Any, None]], subject: str | None = None
+    ) -> str:
+        """Answer a subject with a callback until the trial has ended, and return the subject.
+
+        Args:
+            client: Who answers.
+            callback: What answers.
+            subject: The subject; ``None`` for one that nobody else uses.
+        """
+        subject = subject or self.subject()
+        self.own(await client.subscribe(subject, cb=callback))
+        await flush_through(client)
+        return subject
+
+    def subject(self) -> str:
+        """Return a subject that nobody else uses."""
+        return f"check.{NUID().next().decode()}"
+
+    async def arrived(self, client: Client, subscription: Subscription) -> list[Msg]:
+        """Return the messages that a subscription of a client holds when the server has read all that was sent."""
+        await flush_through(client)
+        return [await subscription.next_msg() for _ in range(subscription.pending_msgs)]
+
+    # Servers and streams
+
+    async def own_mesh(self, **settings: Any) -> Mesh:
+        """Return a mesh of the check's own, of one server unless the arguments of ``start_mesh`` say otherwise."""
+        mesh = await start_mesh(**{"backend": "local", **settings})
+        forget(mesh)  # the reader's cells go on with theirs
+        self._meshes.append(mesh)
+        return mesh
+
+    async def own_client(self, **settings: Any) -> Client:
+        """Return a client of a new mesh of the check's own."""
+        return await self.client(on=await self.own_mesh(**settings))
+
+    async def absent(self, client: Client, *streams: str, api_timeout: float = API_TIMEOUT_S) -> JetStreamContext:
+        """Remove streams that an answer is to make, now and when the trial has ended, and return a JetStream context.
+
+        Args:
+            client: Whose context it is.
+            streams: Names of streams; that of a key-value bucket begins with ``KV_``.
+            api_timeout: Seconds for each request of the context.
+        """
+        js = client.jetstream(timeout=api_timeout)
+        if self.clients.get(client) not in self._meshes:
+            for stream in streams:
+                await _remove(js, stream)
+                self._streams.append((js, stream))
+        return js
+
+    async def stream(
+        self, client: Client, name: str, *, api_timeout: float = API_TIMEOUT_S, **config: Any
+    ) -> JetStreamContext:
+        """Make a stream that is new, routable for the client and gone when the trial has ended; return a context.
+
+        Args:
+            client: Whose context it is.
+            name: The stream's name.
+            api_timeout: Seconds for each request of the context.
+            config: Arguments of ``add_stream``.
+        """
+        js = await self.absent(client, name, api_timeout=api_timeout)
+        await retry(lambda: js.add_stream(name=name, **config))
+        await wait_routable(client, name)
+        return js
+
+    # Verdicts
+
+    @staticmethod
+    def kind(value: object, kinds: type | tuple[type, ...], expected: str) -> None:
+        """Raise :class:`NotYet` unless a value is of a type; a bool is no number."""
+        if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
+            raise NotYet(f"{'None' if value is None else type(value).__name__} was returned", expected)
+
+    @staticmethod
+    def equal(returned: object, wanted: object, when: str) -> None:
+        """Raise :class:`NotYet` unless what was returned is what was wanted; ``True`` is not ``1``."""
+        if returned != wanted or isinstance(returned, bool) is not isinstance(wanted, bool):
+            raise NotYet(f"{when}{returned!r} was returned", f"{wanted!r}")
+
+    @staticmethod
+    async def soon(
+        condition: Callable[[], Any], seen: str | Callable[[], str], expected: str, *, within: float = SOON_S
+    ) -> Any:
+        """Return the value of a condition as soon as it is true.
+
+        Args:
+            condition: A plain or an ``async`` function.
+            seen: What is seen instead, or what says so at the end.
+            expected: What was expected.
+            within: Seconds.
+
+        Raises:
+            NotYet: It was not true in time.
+        """
+        try:
+            return await eventually(condition, within=within)
+        except NotReadyError as err:
+            raise NotYet(seen() if callable(seen) else seen, expected) from err
+
+    @staticmethod
+    async def returns(call: Awaitable[T], seen: str, expected: str, *, within: float = LONG_S) -> T:
+        """Return what a call returns.
+
+        Raises:
+            NotYet: It did not return in time.
+        """
+        try:
+            async with asyncio.timeout(within) as deadline:
+                return await call
+        except TimeoutError as err:
+            if not deadline.expired():  # one of its own
+                raise
+            raise NotYet(seen, expected) from err
+
+    # Its end
+
+    async def end_own(self) -> None:
+        """End the subscriptions of the check's own."""
+        while self._ends:
+            try:
+                await self._ends.pop()()
+            except nats.errors.Error:  # it has ended, or its connection has
+                continue
+
+    async def close(self) -> None:
+        """Remove the streams, close the clients, end the servers."""
+        try:
+            await self.end_own()
+            for js, stream in self._streams:
+                await _remove(js, stream)
+        finally:
+            await asyncio.gather(*(client.close() for client in self.clients))
+            await asyncio.gather(*(mesh.close() for mesh in self._meshes))
+
+
+async def _remove(js: JetStreamContext, stream: str) -> None:
+    try:
+        await retry(partial(js.delete_stream, stream))
+    except (NotFoundError, nats.errors.ConnectionClosedError):
+        return
