@@ -12,10 +12,13 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help lab test test-docker check notebooks orders doctor lock clean
+# For the targets that take one notebook.
+ONE = test -n "$(N)" || { echo "Say which notebook: make $@ N=12"; exit 1; }
+
+.PHONY: help lab test quick test-notebook test-docker check notebook notebooks orders doctor lock clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 lab: $(VENV)/lab.stamp ## make the environment, the NATS server in it, and open JupyterLab at the first notebook
 	@$(BIN)/mesh-lab lab
@@ -24,7 +27,18 @@ orders: $(VENV)/lab.stamp ## send all 69,659 real orders through three servers a
 	@$(BIN)/mesh-lab orders
 
 test: $(VENV)/dev.stamp ## run every test and every notebook on real servers
-	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout 120 tests notebooks
+	$(BIN)/python tests/everything.py
+
+quick: $(VENV)/dev.stamp ## run the unit tests and one notebook, 00 or the one of N: make quick N=12
+	$(BIN)/python -m pytest -q --nbval tests/unit notebooks/$(or $(N),00)_*.ipynb
+
+test-notebook: $(VENV)/dev.stamp ## check one notebook and compare its outputs: make test-notebook N=12
+	@$(ONE)
+	$(BIN)/python -m pytest -q --nbval tests/notebooks/test_hygiene.py notebooks/$(N)_*.ipynb -k $(N)_
+
+notebook: $(VENV)/dev.stamp ## execute one notebook in a clean kernel and store its outputs: make notebook N=12
+	@$(ONE)
+	$(BIN)/python tests/notebooks/refresh.py notebooks/$(N)_*.ipynb
 
 test-docker: $(VENV)/dev.stamp ## run the container tests; as root on Debian, start an engine where none runs
 	MESH_LAB_TEST_DOCKER=1 $(BIN)/python -m pytest tests/docker

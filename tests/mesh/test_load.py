@@ -72,6 +72,7 @@ async def test_everything_acknowledged_is_stored_with_its_payload(mesh: Mesh, or
     assert len((await orders.get_msg("LOAD", 3_200)).data) == 100
 
 
+@pytest.mark.alone
 @pytest.mark.usefixtures("orders")
 async def test_a_window_is_faster_than_one_at_a_time(mesh: Mesh) -> None:
     options = mesh.connect_options()

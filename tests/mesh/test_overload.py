@@ -152,6 +152,7 @@ def growth(samples: list[float]) -> float:
     return statistics.median(samples[-quarter:]) / statistics.median(samples[quarter : 2 * quarter])
 
 
+@pytest.mark.alone
 async def test_at_twice_the_capacity_what_is_accepted_is_done_in_time_and_the_rest_is_told(own_mesh, services):
     seen = await overload(own_mesh, services, PROTECTED, seconds=SECONDS)
     run = seen.run
@@ -166,6 +167,7 @@ async def test_at_twice_the_capacity_what_is_accepted_is_done_in_time_and_the_re
         assert growth(samples) < (1.2 if name == "desk-1" else 1.6), f"{name}: {samples}"
 
 
+@pytest.mark.alone
 async def test_without_protection_the_same_overload_waits_longer_and_longer(own_mesh, services):
     seen = await overload(own_mesh, services, UNPROTECTED, seconds=SECONDS / 2)
     assert (seen.run.answered, seen.run.refused, seen.run.lost) == (seen.run.messages, 0, 0)

@@ -171,6 +171,7 @@ async def test_a_second_answer_changes_nothing(mesh: Mesh, desk: Client) -> None
     assert (run.answered, run.refused, run.lost) == (20, 0, 0)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("closed", [True, False])
 async def test_only_the_closed_loop_waits_for_an_answer_before_it_asks_again(
     mesh: Mesh, desk: Client, closed: bool
@@ -247,6 +248,7 @@ async def paused_in_the_middle(mesh: Mesh, *, closed: bool) -> PacedRun:
     return run
 
 
+@pytest.mark.alone
 async def test_a_stall_is_seen_by_all_who_were_due_in_it_and_the_closed_loop_hides_it() -> None:
     async with await start_mesh() as mesh:
         opened = await paused_in_the_middle(mesh, closed=False)

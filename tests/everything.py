@@ -1,0 +1,81 @@
+"""Run every test and every notebook, and say at the end how many passed, failed, and were skipped, and why.
+
+``python tests/everything.py`` is what ``make test`` calls. First what mostly waits, in several processes side by side,
+then what measures, alone. Both run, also when the first fails.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ET
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+# Half of the time a test waits, for servers that elect or for processes that start: three keep two cores busy.
+WORKERS = min(8, (os.cpu_count() or 2) * 3 // 2)
+EVERYTHING = ["--nbval", "tests", "notebooks"]
+PARTS = {
+    f"side by side, in {WORKERS} processes": [
+        *("-m", "not alone", "-n", str(WORKERS), "--dist", "loadgroup", "--no-loadscope-reorder", *EVERYTHING)
+    ],
+    "alone": ["-m", "alone", *EVERYTHING],
+}
+
+
+@dataclass
+class Tally:
+    """What several runs of pytest found, added up."""
+
+    passed: int = 0
+    failed: list[str] = field(default_factory=list)
+    """Names of the tests that failed."""
+    skipped: Counter[str] = field(default_factory=Counter)
+    """How many tests did not run, by reason."""
+
+    def add(self, report: Path) -> None:
+        """Add what a report in JUnit's form says; one that is missing or cut off adds a failure."""
+        try:
+            cases = list(ET.parse(report).iter("testcase"))
+        except (OSError, ET.ParseError) as err:
+            self.failed.append(f"pytest did not come to its end: {err}")
+            return
+        for case in cases:
+            skip = case.find("skipped")
+            if case.find("failure") is not None or case.find("error") is not None:
+                self.failed.append(f"{case.get('classname')}::{case.get('name')}")
+            elif skip is not None:
+                self.skipped[skip.get("message") or "no reason given"] += 1
+            else:
+                self.passed += 1
+
+    def __str__(self) -> str:
+        return f"{self.passed:,} passed, {len(self.failed):,} failed, {self.skipped.total():,} skipped"
+
+
+def main() -> int:
+    """Run both parts and print the sum; 1 if anything failed."""
+    tally, codes, took = Tally(), {}, {}
+    with tempfile.TemporaryDirectory(prefix="mesh-lab-tests-") as folder:
+        for number, (name, arguments) in enumerate(PARTS.items()):
+            report, began = Path(folder, f"{number}.xml"), time.monotonic()
+            command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", *arguments]
+            codes[name] = subprocess.run(command, cwd=ROOT, check=False).returncode
+            took[name] = time.monotonic() - began
+            tally.add(report)
+    print()  # noqa: T201 - what the command is for
+    for name, code in codes.items():
+        print(f"{name}: {took[name]:.0f} s, pytest's exit code {code}")  # noqa: T201
+    for reason, count in sorted(tally.skipped.items()):
+        print(f"skipped, {count}: {reason}")  # noqa: T201
+    for name in tally.failed:
+        print(f"failed: {name}")  # noqa: T201
+    print(tally)  # noqa: T201
+    return int(any(codes.values()) or bool(tally.failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
