@@ -20,7 +20,7 @@ WORKERS = min(8, (os.cpu_count() or 2) * 3 // 2)
 EVERYTHING = ["--nbval", "tests", "notebooks"]
 PARTS = {
     f"side by side, in {WORKERS} processes": [
-        *("-m", "not alone", "-n", str(WORKERS), "--dist", "loadgroup", "--no-loadscope-reorder", *EVERYTHING)
+        *("-m", "not alone", "-n", str(WORKERS), "--dist", "loadfile", "--no-loadscope-reorder", *EVERYTHING)
     ],
     "alone": ["-m", "alone", *EVERYTHING],
 }
