@@ -13,7 +13,7 @@ COPY docker/services.lock /app/
 RUN pip install --no-cache-dir --root-user-action=ignore --require-hashes -r /app/services.lock
 
 # The part of the package that needs no notebook and starts no servers.
-COPY --chown=1000:1000 mesh_lab/__init__.py mesh_lab/errors.py /app/mesh_lab/
+COPY --chown=1000:1000 mesh_lab/__init__.py mesh_lab/errors.py mesh_lab/processes.py mesh_lab/tls.py /app/mesh_lab/
 COPY --chown=1000:1000 mesh_lab/patterns /app/mesh_lab/patterns
 COPY --chown=1000:1000 mesh_lab/orders /app/mesh_lab/orders
 

@@ -18,7 +18,7 @@ from mesh_lab.errors import LoadFailedError
 from mesh_lab.measure.load_children import run_children
 from mesh_lab.measure.load_jobs import HEADER, Report, Task
 from mesh_lab.measure.measurement import Run
-from mesh_lab.security.tls import pack
+from mesh_lab.tls import pack
 
 __all__ = ["LoadFailedError", "count_faults", "deliver_load", "publish_load"]
 
@@ -212,7 +212,7 @@ def publisher_tasks(
 
 
 def portable(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options if they can travel to another process, as :func:`mesh_lab.security.tls.unpack` takes them."""
+    """Return the options if they can travel to another process, as :func:`mesh_lab.tls.unpack` takes them."""
     packed = pack(options)
     for name, value in packed.items():
         try:

@@ -26,7 +26,7 @@ from nats.aio.client import Client
 
 from mesh_lab.measure.load_jobs import JOBS, SURVIVES_RECONNECT, Job, Parent, Report, Task, say
 from mesh_lab.measure.paced_jobs import PACED_JOBS
-from mesh_lab.security.tls import unpack
+from mesh_lab.tls import unpack
 
 ALL_JOBS = {**JOBS, **PACED_JOBS}
 RECONNECTING = SURVIVES_RECONNECT | set(PACED_JOBS)

@@ -21,11 +21,12 @@ from nats.aio.msg import Msg
 
 from mesh_lab.errors import NotReadyError, ServiceCrashedError
 from mesh_lab.notebook.replica import STOP_PATIENCE_S, Replica
-from mesh_lab.notebook.service_host import CONNECT_VARIABLE, READY_VARIABLE
+from mesh_lab.notebook.service_host import READY_VARIABLE
 from mesh_lab.patterns.connection import connect
 from mesh_lab.patterns.wait import eventually
-from mesh_lab.security.tls import pack
+from mesh_lab.processes import CONNECT_VARIABLE
 from mesh_lab.servers.mesh import Mesh
+from mesh_lab.tls import pack
 
 T = TypeVar("T")
 READY_SUBJECT = "_LAB.ready"

@@ -28,9 +28,10 @@ from nats.aio.client import Client
 from nats.aio.subscription import Subscription
 
 from mesh_lab.patterns.connection import ConnectOptions, connect
-from mesh_lab.security.tls import unpack
+from mesh_lab.processes import CONNECT_VARIABLE
+from mesh_lab.tls import unpack
 
-CONNECT_VARIABLE, READY_VARIABLE = "MESH_LAB_CONNECT", "MESH_LAB_READY"
+READY_VARIABLE = "MESH_LAB_READY"
 SETTLE_S = 2.0  # main waits for answers longer than this only when requests are its daily work
 ANNOUNCE_EVERY_S = 0.05
 CELL_FILE = "<service"

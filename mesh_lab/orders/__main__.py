@@ -7,11 +7,9 @@ import argparse
 import asyncio
 import json
 import os
-import signal
-import ssl
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -27,10 +25,10 @@ from mesh_lab.orders.read_model import serve_read_model
 from mesh_lab.orders.worker import Worker
 from mesh_lab.patterns.connection import ConnectOptions, connect
 from mesh_lab.patterns.wait import cancel_and_join
+from mesh_lab.processes import CONNECT_VARIABLE, on_stop_signal, run
+from mesh_lab.tls import unpack
 
 DEFAULT_URL = "nats://127.0.0.1:4222"
-CONNECT_VARIABLE = "MESH_LAB_CONNECT"
-"""Arguments of ``nats.connect`` as JSON, for a service that a mesh starts: password, token or certificate included."""
 Report = dict[str, Any]
 T = TypeVar("T")
 
@@ -122,9 +120,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 async def _run(options: argparse.Namespace) -> Report:
     stop = asyncio.Event()
-    _on_stop_signal(asyncio.get_running_loop(), stop.set)
+    on_stop_signal(stop.set)
     if packed := os.environ.pop(CONNECT_VARIABLE, None):  # from the mesh that started this
-        where = _unpacked(packed)
+        where = cast(ConnectOptions, unpack(json.loads(packed)))
     else:
         where = ConnectOptions(servers=(options.url or DEFAULT_URL).split(","))
         if options.creds:
@@ -138,36 +136,11 @@ async def _run(options: argparse.Namespace) -> Report:
         await client.close()
 
 
-def _unpacked(packed: str) -> ConnectOptions:
-    """Return what :func:`mesh_lab.security.tls.pack` wrote, which is not at hand where a service runs on its own."""
-    options = json.loads(packed)
-    if files := options.get("tls"):
-        options["tls"] = ssl.create_default_context(cafile=files["authority"])
-        if files["certificate"] is not None:
-            options["tls"].load_cert_chain(files["certificate"], files["key"])
-    return cast(ConnectOptions, options)
-
-
-def _on_stop_signal(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):
-        if sys.platform == "win32":
-            signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop))
-        else:
-            loop.add_signal_handler(number, stop)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the service that the command line names and return the exit code."""
     options = _parse(arguments)
-    if sys.platform == "win32":
-        factory = asyncio.new_event_loop
-    else:
-        import uvloop
-
-        factory = uvloop.new_event_loop
     try:
-        with asyncio.Runner(loop_factory=factory) as runner:
-            report = runner.run(_run(options))
+        report = run(_run(options))
     except (MeshLabError, nats.errors.Error, OSError) as err:
         sys.stderr.write(f"{options.service}: {err}\n")
         return 1

@@ -4,7 +4,7 @@ A stream's subject transform (``{{partition(8,2)}}``) writes a partition number 
 same key. Each partition is owned by one member of the group at a time, who handles its messages in the order of the
 stream. Members join, leave and die; the others share what becomes free.
 
-Ownership is a lease in a key-value bucket (:mod:`~mesh_lab.patterns.partition_claims`), beside the partition's
+Ownership is a lease in a key-value bucket (:mod:`~mesh_lab.patterns.group_bucket`), beside the partition's
 progress.
 The servers' own way to one active consumer, a pull consumer with ``priority_policy: pinned_client`` (ADR-42), moves a
 client's pin when it falls silent. It does not keep order: the successor is given the *next* messages first, and those
@@ -27,30 +27,126 @@ What holds:
 
 import asyncio
 import contextlib
+import re
 import time
 import uuid
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 
 import nats.errors
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 
 from mesh_lab.errors import MemberNameTakenError
-from mesh_lab.patterns.owned_partition import RECORD_EVERY_S, Handler, Partition
-from mesh_lab.patterns.partition_claims import (
-    TRANSIENT,
-    Claim,
-    ConflictError,
-    Group,
-    GroupBucket,
-    Presence,
-    Seen,
-    check_name,
-)
+from mesh_lab.patterns.group_bucket import Claim, ConflictError, Entry, Group, GroupBucket, NoReplyError, Presence
+from mesh_lab.patterns.pull_consumer import position, read_in_order
 from mesh_lab.patterns.wait import cancel_and_join
 
-__all__ = ["GroupMember", "Handler", "Partition"]
-
 LEASE_S = 3.0
-FORGET_AFTER_LEASES = 20
+RECORD_EVERY_S = 0.2
+FORGET_AFTER_LEASES = 20  # long enough that a member of that name that was frozen finds its entry when it goes on
+NAME = re.compile(r"[A-Za-z0-9_-]{1,32}")  # a token of a subject and of a key
+
+
+class Partition:
+    """A partition that this member owns, as its handler sees it.
+
+    Attributes:
+        number: 0 to the number of partitions less one.
+        fence: Grows with every change of owner. A store that keeps the largest one it has seen, and refuses smaller
+            ones, is safe from a member that does not know yet that it was replaced.
+        done: Number in the stream of the last message that was handled.
+        leaving: It takes no further message.
+    """
+
+    def __init__(self, bucket: GroupBucket, number: int, claim: Claim, revision: int, *, since: float, lease: float):
+        """Note what was claimed.
+
+        Args:
+            bucket: Where the claim stands.
+            number: Number of the partition.
+            claim: The claim as it was written.
+            revision: Revision of that entry.
+            since: Monotonic time *before* it was written. Others count the lease from when they saw it, so for them it
+                ends later than for its owner.
+            lease: Seconds for which the claim holds without being renewed.
+        """
+        self.number, self.fence, self.done = number, claim.fence, claim.done
+        self.leaving = False
+        self._bucket, self._claim, self._revision = bucket, claim, revision
+        self._lease, self._renewed_at = lease, since
+        self._handling = self._lost = False
+        self._working: asyncio.Task[None] | None = None
+
+    @property
+    def mine(self) -> bool:
+        """Whether the lease stands, by this process's own clock; no message is sent to find out."""
+        return not self._lost and time.monotonic() < self._renewed_at + self._lease
+
+    async def own(self, client: Client, group: Group, handle: "Handler", prefetch: int) -> None:
+        """Handle messages until the partition is given up or lost, then hand it over.
+
+        Raises:
+            Exception: Whatever the handler raised.
+        """
+        self._working = working = asyncio.create_task(self._work(client, group, handle, prefetch))
+        try:
+            while self.mine and not working.done():
+                await asyncio.wait({working}, timeout=RECORD_EVERY_S)
+                if self.leaving and not self._handling:
+                    working.cancel()  # again: the first time may have been lost, as `cancel_and_join` says
+                due = time.monotonic() - self._renewed_at > self._lease / 3
+                if self.mine and (due or self.done != self._claim.done):
+                    await self._record(self._claim.owner)
+        finally:
+            self.leaving = True
+            await cancel_and_join(working)  # a handler whose partition is another member's by now is cancelled, too
+            while self.mine and self._claim.owner:
+                await self._record("")
+        if not working.cancelled():
+            working.result()
+
+    def give_up(self) -> None:
+        """Finish the message in hand, if any, and no other."""
+        self.leaving = True
+        if self._working is not None and not self._handling:
+            self._working.cancel()
+
+    async def _work(self, client: Client, group: Group, handle: "Handler", prefetch: int) -> None:
+        subject = group.subject.format(partition=self.number)
+        messages = read_in_order(client, group.stream, subject=subject, start=self.done + 1, prefetch=prefetch)
+        async with aclosing(messages):
+            async for batch in messages:
+                for msg in batch:
+                    if self.leaving or not self.mine:
+                        return
+                    self._handling = True
+                    await handle(msg, self)
+                    self._handling = False
+                    self.done = position(msg).stream_seq
+
+    async def _record(self, owner: str) -> None:
+        """Write progress and renew the lease in one; find out whether another member took the partition."""
+        began = time.monotonic()
+        claim = Claim(owner, self._claim.instance if owner else "", self.fence, self.done)
+        try:
+            self._revision = await self._bucket.write_claim(self.number, claim, last=self._revision)
+        except ConflictError:
+            # Perhaps our own write, whose reply was lost: then the entry is ours, at another revision.
+            with contextlib.suppress(NoReplyError):
+                entry = await self._bucket.read_claim(self.number)
+                if entry is not None and entry.value.fence == self.fence:
+                    self._revision = entry.revision
+                else:
+                    self._lost = True
+        except NoReplyError:
+            await asyncio.sleep(RECORD_EVERY_S)  # until the lease is over
+        else:
+            self._claim, self._renewed_at = claim, began
+
+
+Handler = Callable[[Msg, Partition], Awaitable[object]]
+"""``async def handle(msg, partition)``: the message is done when it returns."""
 
 
 class GroupMember:
@@ -72,7 +168,7 @@ class GroupMember:
         lease: float = LEASE_S,
         prefetch: int = 200,
     ) -> None:
-        """Prepare; nothing is asked of the server yet.
+        """Prepare; nothing is requested of a server yet.
 
         Args:
             client: A connected nats-py client.
@@ -83,13 +179,14 @@ class GroupMember:
             partitions: How many there are. It is the most members that can work at once, and it stays as it is.
             lease: Seconds for which a silent member keeps its partitions. Shorter moves them sooner, and takes them
                 from members that a busy machine or an election held up; the same for all members.
-            prefetch: Messages asked for ahead of the work, in each partition.
+            prefetch: Messages requested ahead of the work, in each partition.
 
         Raises:
             ValueError: A name is not legal in NATS, the subject has no ``{partition}``, or a number is too small.
         """
         for what, text in (("stream", stream), ("group", group), ("member", name)):
-            check_name(what, text)
+            if NAME.fullmatch(text) is None:
+                raise ValueError(f"{what} {text!r}, expected 1 to 32 letters, digits, '-' or '_'")
         if partitions < 1:
             raise ValueError(f"partitions={partitions}, expected 1 or more")
         if lease < 3 * RECORD_EVERY_S:
@@ -112,7 +209,7 @@ class GroupMember:
         Args:
             handle: Called with each message and its partition: one message at a time in a partition, those of several
                 partitions side by side. If it raises, the member leaves and the exception is raised here: to skip a
-                message and go on would break the order. Whoever can live with that catches it in the handler.
+                message and go on would break the order. A handler that may skip one catches it itself.
             stop: Set it to leave in good order. When the task is cancelled instead, so are handlers at work, and
                 their messages are handled again by the next owner.
 
@@ -120,6 +217,7 @@ class GroupMember:
             GroupMismatchError: The group exists with other partitions, stream or subject.
             MemberNameTakenError: A member of that name is there, or took over while this one was silent.
             nats.js.errors.NotFoundError: There is no such stream, or the group's bucket was deleted.
+            nats.js.errors.APIError: The servers refuse the group's bucket, or a write to it.
             nats.errors.ConnectionClosedError: The client was closed.
         """
         await self._bucket.open(self._group)
@@ -149,7 +247,7 @@ class GroupMember:
     async def _until(
         self, event: asyncio.Event, *tasks: asyncio.Task[object], within: float | None = RECORD_EVERY_S
     ) -> None:
-        """Return when the event is set, a task or a partition is done, or time is up; raise what they raised."""
+        """Return when an event is set, a task or a partition is done, or time is up; raise what a task raised."""
         waiting = asyncio.create_task(event.wait())
         try:
             await asyncio.wait(
@@ -168,19 +266,19 @@ class GroupMember:
             raise nats.errors.ConnectionClosedError
 
     async def _join(self) -> None:
-        there = self._bucket.members.get(self._name)
-        if there is not None and there.value.instance:
+        entry = self._bucket.members.get(self._name)
+        if entry is not None and entry.value.instance:
             # Alive, or the trace of one that was killed? One that lives writes its entry again within a lease.
-            while time.monotonic() < there.at + self._lease:
+            while time.monotonic() < entry.since + self._lease:
                 await asyncio.sleep(RECORD_EVERY_S)
-                if self._bucket.members[self._name].revision != there.revision:
+                if self._bucket.members[self._name].revision != entry.revision:
                     raise self._taken("is in the group already; give each member a name of its own")
         try:
-            last = there.revision if there else 0
-            self._revision = await self._bucket.write(f"member.{self._name}", Presence(self._instance), last=last)
+            last = entry.revision if entry else 0
+            self._revision = await self._bucket.write_member(self._name, Presence(self._instance), last=last)
         except ConflictError:
             raise self._taken("joined at the same moment; give each member a name of its own") from None
-        except TRANSIENT:
+        except NoReplyError:
             pass  # the next beat finds out what became of it
         self._beat_at = time.monotonic()
 
@@ -188,17 +286,17 @@ class GroupMember:
         now = time.monotonic()
         if now - self._beat_at < self._lease / 3:
             return
-        key = f"member.{self._name}"
+        presence = Presence(self._instance)
         try:
-            self._revision = await self._bucket.write(key, Presence(self._instance), last=self._revision)
+            self._revision = await self._bucket.write_member(self._name, presence, last=self._revision)
             self._beat_at = now
         except ConflictError:
-            with contextlib.suppress(*TRANSIENT):
-                there = await self._bucket.read(key, Presence)
-                if there is not None and there.value.instance != self._instance:
+            with contextlib.suppress(NoReplyError):
+                entry = await self._bucket.read_member(self._name)
+                if entry is not None and entry.value.instance != self._instance:
                     raise self._taken(f"took over while this one was silent for {now - self._beat_at:.1f} s") from None
-                self._revision = there.revision if there else 0
-        except TRANSIENT:
+                self._revision = entry.revision if entry else 0
+        except NoReplyError:
             await asyncio.sleep(RECORD_EVERY_S)
 
     def _taken(self, what: str) -> MemberNameTakenError:
@@ -207,7 +305,7 @@ class GroupMember:
     async def _rebalance(self, handle: Handler) -> None:
         """Move towards a fair share: give up what is too much, claim what is free."""
         now = time.monotonic()
-        alive = [name for name, seen in self._bucket.members.items() if self._lives(seen, now)]
+        alive = [name for name, entry in self._bucket.members.items() if self._is_alive(entry, now)]
         names = sorted({*alive, self._name})
         rank, count = names.index(self._name), self._group.partitions
         share = count // len(names) + (rank < count % len(names))
@@ -225,35 +323,35 @@ class GroupMember:
             await self._forget_one(now)
 
     async def _forget_one(self, now: float) -> None:
-        for name, seen in self._bucket.members.items():
-            if now - seen.at > FORGET_AFTER_LEASES * self._lease:
-                with contextlib.suppress(*TRANSIENT):
-                    await self._bucket.forget(f"member.{name}", seen.revision)
-                    del self._bucket.members[name]
+        for name, entry in self._bucket.members.items():
+            if now - entry.since > FORGET_AFTER_LEASES * self._lease:
+                with contextlib.suppress(NoReplyError):
+                    await self._bucket.forget_member(name)
                 return
 
-    def _lives(self, seen: Seen[Presence], now: float) -> bool:
-        return bool(seen.value.instance) and now - seen.at < self._lease
+    def _is_alive(self, entry: Entry[Presence], now: float) -> bool:
+        return bool(entry.value.instance) and now - entry.since < self._lease
 
     def _is_free(self, number: int, now: float) -> bool:
-        seen = self._bucket.claims.get(number)
-        # What is ours and not held was lost together with its answer, or to a pause that nobody else noticed.
-        return seen is None or seen.value.instance in ("", self._instance) or now - seen.at > self._lease
+        entry = self._bucket.claims.get(number)
+        # What is ours and not held was lost together with its reply, or to a pause that no other member noticed.
+        return entry is None or entry.value.instance in ("", self._instance) or now - entry.since > self._lease
 
     async def _claim(self, number: int, handle: Handler) -> bool:
-        seen = self._bucket.claims.get(number)
-        before = seen.value if seen else Claim()
+        entry = self._bucket.claims.get(number)
+        before = entry.value if entry else Claim()
         claim = Claim(self._name, self._instance, before.fence + 1, before.done)
         since = time.monotonic()
         try:
-            revision = await self._bucket.write(f"partition.{number}", claim, last=seen.revision if seen else 0)
-        except (ConflictError, *TRANSIENT):
-            return False  # somebody was quicker, or nobody knows: what the bucket says will be seen
+            revision = await self._bucket.write_claim(number, claim, last=entry.revision if entry else 0)
+        except (ConflictError, NoReplyError):
+            return False  # another member was quicker, or nobody knows: the view will show what the bucket holds
         partition = Partition(self._bucket, number, claim, revision, since=since, lease=self._lease)
         self.partitions[number] = partition
         self._owning[number] = asyncio.create_task(partition.own(self._client, self._group, handle, self._prefetch))
         return True
 
     async def _leave(self) -> None:
-        with contextlib.suppress(ConflictError, *TRANSIENT):
-            await self._bucket.write(f"member.{self._name}", Presence(""), last=self._revision)
+        # Whatever hinders it, the entry is void when the lease is over.
+        with contextlib.suppress(ConflictError, NoReplyError, nats.errors.Error):
+            await self._bucket.write_member(self._name, Presence(""), last=self._revision)

@@ -12,7 +12,7 @@ from pathlib import Path
 import trustme
 
 from mesh_lab.errors import StoreError
-from mesh_lab.security.tls import ClientContext, TlsFiles
+from mesh_lab.tls import ClientContext, TlsFiles
 
 LIVES_FOR = datetime.timedelta(days=1)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from mesh_lab.security.tls import TlsFiles, server_block
+from mesh_lab.tls import TlsFiles, server_block
 
 KnownBy = Literal["password", "certificate"]
 ACCOUNT = "LAB"

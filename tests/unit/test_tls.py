@@ -11,7 +11,7 @@ import pytest
 
 from mesh_lab.errors import StoreError
 from mesh_lab.security.certificates import Authority
-from mesh_lab.security.tls import ClientContext, TlsFiles, pack, server_block, unpack
+from mesh_lab.tls import ClientContext, TlsFiles, pack, server_block, unpack
 
 
 def test_a_key_is_its_owner_s_alone_and_the_authority_s_is_in_no_file(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "mesh_lab"
 FLOORS = {
-    "errors": 0, "processes": 0,
+    "errors": 0, "processes": 0, "tls": 0,
     "observe": 1, "patterns": 1, "security": 1,
     "measure": 2, "orders": 2, "servers": 2,
     "bench": 3, "chaos": 3, "workshop": 3, "orders.job": 3, "doctor": 3,
@@ -155,7 +155,7 @@ def test_what_runs_in_production_needs_nats_and_msgspec_only(path: Path) -> None
         others = {name.split(".")[0] for name in _imports(path)} - sys.stdlib_module_names
         assert others <= THIRD_PARTY_OF_PORTABLE | {"mesh_lab"}
         inside = {_part_of(name) for name in _imports(path) if name.startswith("mesh_lab.")}
-        assert inside <= PORTABLE | {"errors", "processes"}
+        assert inside <= PORTABLE | {"errors", "processes", "tls"}
 
 
 def _imported_by_notebooks() -> dict[str, set[str]]:

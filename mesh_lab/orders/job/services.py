@@ -11,12 +11,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from mesh_lab.errors import ServiceFailedError
-from mesh_lab.orders.__main__ import CONNECT_VARIABLE
-from mesh_lab.security.tls import pack
+from mesh_lab.processes import CONNECT_VARIABLE
 from mesh_lab.servers.compose import Project
 from mesh_lab.servers.docker import ContainerMesh
 from mesh_lab.servers.guard import OWNER_VARIABLE
 from mesh_lab.servers.mesh import Mesh
+from mesh_lab.tls import pack
 
 BUILD_LIMIT_S = 900.0
 ENDS_WITHIN_S = 40.0

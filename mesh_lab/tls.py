@@ -1,4 +1,7 @@
-"""What one side of a TLS connection needs: files, and for Python's ssl the context made of them."""
+"""What one side of a TLS connection needs: files, and for Python's ssl the context made of them.
+
+The standard library only, so that a service in a container can import it.
+"""
 
 import logging
 import ssl
@@ -7,18 +10,18 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 # nats-py turns a plain connection into one with TLS. When it ends, asyncio warns that what the plain one would have
-# done "has no effect when using ssl": true, of no consequence, and said at every goodbye.
+# done "has no effect when using ssl": true, harmless, and logged at the end of every connection.
 EOF_WARNING = "returning true from eof_received"
 
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """Paths of PEM files; the one with the key is its owner's alone."""
+    """Paths of PEM files; only its owner can read the one with the key."""
 
     authority: str
-    """Certificate of whom to trust."""
+    """Certificate of the authority to trust."""
     certificate: str | None = None
-    """One's own certificate; ``None`` for a client that shows none."""
+    """This side's own certificate; ``None`` for a client that shows none."""
     key: str | None = None
     """The private key that belongs to it."""
 
@@ -26,7 +29,7 @@ class TlsFiles:
 class ClientContext(ssl.SSLContext):
     """A client's context that remembers its files, so that it can be made again in another process.
 
-    It trusts the one authority and nobody else, asks for TLS 1.3, and checks the server's name.
+    It trusts the one authority alone, asks for TLS 1.3, and checks the server's name.
 
     Attributes:
         files: What it was made of.
@@ -43,7 +46,7 @@ class ClientContext(ssl.SSLContext):
         Raises:
             OSError: A file cannot be read, or is no PEM file (``ssl.SSLError``).
         """
-        logging.getLogger("asyncio").addFilter(_of_consequence)
+        logging.getLogger("asyncio").addFilter(_is_no_eof_warning)
         context = super().__new__(cls, ssl.PROTOCOL_TLS_CLIENT)
         context.files = files
         context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -53,7 +56,7 @@ class ClientContext(ssl.SSLContext):
         return context
 
 
-def _of_consequence(record: logging.LogRecord) -> bool:
+def _is_no_eof_warning(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(EOF_WARNING)
 
 
@@ -78,8 +81,8 @@ def server_block(files: TlsFiles, *, verify: str | None = None) -> str:
 
     Args:
         files: The server's certificate, key and authority.
-        verify: ``"verify"``: who connects must show a certificate of the same authority; ``"verify_and_map"``: and it
-            names the user. ``None``: who connects need not show one.
+        verify: ``"verify"``: a client must show a certificate of the same authority; ``"verify_and_map"``: and it
+            names the user. ``None``: a client need not show one.
     """
     paths = {"cert_file": files.certificate, "key_file": files.key, "ca_file": files.authority}
     # The server's own default takes TLS 1.2 as well.

@@ -1,0 +1,252 @@
+"""What a partitioned group knows of itself: a key-value bucket of members, claims and progress.
+
+An entry for each partition says which member owns it *and* how far it is done. Both are changed in one conditional
+write (``Nats-Expected-Last-Subject-Sequence``), so a member that lost the ownership cannot record progress any more:
+its write names a revision that is no longer the last. No clock has to be agreed on: each member measures by its own
+for how long an entry did not change.
+"""
+
+import asyncio
+import re
+import time
+from collections.abc import Awaitable
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import partial
+from typing import Generic, TypeVar
+
+import msgspec
+import nats.errors
+import nats.js.errors
+from nats.aio.client import Client
+from nats.js.api import Header, KeyValueConfig, StorageType
+
+from mesh_lab.errors import GroupMismatchError
+from mesh_lab.patterns.jetstream_api import WRONG_LAST_SEQUENCE, is_transient
+from mesh_lab.patterns.pull_consumer import position, read_in_order
+from mesh_lab.patterns.wait import retry
+
+# A write is one round trip, or one in which servers agree; what takes longer than a lease lasts is of no use.
+REPLY_WITHIN_S, RETRY_EVERY_S = 0.5, 0.1
+CREATE_WITHIN_S = 3.0
+STREAM_NAME_IN_USE = 10058
+"""``err_code`` of making a stream that is there with other settings."""
+
+T = TypeVar("T")
+
+
+class Group(msgspec.Struct, frozen=True):
+    """What all members of a group must agree on."""
+
+    stream: str
+    subject: str
+    partitions: int
+
+
+class Presence(msgspec.Struct, frozen=True):
+    """A member's entry; it is written again and again while the member lives."""
+
+    instance: str
+    """Random, new for each process that joins; empty when the member has left."""
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """A partition's entry."""
+
+    owner: str = ""
+    """Name of the member; empty when no member owns the partition."""
+    instance: str = ""
+    """Which process of that name."""
+    fence: int = 0
+    """Grows with every change of ownership."""
+    done: int = 0
+    """Number in the stream up to which the partition's messages are handled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry(Generic[T]):
+    """An entry of the bucket."""
+
+    revision: int
+    value: T
+    since: float
+    """When this process got to know it, on its monotonic clock: the entry stands unchanged since."""
+
+
+class ConflictError(Exception):
+    """Another member changed the entry in between; nothing is written."""
+
+
+class NoReplyError(Exception):
+    """No server replied, or none that could do it at the moment; a write may have been done."""
+
+
+class GroupBucket:
+    """The bucket of one group, and a view of it that is kept up to date.
+
+    Attributes:
+        members: Every member that has been seen, by name.
+        claims: Every partition that was ever claimed, by number.
+        changed: Set when members or owners change, not when work goes on.
+        caught_up: Set when the view holds what was in the bucket when :meth:`watch` began.
+    """
+
+    def __init__(self, client: Client, name: str) -> None:
+        """Prepare; nothing is read yet.
+
+        Args:
+            client: A connected nats-py client.
+            name: Name of the bucket.
+        """
+        self.members: dict[str, Entry[Presence]] = {}
+        self.claims: dict[int, Entry[Claim]] = {}
+        self.changed = asyncio.Event()
+        self.caught_up = asyncio.Event()
+        self._client = client
+        self._js = client.jetstream(timeout=REPLY_WITHIN_S)
+        self._name, self._stream, self._prefix = name, f"KV_{name}", f"$KV.{name}."
+
+    async def open(self, group: Group, *, within: float = 10.0) -> None:
+        """Make the bucket, or join one that is there.
+
+        Args:
+            group: What this member expects of the group.
+            within: Seconds that the servers may take.
+
+        Raises:
+            GroupMismatchError: The group is there with another number of partitions, stream or subject.
+            nats.js.errors.NotFoundError: There is no such stream.
+            nats.js.errors.APIError: The servers refuse the bucket, or have no room for its copies (``err_code`` 10005).
+            NoReplyError: No server replied in time.
+        """
+        agreed = await retry(
+            partial(self._agree, group),
+            within=within,
+            every=RETRY_EVERY_S,
+            transient=lambda err: isinstance(err, NoReplyError) or is_transient(err),
+        )
+        if agreed != group:
+            raise GroupMismatchError(
+                f"the group has {agreed.partitions} partitions on {agreed.subject!r} of stream {agreed.stream!r}, "
+                f"expected {group.partitions} on {group.subject!r} of {group.stream!r}, as this member asks; "
+                f"they stay as they are: take another group name, or delete bucket {self._name!r} when all is done"
+            )
+
+    async def _agree(self, group: Group) -> Group:
+        """Return the group as its members agreed on it, which this call decides where it is the first."""
+        js = self._client.jetstream(timeout=CREATE_WITHIN_S)
+        config = (await js.stream_info(group.stream)).config
+        spread = re.search(r"partition\(\s*(\d+)", config.subject_transform.dest if config.subject_transform else "")
+        if spread is not None and int(spread[1]) != group.partitions:
+            raise GroupMismatchError(
+                f"stream {group.stream!r} spreads its subjects over {spread[1]} partitions, expected "
+                f"{group.partitions} as this member asks; messages of the others would wait for ever"
+            )
+        try:
+            await js.create_key_value(
+                KeyValueConfig(bucket=self._name, storage=StorageType.FILE, replicas=config.num_replicas or 1)
+            )
+        except nats.js.errors.BadRequestError as err:
+            if err.err_code != STREAM_NAME_IN_USE:  # it is there, perhaps with other replicas
+                raise
+        try:
+            await self._write("group", group, last=0)
+        except ConflictError as err:
+            entry = await self._read("group", Group)
+            if entry is None:
+                raise NoReplyError("the bucket is being made or deleted") from err
+            return entry.value
+        return group
+
+    async def write_member(self, name: str, presence: Presence, *, last: int) -> int:
+        """Store a member's entry if its last revision is the one that is named; return the new revision.
+
+        Args:
+            name: The member.
+            presence: What to store.
+            last: The revision that it replaces; 0 for an entry that must not be there yet.
+
+        Raises:
+            ConflictError: The entry has another revision.
+            NoReplyError: It may be stored.
+        """
+        return await self._write(f"member.{name}", presence, last=last)
+
+    async def write_claim(self, partition: int, claim: Claim, *, last: int) -> int:
+        """Store a partition's entry, likewise."""
+        return await self._write(f"partition.{partition}", claim, last=last)
+
+    async def read_member(self, name: str) -> Entry[Presence] | None:
+        """Return a member's entry as the bucket's leader has it, or ``None``.
+
+        Raises:
+            NoReplyError: It is not known.
+        """
+        return await self._read(f"member.{name}", Presence)
+
+    async def read_claim(self, partition: int) -> Entry[Claim] | None:
+        """Return a partition's entry, likewise."""
+        return await self._read(f"partition.{partition}", Claim)
+
+    async def forget_member(self, name: str) -> None:
+        """Remove a member's entry as it stands in the view, so that names used once do not pile up.
+
+        Raises:
+            NoReplyError: It may be removed.
+        """
+        subject, revision = f"{self._prefix}member.{name}", self.members[name].revision
+        await _replied(self._js.purge_stream(self._stream, subject=subject, seq=revision + 1))
+        del self.members[name]
+
+    async def watch(self) -> None:
+        """Keep the view up to date, until cancelled; a lost reader is replaced where it stood."""
+        async with aclosing(read_in_order(self._client, self._stream, prefetch=1_000)) as batches:
+            async for batch in batches:
+                for msg in batch:
+                    at = position(msg)
+                    self._note(msg.subject.removeprefix(self._prefix), at.stream_seq, msg.data)
+                    if at.pending == 0:
+                        self.caught_up.set()
+
+    async def _write(self, key: str, value: msgspec.Struct, *, last: int) -> int:
+        headers: dict[str, str] = {Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(last)}
+        try:
+            ack = await _replied(self._js.publish(self._prefix + key, msgspec.json.encode(value), headers=headers))
+        except nats.js.errors.APIError as err:
+            if err.err_code in WRONG_LAST_SEQUENCE:
+                raise ConflictError(key) from err
+            raise
+        return ack.seq
+
+    async def _read(self, key: str, kind: type[T]) -> Entry[T] | None:
+        try:
+            msg = await _replied(self._js.get_last_msg(self._stream, self._prefix + key, direct=False))
+        except nats.js.errors.NotFoundError:
+            return None
+        return Entry(msg.seq or 0, msgspec.json.decode(msg.data or b"", type=kind), time.monotonic())
+
+    def _note(self, key: str, revision: int, data: bytes) -> None:
+        kind, _, name = key.partition(".")
+        now = time.monotonic()
+        if kind == "member":
+            presence = Entry(revision, msgspec.json.decode(data, type=Presence), now)
+            known = self.members.get(name)
+            self.members[name] = presence
+            if known is None or known.value != presence.value:
+                self.changed.set()
+        elif kind == "partition":
+            claim = Entry(revision, msgspec.json.decode(data, type=Claim), now)
+            before = self.claims.get(int(name))
+            self.claims[int(name)] = claim
+            if before is None or before.value.fence != claim.value.fence or not claim.value.owner:
+                self.changed.set()
+
+
+async def _replied(request: Awaitable[T]) -> T:
+    """Return what a request returns, or raise that no server replied, for whatever transient reason."""
+    try:
+        return await request
+    except Exception as err:
+        if is_transient(err):
+            raise NoReplyError(str(err) or repr(err)) from err
+        raise
