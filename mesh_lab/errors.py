@@ -10,11 +10,10 @@ reader expects. A message says what happened with its numbers, what was expected
     ├── NoEngineError (ConnectionError)           no Docker engine answers, or Compose 2 is missing
     ├── EngineRefusedError (OSError)              the engine failed: a port taken, an image not to be had
     ├── SettingsError (ValueError)                docker/ or its .env is not as the containers need it
-    ├── NoPeerError (FileNotFoundError)           the nats command-line tool was asked for and is not installed
+    ├── NoNatsCliError (FileNotFoundError)        the nats command-line tool was asked for and is not installed
     ├── ProcessEndedError (ChildProcessError)     a child process ended while it was needed, or failed
     │   └── ServerExitedError                     a server is not running, or ended by itself
     ├── ServiceFailedError (ChildProcessError)    a service of the order mesh ended with an error
-    ├── LoadFailedError (ChildProcessError)       a load generator ended without a result
     ├── NotReadyError (TimeoutError)              a server or a service was not ready in time
     ├── BadConfigError (ValueError)               nats-server does not understand a configuration
     ├── BadTokenError (ValueError)                a signed token is none, or was changed
@@ -65,7 +64,7 @@ class SettingsError(MeshLabError, ValueError):
     """The folder ``docker/`` or its ``.env`` is not as the containers need it."""
 
 
-class NoPeerError(MeshLabError, FileNotFoundError):
+class NoNatsCliError(MeshLabError, FileNotFoundError):
     """The ``nats`` command-line tool was asked for and is not installed."""
 
 
@@ -97,10 +96,6 @@ class ServerExitedError(ProcessEndedError):
 
 class ServiceFailedError(MeshLabError, ChildProcessError):
     """A service of the order mesh ended with an error; the message carries what it said."""
-
-
-class LoadFailedError(MeshLabError, ChildProcessError):
-    """A load generator ended without a result; the message carries its traceback."""
 
 
 class NotReadyError(MeshLabError, TimeoutError):

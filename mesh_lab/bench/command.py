@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from mesh_lab.bench.cases import CASES, BenchCase
-from mesh_lab.bench.peer import COMMANDS, PeerResult, find_peer, run_peer
+from mesh_lab.bench.nats_cli import COMMANDS, NatsCliResult, find_nats_cli, run_nats_cli
 from mesh_lab.bench.report import json_schema, report_of, write
-from mesh_lab.bench.suite import Result, StreamSetup, run_suite
+from mesh_lab.bench.suite import PAYLOAD_BYTES, CaseResult, StreamSetup, run_suite
 from mesh_lab.servers.start import start_mesh
 
 ROUNDS, QUICK_ROUNDS = 5, 2
@@ -32,11 +32,11 @@ def run_bench(*, quick: bool, as_json: bool, peer: bool, ladders: Sequence[str] 
         ladders: Which ladders to climb; none means all.
 
     Raises:
-        NoPeerError: ``peer`` was asked for, and the tool is not installed.
+        NoNatsCliError: ``peer`` was asked for, and the tool is not installed.
         WrongTotalsError: A stream did not hold, or a worker did not get, what was sent.
-        LoadFailedError: A child ended without a result.
+        ProcessEndedError: A child ended without a result.
     """
-    path = find_peer() if peer else None
+    path = find_nats_cli() if peer else None
     rungs = [rung for rung in CASES if (rung.quick or not quick) and (not ladders or rung.ladder in ladders)]
     places = QUICK_PLACES if quick else PLACES
     rounds, warmup = (QUICK_ROUNDS, QUICK_WARMUP) if quick else (ROUNDS, WARMUP)
@@ -47,7 +47,7 @@ def run_bench(*, quick: bool, as_json: bool, peer: bool, ladders: Sequence[str] 
 
 async def _run(
     rungs: Sequence[BenchCase], places: Sequence[StreamSetup], rounds: int, warmup: int, path: str | None
-) -> tuple[list[Result], list[PeerResult]]:
+) -> tuple[list[CaseResult], list[NatsCliResult]]:
     runs = len(rungs) * len(places) * (rounds + warmup) + (2 * len(COMMANDS) if path else 0)
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
@@ -63,10 +63,12 @@ async def _run(
         ):
             meshes = {1: single, 3: cluster}
             results = await run_suite(meshes, rungs, places, rounds=rounds, warmup=warmup, progress=step)
-            peers: list[PeerResult] = []
+            peers: list[NatsCliResult] = []
             if path is not None:
                 for replicas, mesh in meshes.items():
-                    peers += await asyncio.to_thread(run_peer, path, mesh, replicas=replicas, progress=step)
+                    peers += await asyncio.to_thread(
+                        run_nats_cli, path, mesh, replicas=replicas, payload_bytes=PAYLOAD_BYTES, progress=step
+                    )
     return results, peers
 
 

@@ -1,10 +1,9 @@
-"""What a benchmark says: a table with bars for people, JSON with a stable schema for machines.
+"""The report of a benchmark: tables with bars for people, JSON with a stable schema for machines.
 
 The schema is the one of :class:`BenchReport`; ``mesh-lab bench --schema`` prints it as JSON Schema. A field is never
 renamed or given another unit; what comes new gets a new ``schema`` number.
 """
 
-import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -16,10 +15,10 @@ from rich.bar import Bar
 from rich.console import Console, Group
 from rich.table import Table
 
-from mesh_lab.bench.peer import PeerResult
-from mesh_lab.bench.suite import Result
+from mesh_lab.bench.nats_cli import NatsCliResult
+from mesh_lab.bench.suite import CaseResult
 from mesh_lab.measure.measurement import NOISY_SPREAD, rounded
-from mesh_lab.measure.reference import Machine, memory_gib
+from mesh_lab.measure.reference import Machine, this_machine
 
 SCHEMA = 1
 BAR_CHARACTERS = 24
@@ -63,29 +62,24 @@ class BenchReport(msgspec.Struct, frozen=True):
     """What it ran on."""
     results: list[BenchResult]
     """In the order of the ladder."""
-    peers: list[PeerResult]
+    peers: list[NatsCliResult]
     """The same machine and servers under another client; empty without ``--peer``."""
 
 
-def report_of(results: Sequence[Result], peers: Sequence[PeerResult] = ()) -> BenchReport:
+def report_of(results: Sequence[CaseResult], peers: Sequence[NatsCliResult] = ()) -> BenchReport:
     """Return the report of a run."""
     versions = sorted({result.measurement.server_version for result in results})
     return BenchReport(
         schema=SCHEMA,
-        machine=Machine(
-            cpus=os.cpu_count() or 1,
-            memory_gib=memory_gib(),
-            system=f"{platform.system()} {platform.machine()}",
-            python=platform.python_version(),
-            nats_server=", ".join(versions),
-            nats_py=version("nats-py"),
+        machine=this_machine(
+            python=platform.python_version(), nats_server=", ".join(versions), nats_py=version("nats-py")
         ),
         results=[_result(result) for result in results],
         peers=list(peers),
     )
 
 
-def _result(result: Result) -> BenchResult:
+def _result(result: CaseResult) -> BenchResult:
     measurement = result.measurement
     return BenchResult(
         ladder=result.rung.ladder,
@@ -128,26 +122,18 @@ def show(report: BenchReport, console: Console) -> None:
     console.print(Group(*parts))
 
 
-def _table(ladder: str, results: Sequence[BenchResult], peers: Sequence[PeerResult]) -> Table:
-    unit, kind = results[0].unit, results[0].kind
-    table = Table(title=f"{ladder}: {unit} {kind} a second, median", title_justify="left")
+def _table(ladder: str, results: Sequence[BenchResult], cli: Sequence[NatsCliResult]) -> Table:
+    table = Table(title=f"{ladder}: {results[0].unit} {results[0].kind} a second, median", title_justify="left")
     table.add_column("how", no_wrap=True)
     for column in ("stream", "a second", "spread"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("")
-    beside = [peer for peer in peers if peer.ladder == ladder]
-    longest = max([result.rate_per_s for result in results] + [peer.rate_per_s for peer in beside])
-    for result in results:
-        table.add_row(
-            result.rung,
-            f"R{result.replicas} {result.storage}",
-            rounded(result.rate_per_s),
-            f"{result.spread:.0%}",
-            Bar(longest, 0, result.rate_per_s, width=BAR_CHARACTERS),
-        )
-    for peer in beside:
-        bar = Bar(longest, 0, peer.rate_per_s, width=BAR_CHARACTERS)
-        table.add_row(peer.name, f"R{peer.replicas} {peer.storage}", rounded(peer.rate_per_s), "", bar)
+    rows: list[tuple[str, BenchResult | NatsCliResult, str]] = [(one.rung, one, f"{one.spread:.0%}") for one in results]
+    rows += [(one.name, one, "") for one in cli if one.ladder == ladder]
+    longest = max(one.rate_per_s for _, one, _ in rows)
+    for name, one, spread in rows:
+        bar = Bar(longest, 0, one.rate_per_s, width=BAR_CHARACTERS)
+        table.add_row(name, f"R{one.replicas} {one.storage}", rounded(one.rate_per_s), spread, bar)
     return table
 
 

@@ -5,22 +5,39 @@ do, and the display besides. Here every publisher and every subscriber is a proc
 The clocks are in the children; the parent only waits.
 """
 
+import asyncio
 import secrets
+import sys
+import threading
 import zlib
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
 from operator import or_
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
 import msgspec
 
-from mesh_lab.errors import LoadFailedError
-from mesh_lab.measure.load_children import run_children
-from mesh_lab.measure.load_jobs import HEADER, Report, Task
+from mesh_lab.errors import ProcessEndedError
+from mesh_lab.measure.load_jobs import (
+    HEADER,
+    Job,
+    Publish,
+    PublishAcknowledged,
+    PublishWindowed,
+    Receive,
+    Received,
+    Result,
+    Sent,
+)
 from mesh_lab.measure.measurement import Run
+from mesh_lab.processes import ChildProcess
 from mesh_lab.tls import pack
 
-__all__ = ["LoadFailedError", "count_faults", "deliver_load", "publish_load"]
+WORKER = "mesh_lab.measure.load_worker"
+GRACE_S = 5.0
+S = TypeVar("S", bound=Result)
+R = TypeVar("R", bound=Result)
 
 SUBJECT = "orders.eu.{n}.placed"
 
@@ -54,21 +71,25 @@ async def publish_load(
 
     Raises:
         ValueError: A number is out of its range, or the subject or the options cannot be used.
-        LoadFailedError: A child ended without a result; the message carries its traceback.
+        ProcessEndedError: A child ended without a result; the message carries its traceback.
     """
     if window > 1 and not acknowledged:
         raise ValueError(f"window={window:,} without acknowledged=True: core NATS has nothing to wait for")
     if window < 1:
         raise ValueError(f"window={window}, expected 1 or more")
-    job = "publish" if not acknowledged else "publish acknowledged" if window == 1 else "publish windowed"
-    tasks = publisher_tasks(
-        job, options, subject, messages, payload_bytes, publishers, within, controls=[], window=window
-    )
-    sent, _ = await run_children(tasks, within=within)
+    shares = numbered_shares(options, subject, messages, payload_bytes, publishers, within)
+    jobs: list[Job[Sent]]
+    if not acknowledged:
+        jobs = [Publish(**share) for share in shares]
+    elif window == 1:
+        jobs = [PublishAcknowledged(**share) for share in shares]
+    else:
+        jobs = [PublishWindowed(**share, window=window) for share in shares]
+    sent, _ = await run_children(jobs, within=within)
     return Run(
         messages=messages,
-        elapsed_s=_span(sent, max(report.ended_ns for report in sent)),
-        duplicates=sum(report.duplicates for report in sent),
+        elapsed_s=_span(sent, max(result.ended_ns for result in sent)),
+        duplicates=sum(result.duplicates for result in sent),
         payload_bytes=payload_bytes,
         server_version=sent[0].server_version,
     )
@@ -109,32 +130,31 @@ async def deliver_load(
 
     Raises:
         ValueError: A number is out of its range, or the subject or the options cannot be used.
-        LoadFailedError: A child ended without a result; the message carries its traceback.
+        ProcessEndedError: A child ended without a result; the message carries its traceback.
     """
     if subscribers < 1:
         raise ValueError(f"subscribers={subscribers}, expected 1 or more")
     run = secrets.token_hex(8)
     controls = [f"_INBOX.load.{run}.{i}" for i in range(subscribers)]
-    sending = publisher_tasks(
-        "publish", options, subject, messages, payload_bytes, publishers, within, controls=controls
-    )
+    shares = numbered_shares(options, subject, messages, payload_bytes, publishers, within)
     receiving = [
-        msgspec.structs.replace(
-            sending[0],
-            job="receive",
+        Receive(
             role=f"subscriber {i}",
             options=portable(options if subscriber_options is None else subscriber_options),
+            within=within,
+            subject=subject,
+            mark=shares[0]["mark"],
             count=messages,
-            queue=queue or "",
-            controls=[control],
+            control=control,
             publishers=publishers,
+            queue=queue or "",
         )
         for i, control in enumerate(controls, start=1)
     ]
-    sent, got = await run_children(sending, receiving, within=within)
+    sent, got = await run_children([Publish(**share, controls=controls) for share in shares], receiving, within=within)
     due, lost, duplicates = count_faults(got, messages=messages, shared=queue is not None)
     # Where nothing came there is no last receive; the time that the publishers took stands in for it.
-    last_ns = max(report.ended_ns for report in got) or max(report.ended_ns for report in sent)
+    last_ns = max(result.ended_ns for result in got) or max(result.ended_ns for result in sent)
     return Run(
         messages=due,
         elapsed_s=_span(sent, last_ns),
@@ -145,40 +165,109 @@ async def deliver_load(
     )
 
 
-def count_faults(reports: Sequence[Report], *, messages: int, shared: bool) -> tuple[int, int, int]:
+def count_faults(results: Sequence[Received], *, messages: int, shared: bool) -> tuple[int, int, int]:
     """Return how many deliveries were due, how many were lost, and how many came a further time.
 
     Args:
-        reports: One for each subscriber.
+        results: One for each subscriber.
         messages: Different messages that were published.
         shared: Whether the subscribers are one queue group, in which each message is due once.
 
     Raises:
-        ValueError: There are no reports.
+        ValueError: There are no results.
     """
-    if not reports:
+    if not results:
         raise ValueError("no subscriber reported anything")
     # One byte to a message, 1 if it came: as numbers, their union is an "or" and their size a count of bits.
-    seen = [int.from_bytes(zlib.decompress(report.seen), "little") for report in reports]
+    seen = [int.from_bytes(zlib.decompress(result.seen), "little") for result in results]
     groups = [reduce(or_, seen)] if shared else seen
     due = messages * len(groups)
     different = sum(group.bit_count() for group in groups)
-    return due, due - different, sum(report.received for report in reports) - different
+    return due, due - different, sum(result.received for result in results) - different
 
 
-def publisher_tasks(
-    job: str,
-    options: Mapping[str, Any],
-    subject: str,
-    messages: int,
-    payload_bytes: int,
-    publishers: int,
-    within: float,
-    *,
-    controls: list[str],
-    window: int = 1,
-) -> list[Task]:
-    """Return the tasks of all publishers, each with its share of the numbers."""
+async def run_children(
+    publishers: Sequence[Job[S]], subscribers: Sequence[Job[R]] = (), *, within: float
+) -> tuple[list[S], list[R]]:
+    """Run a load: every child ready, publishers off together, then subscribers told that all was sent.
+
+    Args:
+        publishers: Jobs that begin when every child is ready.
+        subscribers: Jobs that run until the publishers are done and nothing more arrives.
+        within: Seconds until the children must be done; 5 s later they are killed.
+
+    Returns:
+        The results of the publishers and those of the subscribers, in the jobs' order.
+
+    Raises:
+        ProcessEndedError: A child ended without a result, or was not done in time.
+    """
+    jobs = [*subscribers, *publishers]
+    children = [
+        ChildProcess(
+            [sys.executable, "-m", WORKER, f"{type(job).__module__}:{type(job).__qualname__}"],
+            name=f"load child {job.role!r}",
+            stdin=True,
+            stdout=True,
+        )
+        for job in jobs
+    ]
+    receiving, sending = children[: len(subscribers)], children[len(subscribers) :]
+    loop = asyncio.get_running_loop()
+    # Threads of its own: the loop's default ones are few, and a child that is slow would hold up all others.
+    threads = ThreadPoolExecutor(len(jobs), thread_name_prefix="load")
+    stopping = threading.Event()
+
+    def start() -> None:
+        for child, job in zip(children, jobs, strict=True):
+            if not stopping.is_set():
+                child.start().send(msgspec.json.encode(job))
+
+    async def receive(some: Sequence[ChildProcess]) -> list[bytes]:
+        return await asyncio.gather(*(loop.run_in_executor(threads, child.receive) for child in some))
+
+    async def lead() -> list[bytes]:
+        for child in sending:
+            child.send()
+        lines = await receive(sending)
+        for child in receiving:
+            child.send()
+        return lines
+
+    try:
+        async with asyncio.timeout(within + GRACE_S):
+            await loop.run_in_executor(threads, start)
+            await receive(children)
+            # Subscribers are heard from the beginning, so that the death of one is noticed at once.
+            sent, got = await asyncio.gather(lead(), receive(receiving))
+    except TimeoutError as err:
+        raise ProcessEndedError(f"the load was not done after {within + GRACE_S:g} s; its children hang") from err
+    finally:
+        stopping.set()
+        for child in children:
+            child.close()
+        threads.shutdown()
+        for child in children:  # one that was just being started
+            child.close()
+    return [_result(*one) for one in zip(publishers, sent, strict=True)], [
+        _result(*one) for one in zip(subscribers, got, strict=True)
+    ]
+
+
+def _result(job: Job[R], line: bytes) -> R:
+    """Return what a child wrote, as the kind of result that its job returns."""
+    result: R = msgspec.json.decode(line, type=get_type_hints(type(job).__call__)["return"])
+    return result
+
+
+def numbered_shares(
+    options: Mapping[str, Any], subject: str, messages: int, payload_bytes: int, publishers: int, within: float
+) -> list[dict[str, Any]]:
+    """Return the fields of each publisher's :class:`~mesh_lab.measure.load_jobs.NumberedJob`: its share of the numbers.
+
+    Raises:
+        ValueError: A number is out of its range, or the subject or the options cannot be used.
+    """
     if not 1 <= publishers <= messages < 2**32:
         raise ValueError(
             f"publishers={publishers:,}, messages={messages:,}: expected 1 <= publishers <= messages < 2**32"
@@ -192,21 +281,15 @@ def publisher_tasks(
     if any("{n}" in part and part != "{n}" for part in subject.split(".")):
         raise ValueError(f"subject {subject!r}: {{n}} must be a token of its own, as in 'orders.eu.{{n}}.placed'")
     first = [messages * i // publishers for i in range(publishers + 1)]
-    mark = secrets.token_bytes(4)
+    run = {
+        "options": portable(options),
+        "within": within,
+        "subject": subject,
+        "mark": secrets.token_bytes(4),
+        "payload_bytes": payload_bytes,
+    }
     return [
-        Task(
-            job=job,
-            role=f"publisher {i + 1}",
-            options=portable(options),
-            subject=subject,
-            mark=mark,
-            first=first[i],
-            count=first[i + 1] - first[i],
-            payload_bytes=payload_bytes,
-            within=within,
-            window=window,
-            controls=controls,
-        )
+        {**run, "role": f"publisher {i + 1}", "first": first[i], "count": first[i + 1] - first[i]}
         for i in range(publishers)
     ]
 
@@ -225,6 +308,6 @@ def portable(options: Mapping[str, Any]) -> dict[str, Any]:
     return packed
 
 
-def _span(sent: Sequence[Report], ended_ns: int) -> float:
+def _span(sent: Sequence[Result], ended_ns: int) -> float:
     """Return the seconds from the first publish to ``ended_ns``."""
-    return (ended_ns - min(report.began_ns for report in sent)) / 1e9
+    return (ended_ns - min(result.began_ns for result in sent)) / 1e9

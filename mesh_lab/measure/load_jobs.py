@@ -1,38 +1,114 @@
-"""What the children of a load generator can do, and what they and their parent say to each other."""
+"""The jobs of a load generator's children, each a struct, and how such a child talks with its parent.
+
+A job's fields travel to the child as JSON, calling it is what the child does, and what that returns travels back.
+Jobs with other needs, such as a benchmark's, stand in other modules: a child finds its job by the job's place.
+"""
 
 import asyncio
-import os
 import struct
 import sys
-import threading
 import time
 import zlib
-from collections.abc import Awaitable, Callable
-from itertools import repeat
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar, Generic, TypeVar
 
 import msgspec
-import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from mesh_lab.patterns.jetstream_wait import wait_interest
+from mesh_lab import processes
+from mesh_lab.patterns.jetstream_wait import retry, wait_interest
+from mesh_lab.patterns.windowed_publisher import WindowedPublisher
 
 HEADER = struct.Struct(">4sI")
 """Every payload begins with the run's mark and the message's number, so that each one can be told apart."""
-PROBE_EVERY_S = 0.02
+ACK_TIMEOUT_S = 10.0
 QUIET_S = 2.0
+"""Seconds without a message after which a subscriber gives up waiting for the publishers' last one."""
 
 
-class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What one child has to do."""
+class Parent:
+    """The process that started this one; it says when to go on with an empty line."""
 
-    job: str
-    """Name in :data:`JOBS`, or ``package.module:function`` of one that stands elsewhere."""
+    def __init__(self) -> None:
+        self.stage = "the connection"
+        """What the child waits for, for the error when it waits too long."""
+        self._lines: asyncio.Queue[bytes] = asyncio.Queue()
+        processes.on_input_line(self._lines.put_nowait)
+
+    async def ready(self) -> None:
+        """Report that this child could begin, and return when it may."""
+        self.report_ready()
+        await self.wait_for_go()
+
+    def report_ready(self) -> None:
+        """Report that this child could begin, or has begun."""
+        write_line(b'{"ready":true}')
+
+    async def wait_for_go(self) -> None:
+        """Return when the parent says to go on."""
+        self.stage = "the other processes"
+        await self._lines.get()
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """How a job went. Times are of the clock that all processes of a machine share, in nanoseconds."""
+
+    began_ns: int = 0
+    """When the first message was published."""
+    ended_ns: int = 0
+    """When the last message was published, acknowledged or received; 0 if none was."""
+    server_version: str = ""
+    """Version of the server at the other end."""
+
+
+class Sent(Result, frozen=True, kw_only=True):
+    """What a publisher did."""
+
+    duplicates: int = 0
+    """Publishes that the stream had already."""
+
+
+class Received(Result, frozen=True, kw_only=True):
+    """What a subscriber got."""
+
+    received: int = 0
+    """Messages, duplicates included."""
+    seen: bytes = b""
+    """A byte for each number, 1 if that message came; compressed."""
+
+
+R_co = TypeVar("R_co", bound=Result, covariant=True)
+
+
+class Job(msgspec.Struct, Generic[R_co], frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
+    """What one child has to do; a subclass for each kind of job."""
+
     role: str
     """How people call this child, for example ``"publisher 2"``."""
     options: dict[str, Any]
-    """Arguments of ``nats.connect``."""
+    """Arguments of ``nats.connect``, as :func:`mesh_lab.tls.pack` returns them."""
+    within: float
+    """Seconds until the child must be done."""
+
+    survives_reconnect: ClassVar[bool] = False
+    """Whether the job notices what a broken connection cost, because it sends it again or counts it as lost.
+
+    For the others a broken connection is an error: they would count as published what never left.
+    """
+
+    def new_event_loop(self) -> asyncio.AbstractEventLoop:
+        """Return the event loop that the job runs on."""
+        return processes.new_event_loop()
+
+    async def __call__(self, client: Client, parent: Parent) -> R_co:
+        """Do the job with a connected client and return how it went."""
+        raise NotImplementedError
+
+
+class NumberedJob(Job[R_co], Generic[R_co], frozen=True, kw_only=True):
+    """What the jobs share whose messages carry the run's mark and a number."""
+
     subject: str
     """Where messages go; ``{n}`` stands for the message's number."""
     mark: bytes
@@ -41,230 +117,157 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Number of this child's first message."""
     count: int
     """Number of messages to publish, or of different messages to expect."""
-    payload_bytes: int
+    payload_bytes: int = HEADER.size
     """Size of each payload."""
-    within: float
-    """Seconds until the child must be done."""
-    window: int = 1
-    """Messages that may wait for their acknowledgement at a time."""
-    queue: str = ""
-    """Queue group of a subscriber."""
-    controls: list[str]
-    """Subjects on which publishers talk to subscribers: all of them, or the subscriber's own."""
-    publishers: int = 1
-    """Number of publishers that a subscriber hears."""
-    plain_loop: bool = False
-    """Run on asyncio's own event loop, as a program does that did nothing about it."""
-    # Of paced jobs; :func:`mesh_lab.measure.paced.paced_load` says what each means.
-    rate_per_s: float = 0.0
-    until: str = ""
-    closed: bool = False
-    random_arrivals: bool = False
-    seed: int = 0
-    payloads: list[bytes] = []
-    patience: float = 0.0
+
+    def messages(self) -> Iterator[tuple[str, bytes]]:
+        """Yield subject and payload of each message."""
+        padding = bytes(self.payload_bytes - HEADER.size)
+        before, token, after = self.subject.partition("{n}")
+        for n in range(self.first, self.first + self.count):
+            yield f"{before}{n}{after}" if token else self.subject, HEADER.pack(self.mark, n) + padding
+
+    async def subscribe(self, client: Client, callback: Any, *, queue: str = "") -> Any:
+        """Subscribe to the run's messages without limits: what is lost was lost on the way, not in a queue here."""
+        subject = self.subject.replace("{n}", "*")
+        return await client.subscribe(subject, queue=queue, cb=callback, pending_msgs_limit=0, pending_bytes_limit=0)
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """How it went."""
-
-    began_ns: int = 0
-    """When the first message was published."""
-    ended_ns: int = 0
-    """When the last message was published, acknowledged or received; 0 if none was."""
-    received: int = 0
-    """Messages that a subscriber got, duplicates included."""
-    seen: bytes = b""
-    """A byte for each number, 1 if that message came; compressed."""
-    duplicates: int = 0
-    """Publishes that the stream had already."""
-    server_version: str = ""
-    """Version of the server at the other end."""
-    totals: dict[str, int] = {}
-    """What the orders of a benchmark came to, by the fields of :class:`mesh_lab.orders.totals.Totals`."""
-    # Of paced jobs: eight bytes of nanoseconds for each message, in the machine's own order, and a byte of outcome.
-    due_ns: bytes = b""
-    sent_ns: bytes = b""
-    done_ns: bytes = b""
-    outcome: bytes = b""
-
-
-class Parent:
-    """The process that started this one."""
-
-    def __init__(self, task: Task) -> None:
-        self.task = task
-        self.stage = "the connection"
-        """What the child waits for, for the error when it waits too long."""
-        self._loop = asyncio.get_running_loop()
-        self._lines: asyncio.Queue[bytes] = asyncio.Queue()
-        threading.Thread(target=self._listen, daemon=True).start()
-
-    def _listen(self) -> None:
-        # Unbuffered: a buffered standard input that a daemon thread reads cannot be closed at exit.
-        with open(0, "rb", buffering=0, closefd=False) as pipe:
-            while line := pipe.readline():
-                self._loop.call_soon_threadsafe(self._lines.put_nowait, line)
-        os._exit(1)  # nobody wants the result any more, and the loop may be too busy to end in good order
-
-    async def ready(self) -> None:
-        """Say that this child could begin, and wait until it may."""
-        say(b'{"ready":true}')
-        await self.told()
-
-    async def told(self) -> None:
-        """Wait for the parent's next word."""
-        self.stage = "the other processes"
-        await self._lines.get()
-
-
-Job = Callable[[Client, Parent], Awaitable[Report]]
-
-
-async def publish(client: Client, parent: Parent) -> Report:
+class Publish(NumberedJob[Sent], frozen=True, kw_only=True):
     """Publish to core NATS; the clock stops when a PONG proves that the server has read the last message."""
-    task = parent.task
-    padding = bytes(task.payload_bytes - HEADER.size)
-    numbers = range(task.first, task.first + task.count)
-    before, token, after = task.subject.partition("{n}")
-    subjects = (f"{before}{n}{after}" for n in numbers) if token else repeat(task.subject)
-    await _find_subscribers(client, parent)
-    await parent.ready()
-    parent.stage = "the server to read the messages"
-    began = time.perf_counter_ns()
-    for n, subject in zip(numbers, subjects, strict=False):
-        await client.publish(subject, HEADER.pack(task.mark, n) + padding)
-    # nats-py 2.16 writes its PING past the messages that it still buffers (Client._send_ping). The first PONG comes
-    # when they are on their way, the second one when they are read.
-    for _ in range(2):
-        await client.flush(timeout=task.within)  # type: ignore[arg-type]  # annotated int, takes any seconds
-    ended = time.perf_counter_ns()
-    for control in task.controls:
-        # Messages of one connection stay in order: when a subscriber gets this, nothing is on its way behind it.
-        await client.publish(control, b"end")
-    await client.flush()
-    return Report(began_ns=began, ended_ns=ended)
 
+    controls: list[str] = []
+    """The subscribers' control subjects."""
 
-async def publish_acknowledged(client: Client, parent: Parent) -> Report:
-    """Publish to JetStream with ``js.publish``: the next message leaves when the one before is stored."""
-    task = parent.task
-    padding = bytes(task.payload_bytes - HEADER.size)
-    js = client.jetstream()
-    duplicates = 0
-    await wait_interest(client, task.subject)
-    await parent.ready()
-    parent.stage = "acknowledgements"
-    began = time.perf_counter_ns()
-    for n in range(task.first, task.first + task.count):
-        ack = await js.publish(task.subject.replace("{n}", str(n)), HEADER.pack(task.mark, n) + padding)
-        duplicates += bool(ack.duplicate)
-    return Report(began_ns=began, ended_ns=time.perf_counter_ns(), duplicates=duplicates)
-
-
-async def publish_windowed(client: Client, parent: Parent) -> Report:
-    """Publish to JetStream with many acknowledgements outstanding."""
-    from mesh_lab.patterns.windowed_publisher import WindowedPublisher
-
-    task = parent.task
-    padding = bytes(task.payload_bytes - HEADER.size)
-    mark = task.mark.hex()
-    await wait_interest(client, task.subject)
-    async with WindowedPublisher(client, window=task.window) as publisher:
+    async def __call__(self, client: Client, parent: Parent) -> Sent:
+        parent.stage = "the subscribers' answers"
+        for control in self.controls:
+            # A subscription on one server reaches the others a moment later, and what is published in that moment is
+            # lost. Each control subject is subscribed after its subscriber's real one, and interest travels in order.
+            await retry(lambda control=control: client.request(control, timeout=1.0), within=self.within)  # type: ignore[misc]
         await parent.ready()
-        parent.stage = "acknowledgements"
+        parent.stage = "the server to read the messages"
         began = time.perf_counter_ns()
-        for n in range(task.first, task.first + task.count):
-            payload = HEADER.pack(task.mark, n) + padding
-            await publisher.publish(task.subject.replace("{n}", str(n)), payload, msg_id=f"{mark}-{n}")
+        for subject, payload in self.messages():
+            await client.publish(subject, payload)
+        # nats-py 2.16 writes its PING past the messages that it still buffers (Client._send_ping). The first PONG
+        # comes when they are on their way, the second one when they are read.
+        for _ in range(2):
+            await client.flush(timeout=self.within)  # type: ignore[arg-type]  # annotated int, takes any seconds
+        ended = time.perf_counter_ns()
+        for control in self.controls:
+            # Messages of one connection stay in order: behind this one, nothing is on its way.
+            await client.publish(control, b"end")
+        await client.flush()
+        return Sent(began_ns=began, ended_ns=ended)
+
+
+class PublishAcknowledged(NumberedJob[Sent], frozen=True, kw_only=True):
+    """Publish to JetStream with ``js.publish``: the next message leaves when the one before is stored."""
+
+    async def __call__(self, client: Client, parent: Parent) -> Sent:
+        await wait_interest(client, self.subject)
+        return await publish_one_by_one(client, parent, self.messages())
+
+
+class PublishWindowed(NumberedJob[Sent], frozen=True, kw_only=True):
+    """Publish to JetStream with many acknowledgements outstanding."""
+
+    window: int
+    """Messages that may wait for their acknowledgement at a time."""
+
+    survives_reconnect = True
+
+    async def __call__(self, client: Client, parent: Parent) -> Sent:
+        await wait_interest(client, self.subject)
+        mark = self.mark.hex()
+        messages = ((*message, f"{mark}-{n}") for n, message in enumerate(self.messages(), self.first))
+        return await publish_windowed(client, parent, messages, window=self.window)
+
+
+class Receive(NumberedJob[Received], frozen=True, kw_only=True):
+    """Subscribe, and note which of the run's messages come."""
+
+    control: str
+    """Where publishers ask for this subscriber, and tell it that they are done."""
+    publishers: int
+    """Number of publishers."""
+    queue: str = ""
+    """Queue group; empty for none."""
+
+    survives_reconnect = True
+
+    async def __call__(self, client: Client, parent: Parent) -> Received:
+        run, count, seen = self.mark, self.count, bytearray(self.count)
+        received = last_ns = ends = 0
+        all_ended = asyncio.Event()
+
+        async def on_message(msg: Msg) -> None:
+            nonlocal received, last_ns
+            if len(msg.data) < HEADER.size:
+                return
+            mark, n = HEADER.unpack_from(msg.data)
+            if mark == run and n < count:  # anything else on the subject is somebody else's
+                last_ns = time.perf_counter_ns()
+                received += 1
+                seen[n] = 1
+
+        async def on_control(msg: Msg) -> None:
+            nonlocal ends
+            if msg.reply:
+                await msg.respond(b"here")
+                return
+            ends += 1
+            if ends >= self.publishers:
+                all_ended.set()
+
+        subscription = await self.subscribe(client, on_message, queue=self.queue)
+        await client.subscribe(self.control, cb=on_control)
+        await client.flush()
+        await parent.ready()  # returns when the publishers are done
+        parent.stage = "the last messages"
+        while not all_ended.is_set():
+            before = received
+            try:
+                await asyncio.wait_for(all_ended.wait(), QUIET_S)
+            except TimeoutError:
+                if received == before:  # the end was lost too, as when the server cuts a slow subscriber off
+                    break
+        await subscription.drain()  # the callback finishes what has arrived
+        return Received(ended_ns=last_ns, received=received, seen=zlib.compress(seen, 1))
+
+
+async def publish_one_by_one(client: Client, parent: Parent, messages: Iterable[tuple[str, bytes]]) -> Sent:
+    """Publish with ``js.publish``, each message when the one before is acknowledged."""
+    js = client.jetstream(timeout=ACK_TIMEOUT_S)
+    duplicates = 0
+    began = await begin(parent)
+    for subject, payload in messages:
+        duplicates += bool((await js.publish(subject, payload)).duplicate)
+    return Sent(began_ns=began, ended_ns=time.perf_counter_ns(), duplicates=duplicates)
+
+
+async def publish_windowed(
+    client: Client, parent: Parent, messages: Iterable[tuple[str, bytes, str]], *, window: int
+) -> Sent:
+    """Publish subjects, payloads and ids with a window of outstanding acknowledgements."""
+    async with WindowedPublisher(client, window=window) as publisher:
+        began = await begin(parent)
+        for subject, payload, msg_id in messages:
+            await publisher.publish(subject, payload, msg_id=msg_id)
         await publisher.flush()
         ended = time.perf_counter_ns()
-    return Report(began_ns=began, ended_ns=ended, duplicates=publisher.duplicates)
+    return Sent(began_ns=began, ended_ns=ended, duplicates=publisher.duplicates)
 
 
-async def receive(client: Client, parent: Parent) -> Report:
-    """Subscribe, and note which of the run's messages come."""
-    task = parent.task
-    seen = bytearray(task.count)
-    received = last_ns = ends = 0
-    all_ended = asyncio.Event()
-
-    async def on_message(msg: Msg) -> None:
-        nonlocal received, last_ns
-        if len(msg.data) < HEADER.size:
-            return
-        mark, n = HEADER.unpack_from(msg.data)
-        if mark == task.mark and n < task.count:  # anything else on the subject is somebody else's
-            last_ns = time.perf_counter_ns()
-            received += 1
-            seen[n] = 1
-
-    async def on_control(msg: Msg) -> None:
-        nonlocal ends
-        if msg.reply:
-            await msg.respond(b"here")
-            return
-        ends += 1
-        if ends >= task.publishers:
-            all_ended.set()
-
-    # Without limits of its own: what is lost was lost on the way here, not in this program's queue.
-    subscription = await client.subscribe(
-        task.subject.replace("{n}", "*"),
-        queue=task.queue,
-        cb=on_message,
-        pending_msgs_limit=0,
-        pending_bytes_limit=0,
-    )
-    await client.subscribe(task.controls[0], cb=on_control)
-    await client.flush()
-    await parent.ready()  # returns when the publishers are done
-    parent.stage = "the last messages"
-    while not all_ended.is_set():
-        before = received
-        try:
-            await asyncio.wait_for(all_ended.wait(), QUIET_S)
-        except TimeoutError:
-            if received == before:  # the end was lost too, as when the server cuts a slow subscriber off
-                break
-    await subscription.drain()  # type: ignore[no-untyped-call]  # the callback finishes what has arrived
-    return Report(ended_ns=last_ns, received=received, seen=zlib.compress(seen, 1))
+async def begin(parent: Parent) -> int:
+    """Return the time at which a job that waits for acknowledgements may begin, in nanoseconds."""
+    await parent.ready()
+    parent.stage = "acknowledgements"
+    return time.perf_counter_ns()
 
 
-JOBS: dict[str, Job] = {
-    "publish": publish,
-    "publish acknowledged": publish_acknowledged,
-    "publish windowed": publish_windowed,
-    "receive": receive,
-}
-"""Every job that a :class:`Task` can name."""
-
-SURVIVES_RECONNECT = frozenset({"publish windowed", "receive"})
-"""Jobs that notice what a broken connection cost: one sends it again, the other counts it as lost.
-
-For the others a broken connection is an error: they would count as published what never left.
-"""
-
-
-async def _find_subscribers(client: Client, parent: Parent) -> None:
-    """Return when this client's server knows of every subscriber.
-
-    A subscription on one server reaches the others a moment later, and what is published in that moment is lost.
-    Each subscriber's control subject is subscribed after its real one, and interest travels in order.
-    """
-    parent.stage = "the subscribers' answers"
-    for control in parent.task.controls:
-        while True:
-            try:
-                await client.request(control, timeout=1.0)
-                break
-            except nats.errors.NoRespondersError:
-                await asyncio.sleep(PROBE_EVERY_S)
-            except nats.errors.TimeoutError:
-                continue
-
-
-def say(line: bytes) -> None:
-    """Hand one line to the parent."""
+def write_line(line: bytes) -> None:
+    """Write one line for the parent."""
     sys.stdout.buffer.write(line + b"\n")
     sys.stdout.buffer.flush()

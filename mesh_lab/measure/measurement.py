@@ -136,8 +136,6 @@ async def measure(
     kind: Kind,
     runs: int = 3,
     warmup: int = 1,
-    payload_bytes: int = 0,
-    server_version: str = "",
 ) -> Measurement:
     """Run something several times, one run after the other, and return what came out.
 
@@ -148,8 +146,6 @@ async def measure(
         runs: Runs that count; with 1 there is no spread, so nobody can tell whether the number is any good.
         warmup: Runs before those, whose times do not count. The first run pays for cold caches and new
             connections; 0 where just that is what you want to see.
-        payload_bytes: Size of a message's payload; 0 takes what the runs say.
-        server_version: nats-server's version; empty takes what the runs say.
 
     Raises:
         ValueError: A number is out of its range, or the runs were not of the same size.
@@ -168,10 +164,10 @@ async def measure(
         kind=kind,
         messages=done[0].messages,
         elapsed_s=tuple(one.elapsed_s for one in done),
-        payload_bytes=payload_bytes or done[0].payload_bytes,
+        payload_bytes=done[0].payload_bytes,
         lost=sum(one.lost for one in done),
         duplicates=sum(one.duplicates for one in done),
-        server_version=server_version or done[0].server_version,
+        server_version=done[0].server_version,
     )
 
 

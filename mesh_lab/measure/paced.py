@@ -12,18 +12,164 @@ whole milliseconds.
 import math
 from array import array
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import msgspec
+from mesh_lab.measure.load import numbered_shares, run_children
+from mesh_lab.measure.paced_job import ANSWERED, NOBODY, REFUSED, UNANSWERED, Paced
 
-from mesh_lab.measure.load import publisher_tasks
-from mesh_lab.measure.load_children import run_children
-from mesh_lab.measure.paced_run import PacedRun
-
-__all__ = ["PacedRun", "paced_load"]
+if TYPE_CHECKING:
+    import pandas as pd
+    from hdrh.histogram import HdrHistogram
 
 Until = Literal["reply", "ack", "received"]
 Arrivals = Literal["steady", "random"]
+Since = Literal["due", "sent"]
+LONGEST_US = 600 * 1_000_000
+OUTCOMES = {UNANSWERED: "unanswered", ANSWERED: "answered", REFUSED: "refused", NOBODY: "nobody there"}
+# A generator that is later than this has latencies of its own to tell.
+LATE_MS = 5.0
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class PacedRun:
+    """Each message of a run: when it was due, when it left, how and when it ended. Times are in nanoseconds."""
+
+    offered_per_s: float
+    """The rate that was asked for."""
+    due_ns: Sequence[int]
+    """When each message was due, after the first one."""
+    sent_ns: Sequence[int]
+    """When it left, on the same clock."""
+    done_ns: Sequence[int]
+    """When its answer came; 0 for none."""
+    outcome: bytes
+    """How it ended, a byte each; :meth:`frame` has it in words."""
+    gave_up_ns: int = 0
+    """When nobody waited any longer for answers, on the same clock."""
+    closed: bool = False
+    """Whether each message waited for the end of the one before."""
+    server_version: str = ""
+    """Version of the server at the other end."""
+
+    def __post_init__(self) -> None:
+        sizes = {len(self.due_ns), len(self.sent_ns), len(self.done_ns), len(self.outcome)}
+        if len(sizes) > 1 or 0 in sizes or not set(self.outcome) <= set(OUTCOMES):
+            raise ValueError(f"columns of {sorted(sizes)} messages, expected the same number in each, 1 or more")
+
+    @property
+    def messages(self) -> int:
+        """Messages that were due."""
+        return len(self.outcome)
+
+    @property
+    def answered(self) -> int:
+        """Messages that were answered, acknowledged or received."""
+        return self.outcome.count(ANSWERED)
+
+    @property
+    def refused(self) -> int:
+        """Messages whose answer was an error."""
+        return self.outcome.count(REFUSED)
+
+    @property
+    def lost(self) -> int:
+        """Messages that nobody took, or to which no answer came in time."""
+        return self.messages - self.answered - self.refused
+
+    def latencies_ms(self, *, since: Since = "due") -> list[float]:
+        """Return how long each answered message took, in the order in which they were due.
+
+        Args:
+            since: ``"due"`` counts from when the message was due, as its sender feels it; ``"sent"`` only from when
+                it left, which hides what it waited for before.
+
+        Raises:
+            ValueError: ``since`` is something else.
+        """
+        if since not in get_args(Since):
+            raise ValueError(f"since={since!r}, expected one of {', '.join(get_args(Since))}")
+        began = self.due_ns if since == "due" else self.sent_ns
+        return [
+            (done - start) / 1e6
+            for start, done, how in zip(began, self.done_ns, self.outcome, strict=True)
+            if how == ANSWERED
+        ]
+
+    def histogram(self) -> "HdrHistogram":
+        """Return the latencies in microseconds as an HDR histogram, three digits exact, from 1 µs to 10 minutes.
+
+        Histograms of several runs can be added; their percentiles cannot.
+        """
+        from hdrh.histogram import HdrHistogram
+
+        histogram = HdrHistogram(1, LONGEST_US, 3)
+        for latency in self.latencies_ms():
+            histogram.record_value(min(max(round(latency * 1_000), 1), LONGEST_US))
+        return histogram
+
+    def percentile_ms(self, percent: float) -> float:
+        """Return the smallest latency since due that so many percent of the answered messages did not exceed.
+
+        What was refused or lost has no latency and does not count here: read it beside :attr:`refused` and
+        :attr:`lost`, or use :meth:`share_within`.
+
+        Args:
+            percent: Above 0 and up to 100, which is the longest.
+
+        Raises:
+            ValueError: No message was answered, or ``percent`` is out of its range.
+        """
+        latencies = sorted(self.latencies_ms())
+        if not latencies or not 0 < percent <= 100:
+            raise ValueError(f"percent={percent} of {len(latencies)} answered messages, expected 0 to 100 of 1 or more")
+        return latencies[_rank(percent, len(latencies))]
+
+    def share_within(self, limit_ms: float) -> float:
+        """Return the share of all messages that were answered in time; what was refused or lost was not.
+
+        Args:
+            limit_ms: Latency since due that still counts as in time.
+        """
+        return sum(latency <= limit_ms for latency in self.latencies_ms()) / self.messages
+
+    def lateness_ms(self, percent: float = 99) -> float:
+        """Return how late messages left: the lateness that so many percent of them did not exceed.
+
+        In an open loop this is the generator's own fault, or that of the connection it writes to; it is part of
+        every latency since due. A machine that is too busy, or a rate that is too high, shows here first.
+
+        Args:
+            percent: Above 0 and up to 100, which is the latest.
+
+        Raises:
+            ValueError: ``percent`` is out of its range.
+        """
+        if not 0 < percent <= 100:
+            raise ValueError(f"percent={percent}, expected above 0 and up to 100")
+        late = sorted((sent - due) / 1e6 for due, sent in zip(self.due_ns, self.sent_ns, strict=True))
+        return late[_rank(percent, len(late))]
+
+    def frame(self) -> "pd.DataFrame":
+        """Return a row for each message: ``due_s``, ``sent_s``, ``done_s`` (NaN for none) and ``outcome`` in words."""
+        import pandas as pd
+
+        columns = {"due_s": self.due_ns, "sent_s": self.sent_ns, "done_s": self.done_ns}
+        table = pd.DataFrame({name: pd.Series(list(ns), dtype=float) / 1e9 for name, ns in columns.items()})
+        table["outcome"] = [OUTCOMES[how] for how in self.outcome]
+        table.loc[table["outcome"] == OUTCOMES[UNANSWERED], "done_s"] = float("nan")
+        return table
+
+    def __repr__(self) -> str:
+        """Say everything in one line, and in words when the generator itself was late."""
+        said = f"{self.messages:,} messages at {self.offered_per_s:,.0f}/s, {'closed' if self.closed else 'open'} loop"
+        said += f": answered {self.answered:,}, refused {self.refused:,}, lost {self.lost:,}"
+        if self.answered:
+            p50, p99, longest = (self.percentile_ms(percent) for percent in (50, 99, 100))
+            said += f"; p50 {p50:,.3g} ms, p99 {p99:,.3g} ms, longest {longest:,.3g} ms since due"
+        if not self.closed and (late := self.lateness_ms()) > LATE_MS:
+            said += f"; of 100 messages, 1 left {late:,.3g} ms late or more: those latencies are the generator's own"
+        return said
 
 
 async def paced_load(
@@ -63,7 +209,7 @@ async def paced_load(
 
     Raises:
         ValueError: A number is out of its range, or the subject or the options cannot be used.
-        LoadFailedError: The child ended without a result; the message carries its traceback.
+        ProcessEndedError: The child ended without a result; the message carries its traceback.
     """
     messages = _messages(rate_per_s, seconds, patience, within)
     for name, value, known in (("until", until, get_args(Until)), ("arrivals", arrivals, get_args(Arrivals))):
@@ -72,9 +218,9 @@ async def paced_load(
     if payloads is not None and (until == "received" or not payloads):
         raise ValueError(f"{len(payloads)} payloads until {until!r}: expected 1 or more, and not until 'received'")
     limit = seconds + patience + within
-    [task] = publisher_tasks("paced", options, subject, messages, payload_bytes, 1, limit, controls=[])
-    paced = msgspec.structs.replace(
-        task,
+    [share] = numbered_shares(options, subject, messages, payload_bytes, 1, limit)
+    job = Paced(
+        **share,
         rate_per_s=float(rate_per_s),
         until=until,
         closed=closed,
@@ -83,18 +229,18 @@ async def paced_load(
         payloads=list(payloads or []),
         patience=float(patience),
     )
-    [[report], _] = await run_children([paced], within=limit)
-    due, sent, done = (array("q", part) for part in (report.due_ns, report.sent_ns, report.done_ns))
-    start = report.began_ns
+    [[result], _] = await run_children([job], within=limit)
+    due, sent, done = (array("q", part) for part in (result.due_ns, result.sent_ns, result.done_ns))
+    start = result.began_ns
     return PacedRun(
         offered_per_s=rate_per_s,
         due_ns=due,
         sent_ns=[at - start for at in sent],
         done_ns=[at - start if at else 0 for at in done],
-        outcome=report.outcome,
-        gave_up_ns=report.ended_ns - start,
+        outcome=result.outcome,
+        gave_up_ns=result.ended_ns - start,
         closed=closed,
-        server_version=report.server_version,
+        server_version=result.server_version,
     )
 
 
@@ -107,3 +253,9 @@ def _messages(rate_per_s: float, seconds: float, patience: float, within: float)
     if (messages := round(rate_per_s * seconds)) < 1:
         raise ValueError(f"rate_per_s={rate_per_s}, seconds={seconds}: no message is due; expected 1 or more")
     return messages
+
+
+def _rank(percent: float, count: int) -> int:
+    """Return the position of a percentile among so many sorted values: the first that enough of them do not exceed."""
+    # Rounded first: 99.9 % of 1,000 is 999.0000000000001 as a float, which is not the 1,000th.
+    return max(0, math.ceil(round(percent * count / 100, 9)) - 1)

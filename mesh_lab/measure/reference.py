@@ -24,6 +24,20 @@ class Machine(msgspec.Struct, frozen=True):
     nats_py: str
 
 
+def this_machine(*, python: str, nats_server: str, nats_py: str) -> Machine:
+    """Return what results were measured on: this machine, with the versions that were measured."""
+    import psutil
+
+    return Machine(
+        cpus=os.cpu_count() or 1,
+        memory_gib=_significant(psutil.virtual_memory().total / 2**30),
+        system=f"{platform.system()} {platform.machine()}",
+        python=python,
+        nats_server=nats_server,
+        nats_py=nats_py,
+    )
+
+
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     """One result of the reference run, with three significant digits."""
 
@@ -86,10 +100,7 @@ def write_reference(path: Path, notebooks: Mapping[str, Sequence[Measurement]]) 
     """
     every = [one for measurements in notebooks.values() for one in measurements]
     run = ReferenceRun(
-        machine=Machine(
-            cpus=os.cpu_count() or 1,
-            memory_gib=memory_gib(),
-            system=f"{platform.system()} {platform.machine()}",
+        machine=this_machine(
             python=_versions(one.python_version for one in every),
             nats_server=_versions(one.server_version for one in every),
             nats_py=_versions(one.client_version for one in every),
@@ -129,10 +140,3 @@ def _significant(value: float) -> float:
 def _versions(found: Iterable[str]) -> str:
     """Return the different versions that were measured, as a rule a single one."""
     return ", ".join(sorted(set(found) - {""})) or "unknown"
-
-
-def memory_gib() -> float:
-    """Return this machine's memory in GiB, with three significant digits."""
-    import psutil
-
-    return _significant(psutil.virtual_memory().total / 2**30)

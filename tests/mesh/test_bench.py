@@ -11,12 +11,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from mesh_lab.bench import peer
-from mesh_lab.bench.cases import CASES, END_TO_END, PUBLISH, BenchCase
+from mesh_lab.bench import nats_cli
+from mesh_lab.bench.cases import CASES, CONSUME, END_TO_END, PUBLISH, BenchCase
+from mesh_lab.bench.jobs import Consumed, Counted
 from mesh_lab.bench.report import BenchReport, as_json, json_schema, report_of
-from mesh_lab.bench.suite import StreamSetup, _check, messages_of, run_once, run_suite
-from mesh_lab.errors import LoadFailedError, NoPeerError, WrongTotalsError
-from mesh_lab.measure.load_jobs import Report
+from mesh_lab.bench.suite import StreamSetup, check_counts, messages_of, run_once, run_suite
+from mesh_lab.errors import NoNatsCliError, ProcessEndedError, WrongTotalsError
 from mesh_lab.orders.dataset import EVERYTHING
 from mesh_lab.servers.mesh import Mesh
 
@@ -68,23 +68,25 @@ async def test_a_stream_that_does_not_hold_everything_is_an_error_and_no_figure(
         await run_once(mesh, forgetful, HERE)
 
 
-GOOD = {"orders": EVERYTHING.orders, "customers": EVERYTHING.customers, "cds": EVERYTHING.cds,
-        "cents": EVERYTHING.cents}  # fmt: skip
-
-
 @pytest.mark.parametrize(
-    ("received", "duplicates", "totals", "said"),
+    ("totals", "doubled", "message"),
     [
-        (EVERYTHING.orders - 1, 0, GOOD, "counted 69,658 orders"),
-        (EVERYTHING.orders, 1, GOOD, "1 of them twice"),
-        (EVERYTHING.orders, 0, {**GOOD, "cents": GOOD["cents"] + 1}, r"cents: .*\(\+1\)"),
+        (msgspec.structs.replace(EVERYTHING, orders=EVERYTHING.orders - 1), 0, "counted 69,658 orders"),
+        (msgspec.structs.replace(EVERYTHING, orders=EVERYTHING.orders - 1), 1, "1 of them twice"),
+        (msgspec.structs.replace(EVERYTHING, cents=EVERYTHING.cents + 1), 0, r"cents: .*\(\+1\)"),
     ],
 )
-def test_a_worker_that_counted_something_else_is_an_error(received, duplicates, totals, said) -> None:
-    got = Report(received=received, duplicates=duplicates, totals=totals)
-    with pytest.raises(WrongTotalsError, match=said):
-        _check(END_TO_END[0], EVERYTHING.orders, EVERYTHING.orders, [got])
-    _check(END_TO_END[0], EVERYTHING.orders, EVERYTHING.orders, [Report(received=EVERYTHING.orders, totals=GOOD)])
+def test_a_worker_that_counted_something_else_is_an_error(totals, doubled, message) -> None:
+    with pytest.raises(WrongTotalsError, match=message):
+        check_counts(END_TO_END[0], EVERYTHING.orders, Counted(totals=totals, doubled=doubled))
+    check_counts(END_TO_END[0], EVERYTHING.orders, Counted(totals=EVERYTHING, doubled=0))
+
+
+def test_a_consumer_that_received_more_or_less_is_an_error() -> None:
+    for received in (9, 11):
+        with pytest.raises(WrongTotalsError, match=f"{received} messages received, expected 10"):
+            check_counts(CONSUME[0], 10, Consumed(received=received))
+    check_counts(CONSUME[0], 10, Consumed(received=10))
 
 
 def _command(*arguments: str, **more) -> "subprocess.CompletedProcess[str]":
@@ -132,7 +134,7 @@ def tool(tmp_path: Path) -> Path:
 
 
 def test_the_other_clients_rates_are_read_and_its_password_is_no_argument(mesh: Mesh, tool: Path) -> None:
-    results = peer.run_peer(str(tool), mesh, replicas=3)
+    results = nats_cli.run_nats_cli(str(tool), mesh, replicas=3, payload_bytes=128)
     assert [(one.ladder, one.rate_per_s) for one in results] == [("publish", 183_412.0)] * 3 + [("consume", 183_412.0)]
     said = (tool.parent / "said").read_text()
     assert mesh.connect_options()["password"] not in said
@@ -142,14 +144,16 @@ def test_the_other_clients_rates_are_read_and_its_password_is_no_argument(mesh: 
 
 def test_a_tool_that_says_no_rate_is_an_error_with_its_words(mesh: Mesh, tool: Path) -> None:
     tool.write_text("#!/bin/sh\necho 'unknown flag --purge' >&2; exit 1\n")
-    with pytest.raises(LoadFailedError, match=r"js pub sync .*code 1 and said no rate: unknown flag --purge"):
-        peer.run_peer(str(tool), mesh, replicas=1)
+    with pytest.raises(ProcessEndedError, match=r"js pub sync .*ended with code 1: unknown flag --purge"):
+        nats_cli.run_nats_cli(str(tool), mesh, replicas=1, payload_bytes=128)
 
 
 def test_a_peer_that_is_not_installed_is_asked_for_by_name(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(NoPeerError, match=r"no `nats` on the path; it comes from https://github.com/nats-io/natscli"):
-        peer.find_peer()
+    with pytest.raises(
+        NoNatsCliError, match=r"no `nats` on the path; it comes from https://github.com/nats-io/natscli"
+    ):
+        nats_cli.find_nats_cli()
     done = _command("--peer", "--quick", env={**os.environ, "PATH": str(tmp_path)})
     assert done.returncode == 1
     assert "mesh-lab bench: --peer needs the nats command-line tool" in done.stderr

@@ -15,7 +15,8 @@ from nats.aio.client import Client
 from nats.js import JetStreamContext
 from programs import killed_at_the_end
 
-from mesh_lab.measure.load import LoadFailedError, deliver_load, publish_load
+from mesh_lab.errors import ProcessEndedError
+from mesh_lab.measure.load import deliver_load, publish_load
 from mesh_lab.measure.measurement import measure
 from mesh_lab.patterns.jetstream_wait import flush_through, wait_routable
 from mesh_lab.patterns.wait import eventually
@@ -163,21 +164,21 @@ async def test_a_killed_child_is_an_error_that_names_it(mesh: Mesh, victim: str)
     await eventually(lambda: len(load_children()) == 2, within=10.0)
     children = sorted(load_children(), key=lambda process: process.create_time())
     children[victim == "publisher"].kill()
-    with pytest.raises(LoadFailedError, match=f"load child '{victim} 1' was killed by SIGKILL"):
+    with pytest.raises(ProcessEndedError, match=f"load child '{victim} 1' was killed by SIGKILL"):
         await running
     assert not load_children()
 
 
 async def test_a_child_that_fails_shows_its_traceback(mesh: Mesh) -> None:
     with pytest.raises(
-        LoadFailedError, match=r"(?s)'publisher 1' ended with exit code 1: .*NoStreamResponse.*Traceback"
+        ProcessEndedError, match=r"(?s)'publisher 1' ended with exit code 1: .*NoStreamResponse.*Traceback"
     ):
         await publish_load(mesh.connect_options(), messages=10, acknowledged=True)
 
 
 async def test_a_wrong_password_is_said_and_the_right_one_is_not(mesh: Mesh) -> None:
     options = mesh.connect_options()
-    with pytest.raises(LoadFailedError, match=r"no server took the connection: .*Authorization") as caught:
+    with pytest.raises(ProcessEndedError, match=r"no server took the connection: .*Authorization") as caught:
         await publish_load({**options, "password": "made-up"}, messages=10)
     assert "made-up" not in str(caught.value)
     assert options["password"] not in str(caught.value)
@@ -197,13 +198,13 @@ async def test_a_publisher_that_loses_its_server_does_not_count_what_never_left(
 
         await eventually(busy, within=10.0)
         await mesh.kill("n2")
-        with pytest.raises(LoadFailedError, match="the connection broke while waiting for the server to read"):
+        with pytest.raises(ProcessEndedError, match="the connection broke while waiting for the server to read"):
             await running
 
 
 @pytest.mark.usefixtures("orders")
 async def test_a_load_that_takes_too_long_says_what_it_waited_for(mesh: Mesh) -> None:
-    with pytest.raises(LoadFailedError, match=r"not done after 1\.5 s; was waiting for acknowledgements"):
+    with pytest.raises(ProcessEndedError, match=r"not done after 1\.5 s; was waiting for acknowledgements"):
         await publish_load(mesh.connect_options(), messages=10_000_000, acknowledged=True, within=1.5)
     assert not load_children()
 

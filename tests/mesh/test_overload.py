@@ -18,7 +18,7 @@ import pytest
 from nats.js.errors import APIError
 
 from mesh_lab.measure.paced import PacedRun, paced_load
-from mesh_lab.measure.paced_jobs import ANSWERED
+from mesh_lab.measure.paced_job import ANSWERED
 from mesh_lab.notebook.services import Services
 from mesh_lab.orders.dataset import read_orders
 from mesh_lab.orders.order import decode, encode

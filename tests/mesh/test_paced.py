@@ -9,7 +9,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 
-from mesh_lab.errors import LoadFailedError
+from mesh_lab.errors import ProcessEndedError
 from mesh_lab.measure.paced import PacedRun, paced_load
 from mesh_lab.patterns.jetstream_wait import wait_routable
 from mesh_lab.servers.mesh import Mesh
@@ -121,7 +121,7 @@ async def test_nobody_there_is_told_from_nobody_who_answers(mesh: Mesh, desk: Cl
     assert list(silent.frame()["outcome"]) == [UNANSWERED] * 10
     assert (absent.lost, silent.lost) == (10, 10)
     assert absent.gave_up_ns < silent.gave_up_ns  # who is told that nobody is there need not wait
-    assert min(silent.timeline().values()) >= 2_000
+    assert silent.gave_up_ns - silent.sent_ns[-1] >= 2_000_000_000
     with pytest.raises(ValueError, match="of 0 answered messages"):
         silent.percentile_ms(50)
 
@@ -197,7 +197,7 @@ async def test_only_the_closed_loop_waits_for_an_answer_before_it_asks_again(
     assert (most == 1) is closed
     # 50 answers of 20 ms, one after the other, need 1 s: four times as long as the messages are due.
     assert (run.sent_ns[-1] > 3 * run.due_ns[-1]) is closed
-    assert (run.answered_per_s < 60) is closed
+    assert (max(run.done_ns) > 3 * run.due_ns[-1]) is closed
 
 
 async def test_random_arrivals_come_again_with_their_seed(mesh: Mesh) -> None:
@@ -261,13 +261,12 @@ async def test_a_stall_is_seen_by_all_who_were_due_in_it_and_the_closed_loop_hid
     hidden = closed.latencies_ms(since="sent")
     assert 1 <= sum(latency > 100 for latency in hidden) < 15
     assert max(hidden) > 400
-    assert closed.percentile_ms(98, since="sent") < opened.percentile_ms(98) / 4
+    assert sorted(hidden)[979] < opened.percentile_ms(98) / 4
     # In the open loop the messages left when they were due, so both clocks agree.
     assert opened.lateness_ms(80) < 100
     assert sum(latency > 100 for latency in opened.latencies_ms(since="sent")) > 150
-    line = opened.timeline(every=0.25)
-    assert max(line.values()) == max(opened.latencies_ms())
-    assert min(line.values()) < max(line.values()) / 4
+    quarters = [max(opened.latencies_ms()[n : n + 125]) for n in range(0, 1_000, 125)]
+    assert min(quarters) < max(quarters) / 4
 
 
 async def test_a_generator_that_cannot_keep_its_rate_says_so_and_still_sends_everything(mesh: Mesh) -> None:
@@ -276,12 +275,12 @@ async def test_a_generator_that_cannot_keep_its_rate_says_so_and_still_sends_eve
     assert (run.messages, run.answered) == (50_000, 50_000)
     assert run.lateness_ms() > 50
     assert "those latencies are the generator's own" in repr(run)
-    assert run.answered_per_s < 500_000
+    assert run.answered / (max(run.done_ns) / 1e9) < 500_000
 
 
 async def test_a_wrong_password_is_an_error_and_no_result(mesh: Mesh) -> None:
     options = {**near(mesh), "password": "made-up"}
-    with pytest.raises(LoadFailedError, match=r"no server took the connection: .*Authorization"):
+    with pytest.raises(ProcessEndedError, match=r"no server took the connection: .*Authorization"):
         await paced_load(options, subject="paced.ask", rate_per_s=100, seconds=0.1)
 
 
@@ -291,5 +290,5 @@ async def test_a_closed_loop_that_waits_too_often_says_what_it_waited_for(mesh: 
 
     await listen(desk, "paced.silent", stay_silent)
     load: dict[str, Any] = {"subject": "paced.silent", "rate_per_s": 100, "seconds": 1, "closed": True}
-    with pytest.raises(LoadFailedError, match="was waiting for the answers"):
+    with pytest.raises(ProcessEndedError, match="was waiting for the answers"):
         await paced_load(near(mesh), **load, patience=0.2, within=0.5)

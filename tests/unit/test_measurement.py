@@ -4,7 +4,7 @@ import zlib
 import pytest
 
 from mesh_lab.measure.load import count_faults, deliver_load, publish_load
-from mesh_lab.measure.load_jobs import Report
+from mesh_lab.measure.load_jobs import Received
 from mesh_lab.measure.measurement import Measurement, Run, measure, rounded
 
 
@@ -152,7 +152,7 @@ def test_what_is_not_a_number_is_not_shown():
 def heard(*times_each):
     """Report of a subscriber that got message 0 so many times, message 1 so many times, and so on."""
     seen = bytes(times > 0 for times in times_each)
-    return Report(received=sum(times_each), seen=zlib.compress(seen))
+    return Received(received=sum(times_each), seen=zlib.compress(seen))
 
 
 def test_a_planted_loss_and_a_planted_duplicate_are_counted():

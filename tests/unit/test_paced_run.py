@@ -5,10 +5,8 @@ import math
 
 import pytest
 
-from mesh_lab.measure.load_jobs import Task
-from mesh_lab.measure.paced import paced_load
-from mesh_lab.measure.paced_jobs import ANSWERED, NOBODY, REFUSED, UNANSWERED, _schedule, _stored
-from mesh_lab.measure.paced_run import PacedRun
+from mesh_lab.measure.paced import PacedRun, paced_load
+from mesh_lab.measure.paced_job import ANSWERED, NOBODY, REFUSED, UNANSWERED, Paced, _stored
 
 MS = 1_000_000
 COLUMNS = {"due_ns": [0, 10 * MS], "sent_ns": [0, 10 * MS], "done_ns": [MS, 11 * MS], "outcome": bytes([ANSWERED] * 2)}
@@ -41,8 +39,6 @@ def test_a_percentile_is_the_smallest_latency_that_enough_messages_do_not_exceed
     assert [run.percentile_ms(10 * n) for n in range(1, 11)] == ranked
     assert run.percentile_ms(50.1) == 104
     assert run.percentile_ms(0.001) == 1
-    assert run.percentile_ms(90, since="sent") == 1
-    assert run.percentile_ms(100, since="sent") == 500
 
 
 def test_a_percentile_does_not_stumble_over_what_a_float_cannot_hold():
@@ -62,24 +58,6 @@ def test_a_histogram_agrees_with_the_latencies_to_three_digits_and_adds_up():
     assert histogram.get_max_value() == pytest.approx(600e6, rel=1e-3)
 
 
-def test_a_timeline_has_the_longest_of_each_slice():
-    assert stalled().timeline(every=0.2) == {0.0: 1, 0.2: 500, 0.4: 302, 0.6: 104, 0.8: 1}
-    assert stalled().timeline(every=0.2, since="sent") == {0.0: 1, 0.2: 500, 0.6: 1, 0.8: 1}
-
-
-def test_a_message_that_is_due_on_the_edge_of_a_slice_belongs_to_the_slice_that_begins():
-    assert list(stalled().timeline(every=0.1)) == [n / 10 for n in range(10)]
-
-
-def test_a_message_that_was_never_answered_is_in_the_timeline_with_all_the_time_that_was_waited_for_it():
-    outcome = bytes([ANSWERED, UNANSWERED, REFUSED, NOBODY, *[ANSWERED] * 6])
-    run = stalled(outcome=outcome, gave_up_ns=3_000 * MS)
-    line = run.timeline(every=0.1)
-    assert line[0.1] == 2_900
-    assert 0.2 not in line
-    assert 0.3 not in line
-
-
 def test_what_was_refused_or_lost_has_no_latency_and_is_in_no_share():
     outcome = bytes([ANSWERED, UNANSWERED, REFUSED, NOBODY, *[ANSWERED] * 6])
     run = stalled(outcome=outcome)
@@ -89,7 +67,6 @@ def test_what_was_refused_or_lost_has_no_latency_and_is_in_no_share():
     assert run.share_within(1) == 0.4
     assert run.share_within(302) == 0.7
     assert run.share_within(0.5) == 0
-    assert run.share_within(1, since="sent") == 0.7
 
 
 def test_a_frame_has_a_row_for_each_message_and_no_time_for_what_never_ended():
@@ -101,14 +78,6 @@ def test_a_frame_has_a_row_for_each_message_and_no_time_for_what_never_ended():
     assert table["done_s"][0] == 0.005
     assert math.isnan(table["done_s"][1])
     assert not math.isnan(table["done_s"][2])
-
-
-def test_the_rate_of_answers_counts_the_time_until_the_last_one():
-    assert stalled().answered_per_s == pytest.approx(10)  # over in the second in which they were due
-    late = all_answered([10, 10, 10, 970])
-    assert late.answered_per_s == pytest.approx(4)  # the last of four came after a whole second
-    nobody = PacedRun(100, **{**COLUMNS, "outcome": bytes([NOBODY] * 2)})
-    assert nobody.answered_per_s == 0
 
 
 def test_lateness_is_the_generators_own():
@@ -134,10 +103,7 @@ def test_one_line_says_everything_and_warns_of_a_generator_that_was_late():
         (lambda run: run.percentile_ms(0), "percent=0 of 10 answered"),
         (lambda run: run.percentile_ms(100.1), "percent=100.1 of 10 answered"),
         (lambda run: run.lateness_ms(0), "percent=0, expected above 0"),
-        (lambda run: run.timeline(every=0), "every=0, expected a positive number"),
-        (lambda run: run.timeline(every=-1), "every=-1, expected a positive number"),
         (lambda run: run.latencies_ms(since="then"), "since='then', expected one of due, sent"),
-        (lambda run: run.timeline(since="then"), "since='then', expected one of due, sent"),
         (lambda run: stalled(outcome=bytes([UNANSWERED] * 10)).percentile_ms(50), "of 0 answered messages"),
         (lambda run: stalled(outcome=b""), "expected the same number in each"),
         (lambda run: stalled(outcome=bytes([9] * 10)), "expected the same number in each"),
@@ -149,20 +115,22 @@ def test_what_a_run_cannot_say_is_refused(ask, said):
         ask(stalled())
 
 
-def task(**facts):
-    usual = {"job": "paced", "role": "a", "options": {}, "subject": "a", "mark": b"mark", "payload_bytes": 8}
-    return Task(**{**usual, "count": 1_000, "within": 1, "controls": [], "rate_per_s": 200.0, **facts})
+def schedule(**facts):
+    usual = {"role": "a", "options": {}, "within": 1, "subject": "a", "mark": b"mark", "count": 1_000}
+    pace = {"rate_per_s": 200.0, "random_arrivals": False, "seed": 1}
+    rest = {"until": "reply", "closed": False, "payloads": [], "patience": 1.0}
+    return list(Paced(**{**usual, **pace, **rest, **facts}).schedule())
 
 
 def test_steady_messages_are_due_at_even_distances():
-    assert list(_schedule(task(count=4))) == [0, 5 * MS, 10 * MS, 15 * MS]
-    assert list(_schedule(task(count=400_001, rate_per_s=3_000.0)))[-1] == pytest.approx(400_000 / 3_000 * 1e9, abs=1e3)
+    assert schedule(count=4) == [0, 5 * MS, 10 * MS, 15 * MS]
+    assert schedule(count=400_001, rate_per_s=3_000.0)[-1] == pytest.approx(400_000 / 3_000 * 1e9, abs=1e3)
 
 
 def test_random_messages_are_due_at_the_same_rate_and_the_seed_says_when():
-    times = list(_schedule(task(random_arrivals=True, seed=7, count=20_000)))
-    assert times == list(_schedule(task(random_arrivals=True, seed=7, count=20_000)))
-    assert times != list(_schedule(task(random_arrivals=True, seed=8, count=20_000)))
+    times = schedule(random_arrivals=True, seed=7, count=20_000)
+    assert times == schedule(random_arrivals=True, seed=7, count=20_000)
+    assert times != schedule(random_arrivals=True, seed=8, count=20_000)
     assert times[0] == 0
     assert times == sorted(times)
     gaps = [after - before for before, after in itertools.pairwise(times)]
