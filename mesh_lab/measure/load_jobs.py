@@ -10,6 +10,7 @@ import sys
 import time
 import zlib
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any, ClassVar, Generic, TypeVar
 
 import msgspec
@@ -17,12 +18,14 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from mesh_lab import processes
-from mesh_lab.patterns.jetstream_wait import retry, wait_interest
+from mesh_lab.patterns.jetstream_wait import wait_interest
+from mesh_lab.patterns.wait import retry
 from mesh_lab.patterns.windowed_publisher import WindowedPublisher
 
 HEADER = struct.Struct(">4sI")
 """Every payload begins with the run's mark and the message's number, so that each one can be told apart."""
 ACK_TIMEOUT_S = 10.0
+PROBE_EVERY_S = 0.02
 QUIET_S = 2.0
 """Seconds without a message after which a subscriber gives up waiting for the publishers' last one."""
 
@@ -144,7 +147,8 @@ class Publish(NumberedJob[Sent], frozen=True, kw_only=True):
         for control in self.controls:
             # A subscription on one server reaches the others a moment later, and what is published in that moment is
             # lost. Each control subject is subscribed after its subscriber's real one, and interest travels in order.
-            await retry(lambda control=control: client.request(control, timeout=1.0), within=self.within)  # type: ignore[misc]
+            ask = partial(client.request, control, timeout=1.0)
+            await retry(ask, within=self.within, every=PROBE_EVERY_S)
         await parent.ready()
         parent.stage = "the server to read the messages"
         began = time.perf_counter_ns()
