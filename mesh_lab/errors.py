@@ -13,7 +13,6 @@ reader expects. A message says what happened with its numbers, what was expected
     ├── NoNatsCliError (FileNotFoundError)        the nats command-line tool was asked for and is not installed
     ├── ProcessEndedError (ChildProcessError)     a child process ended while it was needed, or failed
     │   └── ServerExitedError                     a server is not running, or ended by itself
-    ├── ServiceFailedError (ChildProcessError)    a service of the order mesh ended with an error
     ├── NotReadyError (TimeoutError)              a server or a service was not ready in time
     ├── BadConfigError (ValueError)               nats-server does not understand a configuration
     ├── BadTokenError (ValueError)                a signed token is none, or was changed
@@ -92,10 +91,6 @@ class ProcessEndedError(MeshLabError, ChildProcessError):
 
 class ServerExitedError(ProcessEndedError):
     """A server is not running, or ended by itself; the message carries its last log lines."""
-
-
-class ServiceFailedError(MeshLabError, ChildProcessError):
-    """A service of the order mesh ended with an error; the message carries what it said."""
 
 
 class NotReadyError(MeshLabError, TimeoutError):

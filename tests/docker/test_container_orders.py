@@ -13,9 +13,9 @@ import nats.js.errors
 import pytest
 from containers import SERVICES, assert_locked_down, command, leftovers
 
-from mesh_lab.errors import ServiceFailedError, WrongTotalsError
+from mesh_lab.errors import ProcessEndedError, WrongTotalsError
 from mesh_lab.orders.dataset import EVERYTHING, read_orders
-from mesh_lab.orders.job.run import run_orders
+from mesh_lab.orders.job import run_orders
 from mesh_lab.orders.order import STREAM
 from mesh_lab.orders.read_model import Summary, ask_read_model
 from mesh_lab.orders.totals import totals_of
@@ -80,7 +80,7 @@ async def test_the_death_of_every_worker_is_a_failure_that_says_so(project: Proj
             if container.service == "worker" and container.status == "running":
                 project.engine.docker("kill", container.id)
 
-    with pytest.raises(ServiceFailedError, match="worker-1 ended with code 137"):
+    with pytest.raises(ProcessEndedError, match="worker-1 ended with code 137"):
         await run_orders(mesh, workers=1, progress=kill_the_worker)
     assert services(project) == []
 

@@ -17,7 +17,7 @@ import pytest
 from nats.aio.client import Client
 from programs import killed_at_the_end
 
-from mesh_lab.errors import PublishRefusedError, ServiceFailedError, WrongTotalsError
+from mesh_lab.errors import ProcessEndedError, PublishRefusedError, WrongTotalsError
 from mesh_lab.orders.dataset import EVERYTHING, read_orders
 from mesh_lab.orders.event_store import (
     WORKERS,
@@ -27,7 +27,7 @@ from mesh_lab.orders.event_store import (
     open_event_store,
     read_order,
 )
-from mesh_lab.orders.job.run import run_orders
+from mesh_lab.orders.job import run_orders
 from mesh_lab.orders.order import STREAM, encode
 from mesh_lab.orders.publisher import place_orders
 from mesh_lab.orders.read_model import Summary, ask_read_model, serve_read_model
@@ -228,7 +228,7 @@ async def test_the_main_job_bears_the_death_of_a_worker_but_not_of_all(doomed: s
             assert run.totals == totals_of(read_orders(first=20_000))
             assert run.faults == ("worker-1 killed",)
         else:
-            with pytest.raises(ServiceFailedError, match=r"worker-\d ended with code -9"):
+            with pytest.raises(ProcessEndedError, match=r"worker-\d ended with code -9"):
                 await running
 
 

@@ -1,1 +1,5 @@
-"""The main job: all real orders through the mesh, with every total checked."""
+"""The main job: all real orders through a mesh, by services that are processes or containers of their own."""
+
+from mesh_lab.orders.job.run import OrderRun, run_orders
+
+__all__ = ["OrderRun", "run_orders"]

@@ -74,6 +74,6 @@ def _table(run: OrderRun, *, servers: int, workers: int, ready_s: float) -> Tabl
         table.add_column(column, justify="right")
     for stage in run.stages:
         table.add_row(
-            stage.name, stage.kind, f"{stage.messages:,}", f"{stage.elapsed_s:.2f}", f"{stage.rate_per_s:,.0f}"
+            stage.name, stage.kind, f"{stage.messages:,}", f"{stage.median_s:.2f}", f"{stage.rate_per_s:,.0f}"
         )
     return table

@@ -4,9 +4,10 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import nats.errors
@@ -15,40 +16,31 @@ from nats.aio.client import Client
 from nats.js.api import StreamInfo
 
 from mesh_lab.errors import NotReadyError, WrongTotalsError
+from mesh_lab.measure.measurement import Measurement
 from mesh_lab.orders.dataset import EVERYTHING, read_orders
 from mesh_lab.orders.event_store import WORKERS, open_event_store
-from mesh_lab.orders.job.services import start_services
+from mesh_lab.orders.job.services import Job, start_services
 from mesh_lab.orders.order import STREAM, Event, next_events
 from mesh_lab.orders.read_model import Summary, ask_read_model
 from mesh_lab.orders.totals import Totals, check_totals, totals_of
+from mesh_lab.patterns.jetstream_api import is_transient
 from mesh_lab.patterns.wait import retry
 from mesh_lab.servers.mesh import Mesh
 
 ASK_EVERY_S = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """How fast one stage of the run was."""
-
-    name: str
-    kind: str
-    messages: int
-    elapsed_s: float
-
-    @property
-    def rate_per_s(self) -> float:
-        """Messages a second."""
-        return self.messages / self.elapsed_s
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class OrderRun:
-    """What a run came to."""
+    """Totals, rates and faults of a run."""
 
     totals: Totals
-    stages: tuple[Stage, ...]
+    """What the read model counted, and the check confirmed."""
+    stages: tuple[Measurement, ...]
+    """How fast each part of it was."""
     faults: tuple[str, ...]
+    """What was killed and restarted on the way."""
 
 
 async def run_orders(
@@ -79,7 +71,7 @@ async def run_orders(
     Raises:
         OrderFormatError: A row of ``file`` is malformed.
         WrongTotalsError: An order was lost, doubled or changed; the message shows the difference.
-        ServiceFailedError: A service ended with an error.
+        ProcessEndedError: A service ended with an error.
         NotReadyError: Not every order was through in time.
         EngineRefusedError: The services' image could not be built, or their containers not started.
     """
@@ -89,13 +81,14 @@ async def run_orders(
     faults: list[str] = []
     killing: asyncio.Task[None] | None = None
     # Beside the stream's leader, every message and every acknowledgement saves a hop between servers.
-    leader = _leader(await open_event_store(client, replicas=3 if len(mesh.servers) >= 3 else 1))
-    running = start_services(mesh, near=leader, workers=workers, first=first, file=file)
+    replicas = 3 if len(mesh.servers) >= 3 else 1
+    leader = _leader(await open_event_store(client, replicas=replicas))
+    running = start_services(mesh, Job(workers, replicas, first, file), near=leader)
     async with _stream_of_the_run(client, keep=keep), running as services:
         started = time.monotonic()
         while True:
             services.check()
-            summary = await _ask(client)
+            summary = await _unless_transient(ask_read_model(client, within=1.0))
             if summary is not None:
                 if progress is not None:
                     progress(summary)
@@ -116,16 +109,16 @@ async def run_orders(
         if killing is not None:
             await killing
         faults += [f"{name} killed" for name in services.killed_workers]
-        reports = await services.stop()
+        reports = await services.finish()
         await _check(client, summary, expected, expected_events)
-    placed = next(r for r in reports if r["service"] == "publisher")
+    placed_s = next(float(str(report["elapsed_s"])) for report in reports if report["service"] == "publisher")
     total_events = sum(expected_events.values())
     return OrderRun(
         totals=summary.totals,
         stages=(
-            Stage("orders placed", "acknowledged", expected.orders, float(str(placed["elapsed_s"]))),
-            Stage("orders through all their events", "processed", expected.orders, elapsed_s),
-            Stage("events stored on every replica and read", "processed", total_events, elapsed_s),
+            Measurement("orders placed", "acknowledged", expected.orders, (placed_s,)),
+            Measurement("orders through all their events", "processed", expected.orders, (elapsed_s,)),
+            Measurement("events stored on every replica and read", "processed", total_events, (elapsed_s,)),
         ),
         faults=tuple(faults),
     )
@@ -166,25 +159,24 @@ async def _stream_of_the_run(client: Client, *, keep: bool) -> AsyncIterator[Non
                 await client.jetstream(timeout=5.0).delete_stream(STREAM)
 
 
-async def _ask(client: Client) -> Summary | None:
-    """Return the read model's summary, or nothing while it starts or a server is away."""
+async def _unless_transient(request: Awaitable[T]) -> T | None:
+    """Return what a request returns, or ``None`` while a service starts, a server is away or a leader is elected."""
     try:
-        return await ask_read_model(client, within=1.0)
-    except (nats.errors.NoRespondersError, TimeoutError, nats.errors.OutboundBufferLimitError):
+        return await request
+    except Exception as err:
+        if not is_transient(err):
+            raise
         return None
 
 
 async def _group_is_done(client: Client) -> bool:
-    """Say whether no order waits for a worker or for its acknowledgement.
+    """Return whether no order waits for a worker or for its acknowledgement.
 
-    An acknowledgement that meets an election is heard by nobody. Its order comes again after the group's ``ack_wait``,
-    to workers whose events the stream knows by their ids, and is acknowledged then.
+    An acknowledgement that meets an election gets lost. Its order comes again after the group's ``ack_wait``, to
+    workers whose events the stream knows by their ids, and is acknowledged then.
     """
-    try:
-        group = await client.jetstream(timeout=1.0).consumer_info(STREAM, WORKERS)
-    except (TimeoutError, nats.errors.Error):  # no leader at this moment
-        return False
-    return not group.num_pending and not group.num_ack_pending
+    group = await _unless_transient(client.jetstream(timeout=1.0).consumer_info(STREAM, WORKERS))
+    return group is not None and not group.num_pending and not group.num_ack_pending
 
 
 def _leader(info: StreamInfo) -> str | None:

@@ -3,228 +3,196 @@
 import asyncio
 import contextlib
 import json
-import os
-import subprocess
 import sys
-from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from mesh_lab.errors import ServiceFailedError
-from mesh_lab.processes import CONNECT_VARIABLE
-from mesh_lab.servers.compose import Project
+from mesh_lab.errors import EngineRefusedError, ProcessEndedError
+from mesh_lab.processes import CONNECT_VARIABLE, ChildProcess
 from mesh_lab.servers.docker import ContainerMesh
-from mesh_lab.servers.guard import OWNER_VARIABLE
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.tls import pack
 
 BUILD_LIMIT_S = 900.0
 ENDS_WITHIN_S = 40.0
 """How long a service may take to end: an election, and what its orders in hand then need."""
-KILLED = (-9, 137)  # by SIGKILL: as a process tells it, and as a container does
+KILLED = (-9, 137)  # by SIGKILL: the exit code of a process, and that of a container
+LOG_LINES = 20
 _SERVICES = ("publisher", "worker", "read-model")
 
 
-class Services(ABC):
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What the services have to do."""
+
+    workers: int
+    """Number of workers in the one group."""
+    replicas: int
+    """Copies of the stream."""
+    first: int | None
+    """Number of orders to place; ``None`` for all."""
+    file: Path | None
+    """Orders in the data set's format instead of the data set."""
+
+    def publisher(self, file: Path | None) -> list[str]:
+        """Return the publisher's arguments of ``python -m mesh_lab.orders``, with the place of :attr:`file` for it."""
+        given = {"--replicas": self.replicas, "--first": self.first, "--file": file}
+        return ["publisher", *(f"{option}={value}" for option, value in given.items() if value is not None)]
+
+
+class Services:
     """The services of one run, by name: ``publisher``, ``read-model``, ``worker-1`` and so on."""
 
-    @abstractmethod
-    def _codes(self) -> dict[str, int | None]:
-        """Return each service's exit code, ``None`` while it runs."""
-
-    @abstractmethod
-    def _said(self, name: str) -> str:
-        """Return what a service said about its failure."""
-
-    @abstractmethod
-    async def stop(self) -> list[dict[str, object]]:
-        """End every service in good order and return their reports.
-
-        Raises:
-            ServiceFailedError: One ended with an error.
-        """
-
-    @abstractmethod
-    def kill(self) -> None:
-        """End what still runs at once and clean up."""
+    def __init__(self, running: "Mapping[str, ChildProcess | _Container]") -> None:
+        self._running = running
 
     @property
     def published(self) -> bool:
         """Whether the publisher placed everything and ended."""
-        return self._codes()["publisher"] == 0
+        return self._running["publisher"].exit_code == 0
 
     @property
     def killed_workers(self) -> list[str]:
-        """The workers that somebody killed."""
-        return [name for name, code in self._codes().items() if name.startswith("worker-") and code in KILLED]
+        """The workers that were killed."""
+        return [name for name, one in self._running.items() if name.startswith("worker-") and one.exit_code in KILLED]
 
     def check(self) -> None:
         """Raise when a service failed; a killed worker is a fault that the rest of its group makes up for.
 
         Raises:
-            ServiceFailedError: One did; the message carries what it said.
+            ProcessEndedError: One did; the message carries the end of its log.
         """
-        codes, killed = self._codes(), self.killed_workers
-        workers = [name for name in codes if name.startswith("worker-")]
-        borne = killed if len(killed) < len(workers) else []
-        for name, code in codes.items():
-            if code and name not in borne:
-                said = self._said(name).strip()
-                raise ServiceFailedError(f"{name} ended with code {code}: {said or 'it said nothing'}")
+        killed = self.killed_workers
+        tolerated = killed if len(killed) < sum(name.startswith("worker-") for name in self._running) else []
+        for name, service in self._running.items():
+            if (code := service.exit_code) and name not in tolerated:
+                log = service.log(last=LOG_LINES)
+                message = f"{name} ended with code {code}: {log.strip() or 'it printed nothing'}"
+                raise ProcessEndedError(message, name=name, exit_code=code, log=log)
+
+    async def finish(self) -> list[dict[str, object]]:
+        """End every service in good order and return the report that each printed last.
+
+        Raises:
+            ProcessEndedError: One ended with an error, or did not end.
+        """
+        for service in self._running.values():
+            await asyncio.to_thread(service.request_stop)
+        ends = (asyncio.to_thread(service.rest, within=ENDS_WITHIN_S) for service in self._running.values())
+        try:
+            reports = await asyncio.gather(*ends)
+        except TimeoutError as err:
+            raise ProcessEndedError(f"{err} after SIGTERM") from err
+        self.check()
+        return [json.loads(report) for report in reports if report]
 
 
 @contextlib.asynccontextmanager
-async def start_services(
-    mesh: Mesh, *, near: str | None, workers: int, first: int | None, file: Path | None
-) -> AsyncIterator[Services]:
+async def start_services(mesh: Mesh, job: Job, *, near: str | None) -> AsyncIterator[Services]:
     """Run a publisher, workers and a read model where the mesh runs, for as long as the context lasts.
 
     Args:
         mesh: Which servers they work on; beside containers, they are containers too.
+        job: What they have to do.
         near: Server to which processes connect first; ``None`` for any.
-        workers: Number of workers in the one group.
-        first: Number of orders to place; ``None`` for all.
-        file: Orders in the data set's format instead of the data set.
 
     Raises:
         EngineRefusedError: The image could not be built, or the containers not started.
     """
-    replicas = f"--replicas={3 if len(mesh.servers) >= 3 else 1}"
-    chosen = [] if first is None else [f"--first={first}"]
-    services: _Containers | _Processes
-    if isinstance(mesh, ContainerMesh):
-        services = _Containers(mesh.project, str(mesh.connect_options()["password"]))
-    else:
-        services = _Processes(_environment(mesh, near), mesh.directory)
-    starting = asyncio.ensure_future(asyncio.to_thread(services.start, replicas, workers, chosen, file))
+
+    def start() -> "Mapping[str, ChildProcess | _Container]":
+        if isinstance(mesh, ContainerMesh):
+            return _start_containers(mesh, job, closing)
+        return _start_processes(mesh, near, job, closing)
+
+    closing = contextlib.ExitStack()
+    starting = asyncio.ensure_future(asyncio.to_thread(start))
     try:
-        await asyncio.shield(starting)
-        yield services
+        yield Services(await asyncio.shield(starting))
     finally:
         # A start that is interrupted must not go on while its services are being removed.
         await asyncio.gather(starting, return_exceptions=True)
-        await asyncio.to_thread(services.kill)
+        await asyncio.to_thread(closing.close)
 
 
-class _Processes(Services):
-    """Processes of this machine, which end with the mesh."""
-
-    def __init__(self, environment: dict[str, str], directory: Path) -> None:
-        self._environment = environment
-        self._directory = directory
-        self._processes: dict[str, subprocess.Popen[str]] = {}
-
-    def start(self, replicas: str, workers: int, chosen: list[str], file: Path | None) -> None:
-        self._start("read-model", "read-model", replicas)
-        for number in range(1, workers + 1):
-            self._start(f"worker-{number}", "worker", replicas)
-        self._start("publisher", "publisher", replicas, *chosen, *([] if file is None else [f"--file={file}"]))
-
-    def _start(self, name: str, *arguments: str) -> None:
-        with (self._directory / f"{name}.log").open("w") as log:
-            self._processes[name] = subprocess.Popen(
-                [sys.executable, "-m", "mesh_lab.orders", *arguments, "--name", name],
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                start_new_session=True,
-            )
-
-    def _codes(self) -> dict[str, int | None]:
-        return {name: process.poll() for name, process in self._processes.items()}
-
-    def _said(self, name: str) -> str:
-        return (self._directory / f"{name}.log").read_text()
-
-    async def stop(self) -> list[dict[str, object]]:
-        for process in self._processes.values():
-            process.terminate()
-        said = await asyncio.gather(*(asyncio.to_thread(_last_words, *one) for one in self._processes.items()))
-        self.check()
-        return [json.loads(out) for out in said if out]
-
-    def kill(self) -> None:
-        for process in self._processes.values():
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
-
-
-class _Containers(Services):
-    """Containers of the project's profile ``orders``; the workers are one service, scaled."""
-
-    def __init__(self, project: Project, password: str) -> None:
-        self._project = project
-        # That of the servers as they run: the file of variables may be newer than they are.
-        self._variables = {"MESH_LAB_USER_PASSWORD": password}
-        self._ids: dict[str, str] = {}
-        self._codes_seen: dict[str, int] = {}
-        self._waits: dict[str, subprocess.Popen[str]] = {}
-
-    def start(self, replicas: str, workers: int, chosen: list[str], file: Path | None) -> None:
-        self._remove()  # what a run that was killed left behind
-        self._compose("build", "--quiet", "worker", within=BUILD_LIMIT_S)
-        self._compose("up", "--detach", "--no-deps", "--no-build", f"--scale=worker={workers}", "read-model", "worker")
-        mount = [] if file is None else ["--volume", f"{file.absolute()}:/orders.txt:ro,z"]
-        placed = chosen if file is None else [*chosen, "--file=/orders.txt"]
-        name = f"--name={self._project.name}-publisher-1"
-        self._compose("run", "--detach", "--no-deps", name, *mount, "publisher", "publisher", replicas, *placed)
-        for container in self._project.containers():
-            if container.service in _SERVICES:
-                label = container.name if container.service == "worker" else container.service
-                self._ids[label] = container.id
-                # One sleeping process for each, instead of asking the engine ten times a second.
-                self._waits[label] = subprocess.Popen(
-                    ["docker", "wait", container.id], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
-                )
-
-    def _codes(self) -> dict[str, int | None]:
-        for name, wait in self._waits.items():
-            if name not in self._codes_seen and wait.poll() is not None:
-                said = wait.communicate()[0].strip()
-                self._codes_seen[name] = int(said) if said.isdigit() else -1  # removed by somebody
-        return {name: self._codes_seen.get(name) for name in self._waits}
-
-    def _said(self, name: str) -> str:
-        return self._project.engine.logs(self._ids[name], last=5)
-
-    async def stop(self) -> list[dict[str, object]]:
-        engine = self._project.engine
-        await asyncio.to_thread(engine.docker, "stop", *self._ids.values())
-        await asyncio.gather(*(asyncio.to_thread(wait.wait) for wait in self._waits.values()))
-        self.check()
-        said = [await asyncio.to_thread(engine.docker, "logs", "--tail=1", i) for i in self._ids.values()]
-        return [json.loads(line) for line in said if line]
-
-    def kill(self) -> None:
-        self._remove()
-        for wait in self._waits.values():
-            wait.wait()
-            if wait.stdout is not None:
-                wait.stdout.close()
-
-    def _remove(self) -> None:
-        if old := [c.id for c in self._project.containers() if c.service in _SERVICES]:
-            self._project.engine.docker("rm", "--force", *old)
-
-    def _compose(self, *arguments: str, within: float = 120.0) -> None:
-        self._project.compose("--profile", "orders", *arguments, within=within, variables=self._variables)
-
-
-def _environment(mesh: Mesh, near: str | None) -> dict[str, str]:
-    """Return the variables under which a process finds the mesh, and ends with it."""
+def _start_processes(mesh: Mesh, near: str | None, job: Job, closing: contextlib.ExitStack) -> dict[str, ChildProcess]:
+    """Start processes of this machine, which end with the mesh at the latest."""
     # In the environment, not among the arguments: those any user of the machine can read.
-    connect = json.dumps(pack(mesh.connect_options(to=near)))
-    return {**os.environ, CONNECT_VARIABLE: connect, OWNER_VARIABLE: mesh.owner}
+    environment = {CONNECT_VARIABLE: json.dumps(pack(mesh.connect_options(to=near)))}
+    replicas = f"--replicas={job.replicas}"
+    commands = {f"worker-{number}": ["worker", replicas] for number in range(1, job.workers + 1)}
+    commands |= {"read-model": ["read-model", replicas], "publisher": job.publisher(job.file)}
+    running = {}
+    for name, arguments in commands.items():
+        command = [sys.executable, "-m", "mesh_lab.orders", *arguments, "--name", name]
+        running[name] = ChildProcess(command, name=name, owner=mesh.owner, environment=environment, stdout=True)
+        closing.callback(running[name].close)
+        running[name].start()
+    return running
 
 
-def _last_words(name: str, process: subprocess.Popen[str]) -> str:
-    """Return what a process that was told to end says in the end."""
-    try:
-        return process.communicate(timeout=ENDS_WITHIN_S)[0]
-    except subprocess.TimeoutExpired as err:
-        raise ServiceFailedError(f"{name} did not end within {ENDS_WITHIN_S:g} s of being told to") from err
+def _start_containers(mesh: ContainerMesh, job: Job, closing: contextlib.ExitStack) -> "dict[str, _Container]":
+    """Start containers of the project's profile ``orders``; the workers are one service, scaled."""
+    project = mesh.project
+
+    def compose(*arguments: str, within: float = 120.0) -> None:
+        # The password of the servers as they run: the file of variables may be newer than they are.
+        variables = {"MESH_LAB_USER_PASSWORD": str(mesh.connect_options()["password"])}
+        project.compose("--profile", "orders", *arguments, within=within, variables=variables)
+
+    def remove() -> None:
+        if old := [c.id for c in project.containers() if c.service in _SERVICES]:
+            project.engine.docker("rm", "--force", *old)
+
+    remove()  # what a run that was killed left behind
+    compose("build", "--quiet", "worker", within=BUILD_LIMIT_S)
+    # One sleeping process, instead of asking the engine ten times a second. `docker compose wait` would not do: it
+    # waits for containers that run when it starts, and a publisher of few orders may have ended by then.
+    ours = ["--filter", f"label=com.docker.compose.project={project.name}", "--filter", "event=die"]
+    command = ["docker", "events", *ours, "--format", "{{.Actor.ID}} {{.Actor.Attributes.exitCode}}"]
+    events, codes = ChildProcess(command, name="docker events", stdout=True), dict[str, int]()
+    closing.callback(events.close)
+    events.start()
+    threading.Thread(target=_note_exit_codes, args=(events, codes), daemon=True).start()
+    closing.callback(remove)
+    compose("up", "--detach", "--no-deps", "--no-build", f"--scale=worker={job.workers}", "read-model", "worker")
+    inside = None if job.file is None else Path("/orders.txt")
+    mount = [] if job.file is None else ["--volume", f"{job.file.absolute()}:{inside}:ro,z"]
+    name = f"--name={project.name}-publisher-1"
+    compose("run", "--detach", "--no-deps", name, *mount, "publisher", *job.publisher(inside))
+    return {
+        container.name if container.service == "worker" else container.service: _Container(mesh, container.id, codes)
+        for container in project.containers()
+        if container.service in _SERVICES
+    }
+
+
+def _note_exit_codes(events: ChildProcess, codes: dict[str, int]) -> None:
+    with contextlib.suppress(ProcessEndedError):  # it was closed
+        while True:
+            container, _, code = events.receive().decode().partition(" ")
+            codes[container] = int(code)
+
+
+class _Container:
+    """A service in a container, with the methods of :class:`~mesh_lab.processes.ChildProcess` that are needed here."""
+
+    def __init__(self, mesh: ContainerMesh, id_: str, codes: dict[str, int]) -> None:
+        self._engine, self._id, self._codes = mesh.project.engine, id_, codes
+
+    @property
+    def exit_code(self) -> int | None:
+        return self._codes.get(self._id)
+
+    def log(self, *, last: int) -> str:
+        return self._engine.logs(self._id, last=last)
+
+    def request_stop(self) -> None:
+        with contextlib.suppress(EngineRefusedError):  # it has ended already
+            self._engine.docker("kill", "--signal=TERM", self._id)
+
+    def rest(self, *, within: float) -> bytes:
+        self._codes[self._id] = int(self._engine.docker("wait", self._id, within=within))
+        return self._engine.docker("logs", "--tail=1", self._id).encode()
