@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import nats.errors
 
-from mesh_lab.chaos.kinds import KINDS
+from mesh_lab.chaos.schedule import KINDS
 from mesh_lab.errors import MeshLabError
 
 if TYPE_CHECKING:

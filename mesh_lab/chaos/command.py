@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from mesh_lab.chaos.kinds import Kind
 from mesh_lab.chaos.power_cut import power_cut
 from mesh_lab.chaos.run import ChaosRun, chaos_run
+from mesh_lab.chaos.schedule import Kind
 from mesh_lab.servers.start import start_mesh
 
 INTERVALS: dict[str, str | None] = {"default (2 minutes)": None, "1s": "1s", "always": "always"}
@@ -43,14 +43,14 @@ def run_chaos(*, seed: int, seconds: float, kinds: Sequence[Kind] = ()) -> int:
         NotReadyError: The servers were not well again in time, or the run proves nothing.
         StoreFormatError: A server's files are not as nats-server 2.15 writes them.
     """
-    _say(f"seed {seed}")
+    _report(f"seed {seed}")
 
     async def run() -> ChaosRun:
         async with await start_mesh(servers=3, backend="local", links=True) as mesh:
-            return await chaos_run(mesh, seed=seed, seconds=seconds, kinds=kinds or None, told=_say)
+            return await chaos_run(mesh, seed=seed, seconds=seconds, kinds=kinds or None, on_fault=_report)
 
     done = asyncio.run(run())
-    _print({f"seed {seed}, {len(done.hits)} faults": done}, {**_ROWS, **_GAP_ROWS})
+    _print({f"seed {seed}, {len(done.faults)} faults": done}, {**_ROWS, **_GAP_ROWS})
     done.check()
     return 0
 
@@ -68,9 +68,9 @@ def run_power_cuts(*, seconds: float) -> int:
         StoreFormatError: A server's files are not as nats-server 2.15 writes them.
     """
     done: dict[str, ChaosRun] = {}
-    with _ended_as_by_ctrl_c():
+    with _ending_as_by_ctrl_c():
         for label, interval in INTERVALS.items():
-            _say(f"sync_interval {label}")
+            _report(f"sync_interval {label}")
             done[label] = asyncio.run(power_cut(sync_interval=interval, seconds=seconds))
     _print(done, _ROWS)
     done["always"].check()
@@ -78,7 +78,7 @@ def run_power_cuts(*, seconds: float) -> int:
 
 
 @contextlib.contextmanager
-def _ended_as_by_ctrl_c() -> Iterator[None]:
+def _ending_as_by_ctrl_c() -> Iterator[None]:
     """Let what would end the program at once end it as Ctrl-C does: mounts do not go with a process."""
 
     def end(*_: object) -> None:
@@ -96,8 +96,8 @@ def _ended_as_by_ctrl_c() -> Iterator[None]:
             signal.signal(ending, handler)
 
 
-def _say(line: str) -> None:
-    """Write progress where it does not mix with the result."""
+def _report(line: str) -> None:
+    """Write progress to standard error, where it does not mix with the result."""
     sys.stderr.write(line + "\n")
 
 

@@ -77,14 +77,10 @@ class History:
         """The attempts that were acknowledged, by id."""
         return {attempt.id: attempt for attempt in self.attempts if attempt.outcome == "stored"}
 
-    def gaps(self, *, longer_than: float = GAP_S) -> list[Gap]:
-        """Return when nothing was acknowledged, the time before the first and after the last one included.
-
-        Args:
-            longer_than: Seconds from which on silence is a gap.
-        """
+    def gaps(self) -> list[Gap]:
+        """Return when nothing was acknowledged, the time before the first and after the last one included."""
         times = sorted([0.0, *(a.ended_s for a in self.attempts if a.outcome == "stored"), self.length_s])
-        return [Gap(one, other) for one, other in pairwise(times) if other - one > longer_than]
+        return [Gap(one, other) for one, other in pairwise(times) if other - one > GAP_S]
 
     @property
     def availability(self) -> float:

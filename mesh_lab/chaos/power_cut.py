@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import threading
@@ -18,19 +17,22 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from mesh_lab.chaos.run import ChaosRun, look
-from mesh_lab.chaos.schedule import Hit, Step, start_all
+from mesh_lab.chaos.run import ChaosRun, audit_after_faults
+from mesh_lab.chaos.schedule import InjectedFault, PlannedFault, start_all
 from mesh_lab.chaos.writers import Writers
-from mesh_lab.errors import NoPowerCutError
+from mesh_lab.errors import NoPowerCutError, ProcessEndedError
 from mesh_lab.orders.event_store import open_event_store
 from mesh_lab.orders.order import STREAM
 from mesh_lab.patterns.jetstream_wait import wait_routable
 from mesh_lab.patterns.wait import run_shielded
+from mesh_lab.processes import output_of
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import start_mesh
 
 IMAGE_BYTES = 512 * 1024 * 1024  # sparse: on the disk lies what was written
 COPIES_TRIED = 10
+TOOL_WITHIN_S = 60.0
+WRITERS = 8
 UNMOUNT_AFTER_S = (0.0, 0.2, 0.5, 1.0)
 _TOOLS = ("mkfs.ext4", "mount", "umount", "losetup")
 
@@ -87,7 +89,7 @@ class Disk:
             self._mounted = True
             self._mount_point.chmod(0o700)
 
-    def freeze(self) -> None:
+    def snapshot(self) -> None:
         """Keep a copy of what is in the image now, and not in the system's memory.
 
         The servers stand still, and the system may write to the image all the same: then the copy is made again.
@@ -103,8 +105,8 @@ class Disk:
                 return
         raise NoPowerCutError(f"{self._image.name} was written to during each of {COPIES_TRIED} copies of it")
 
-    def cut(self) -> None:
-        """Put the copy that :meth:`freeze` made in the image's place: what came later never was."""
+    def roll_back(self) -> None:
+        """Put the copy that :meth:`snapshot` made in the image's place: what came later never was."""
         with self._lock:
             self._unmount()
         self._image.with_suffix(".cut").replace(self._image)
@@ -128,14 +130,13 @@ class Disk:
             self._mounted = False
 
 
-async def power_cut(*, sync_interval: str | None = None, seconds: float = 8.0, writers: int = 8) -> ChaosRun:
+async def power_cut(*, sync_interval: str | None = None, seconds: float = 8.0) -> ChaosRun:
     """Write orders to three servers, cut the power of all, and return what is left when they are back.
 
     Args:
         sync_interval: How long a server may leave what it has acknowledged to the system's memory: ``"1s"``, or
             ``"always"`` for not at all. ``None``: nats-server's own default, two minutes.
         seconds: From the first order to the cut.
-        writers: How many write.
 
     Raises:
         NoPowerCutError: This machine does not allow it; the message says what is missing.
@@ -149,19 +150,19 @@ async def power_cut(*, sync_interval: str | None = None, seconds: float = 8.0, w
         client = await mesh.connect(name="power-cut")
         await open_event_store(client, replicas=3)
         await wait_routable(client, STREAM)
-        async with Writers(mesh, number=writers) as working:
+        async with Writers(mesh, number=WRITERS) as working:
             await asyncio.sleep(seconds)
             began_s = working.now_s
             await asyncio.gather(*(mesh.pause(name) for name in mesh.servers))
             for disk in disks:
-                await run_shielded(asyncio.to_thread(disk.freeze))
+                await run_shielded(asyncio.to_thread(disk.snapshot))
             history = await working.stop(wait=False)
         await asyncio.gather(*(mesh.kill(name) for name in mesh.servers))
         for disk in disks:
-            await run_shielded(asyncio.to_thread(disk.cut))
+            await run_shielded(asyncio.to_thread(disk.roll_back))
         await start_all(mesh)
-        hit = Hit(Step(seconds, "kill all", "all", 0.0), "all", began_s, working.now_s)
-        return await look(mesh, history, [hit])
+        fault = InjectedFault(PlannedFault(seconds, "kill all", "all", 0.0), "all", began_s, working.now_s)
+        return await audit_after_faults(mesh, history, [fault])
 
 
 @contextlib.asynccontextmanager
@@ -189,6 +190,7 @@ async def _put_away(mesh: Mesh, disks: contextlib.ExitStack) -> None:
 
 
 def _run(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise NoPowerCutError(f"`{' '.join(command)}` failed: {(done.stderr or done.stdout).strip()}")
+    try:
+        output_of(command, within=TOOL_WITHIN_S)
+    except ProcessEndedError as err:
+        raise NoPowerCutError(str(err)) from err

@@ -1,4 +1,4 @@
-"""A chaos run: writers write, faults come and go, and in the end every acknowledged order is looked for."""
+"""A chaos run: writers write, faults come and go, and in the end every acknowledged order has to be there."""
 
 import asyncio
 import time
@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from mesh_lab.chaos.history import History
 from mesh_lab.chaos.invariants import Audit, audit
-from mesh_lab.chaos.kinds import KINDS, LINKED, Kind
-from mesh_lab.chaos.schedule import Hit, draw_schedule, inflict, start_all
+from mesh_lab.chaos.schedule import KINDS, LINKED, InjectedFault, Kind, draw_schedule, inject, start_all
 from mesh_lab.chaos.stored import Stored, read_replica, read_stream
 from mesh_lab.chaos.writers import Writers
 from mesh_lab.errors import NotReadyError, UnsupportedByBackendError
@@ -25,12 +24,12 @@ CAUGHT_UP_WITHIN_S, SETTLED_AFTER_S = 30.0, 5.0
 
 @dataclass(frozen=True, slots=True)
 class ChaosRun:
-    """What a run came to."""
+    """What became of a run's orders."""
 
     history: History
     """What the writers wrote down."""
-    hits: tuple[Hit, ...]
-    """The faults, when they were put in and out."""
+    faults: tuple[InjectedFault, ...]
+    """What was hit, and when."""
     caught_up: bool
     """Whether all servers came to hold the same, and all that was acknowledged."""
     audit: Audit
@@ -45,13 +44,13 @@ class ChaosRun:
         """Return if something was hit, all servers agree, and the promise was kept.
 
         Raises:
-            NotReadyError: The servers did not come to agree, or no fault was put in: the run says nothing.
+            NotReadyError: The servers did not come to agree, or no fault was injected: the run proves nothing.
             InvariantBrokenError: An order was lost, doubled or reversed.
         """
         self.audit.check()
-        if not self.hits or not self.caught_up or not self.audit.acknowledged:
+        if not self.faults or not self.caught_up or not self.audit.acknowledged:
             raise NotReadyError(
-                f"{len(self.hits)} faults, {self.audit.acknowledged:,} orders acknowledged, "
+                f"{len(self.faults)} faults, {self.audit.acknowledged:,} orders acknowledged, "
                 f"caught up: {self.caught_up}; expected at least 1 of each, and servers that hold the same in the end: "
                 "such a run proves nothing"
             )
@@ -62,9 +61,8 @@ async def chaos_run(
     *,
     seed: int,
     seconds: float,
-    writers: int = 4,
     kinds: Sequence[Kind] | None = None,
-    told: Callable[[str], None] | None = None,
+    on_fault: Callable[[str], None] | None = None,
 ) -> ChaosRun:
     """Return what became of the orders of some writers while faults came and went.
 
@@ -73,9 +71,8 @@ async def chaos_run(
             is there has to be empty.
         seed: Seed of the faults.
         seconds: How long faults begin; healing and reading come on top.
-        writers: How many write.
         kinds: Kinds of faults; ``None`` means all that the mesh allows, which without links is all but two.
-        told: Called with a line about each fault.
+        on_fault: Called with a line about each fault.
 
     Raises:
         UnsupportedByBackendError: The servers are not three local ones, or the mesh lacks the power that a fault needs.
@@ -87,22 +84,22 @@ async def chaos_run(
     _check_mesh(mesh)
     if kinds is None:
         kinds = [kind for kind in KINDS if mesh.linked or kind not in LINKED]
-    steps = draw_schedule(seed, seconds=seconds, kinds=kinds)
+    schedule = draw_schedule(seed, seconds=seconds, kinds=kinds)
     async with await mesh.connect(name="chaos") as client:
-        there = (await open_event_store(client, replicas=REPLICAS)).state.messages
-        if there:
+        messages = (await open_event_store(client, replicas=REPLICAS)).state.messages
+        if messages:
             raise ValueError(
-                f"stream {STREAM} holds {there:,} messages, expected none: an earlier run's orders have the same ids"
+                f"stream {STREAM} holds {messages:,} messages, expected none: an earlier run's orders have the same ids"
             )
         await wait_routable(client, STREAM)
-    async with Writers(mesh, number=writers) as working:
-        hits = await inflict(mesh, STREAM, steps, now=lambda: working.now_s, told=told)
+    async with Writers(mesh) as working:
+        faults = await inject(mesh, STREAM, schedule, now=lambda: working.now_s, on_fault=on_fault)
         await asyncio.sleep(max(seconds - working.now_s, 0.0))
     await mesh.ready()
-    return await look(mesh, working.history, hits)
+    return await audit_after_faults(mesh, working.history, faults)
 
 
-async def look(mesh: Mesh, history: History, hits: Sequence[Hit]) -> ChaosRun:
+async def audit_after_faults(mesh: Mesh, history: History, faults: Sequence[InjectedFault]) -> ChaosRun:
     """Wait until the servers hold the same, read it through a client and from their disks, and return the findings.
 
     The servers are stopped in good order for that, and started again.
@@ -110,7 +107,7 @@ async def look(mesh: Mesh, history: History, hits: Sequence[Hit]) -> ChaosRun:
     Args:
         mesh: Healed; every server runs.
         history: What the writers wrote down.
-        hits: The faults.
+        faults: What was injected.
 
     Raises:
         UnsupportedByBackendError: The servers are not three local ones.
@@ -123,7 +120,7 @@ async def look(mesh: Mesh, history: History, hits: Sequence[Hit]) -> ChaosRun:
     async with await mesh.connect(name="chaos-audit") as client:
         stored = await read_stream(client, STREAM)
     replicas = await read_replicas(mesh, STREAM)
-    return ChaosRun(history, tuple(hits), complete, await asyncio.to_thread(audit, history, stored, replicas))
+    return ChaosRun(history, tuple(faults), complete, await asyncio.to_thread(audit, history, stored, replicas))
 
 
 async def read_replicas(mesh: Mesh, stream: str) -> dict[str, list[Stored]]:

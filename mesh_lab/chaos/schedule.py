@@ -1,56 +1,63 @@
-"""Schedules of faults: drawn from a seed, put into a mesh one after the other, and always taken out again."""
+"""Schedules of faults: drawn from a seed, injected into a mesh one after the other, and always recovered from."""
 
 import asyncio
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from nats.aio.client import Client
 
-from mesh_lab.chaos.kinds import KINDS, Kind
 from mesh_lab.errors import NotReadyError
 from mesh_lab.patterns.wait import eventually, retry, run_shielded
 from mesh_lab.servers.mesh import Mesh
 
+Kind = Literal["kill", "stop", "pause", "cut", "reset", "kill all"]
+"""``kill``: SIGKILL. ``stop``: SIGTERM. ``pause``: SIGSTOP. ``cut``: nothing gets through between one
+server and the others. ``reset``: its connections to the others break and are refused. ``kill all``: SIGKILL to all."""
+KINDS: tuple[Kind, ...] = get_args(Kind)
+LINKED: frozenset[Kind] = frozenset({"cut", "reset"})
+"""Kinds that need a mesh with links."""
 Target = Literal["leader", "follower", "all"]
 FIRST_AT_S = 1.0
+"""A second for the writers to get going, so that the first fault hits something."""
 LASTS_S, PAUSE_S = (0.5, 3.0), (1.0, 4.0)
+"""Around an election, which takes a second or two: some faults end before it, some after it."""
 READY_WITHIN_S, LEADER_WITHIN_S = 60.0, 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class PlannedFault:
     """One fault of a schedule."""
 
     at_s: float
     """Seconds after the beginning; later, if the fault before it was not over by then."""
     kind: Kind
-    """What is done to it."""
+    """What is done to the target."""
     target: Target
     """``leader`` of the stream at that time, ``follower``: the first other server by name, or all."""
     lasts_s: float
-    """Seconds until it is taken out again."""
+    """Seconds until recovery begins."""
 
 
 @dataclass(frozen=True, slots=True)
-class Hit:
-    """A fault that was put in, and taken out again."""
+class InjectedFault:
+    """A fault that was injected and recovered from."""
 
-    step: Step
+    planned: PlannedFault
     server: str
     """Which server it hit; ``"all"`` for all."""
     began_s: float
-    """When it was put in, in seconds on the clock of the run."""
+    """When it was injected, in seconds on the clock of the run."""
     ended_s: float
-    """When it was out again; a server that was down is healthy by then."""
+    """When recovery was done; a server that was down is healthy by then."""
 
     def __str__(self) -> str:
-        """Say it in a few words."""
-        return f"{self.began_s:.1f} s: {self.step.kind} {self.server} ({self.step.target})"
+        """Return it in a few words."""
+        return f"{self.began_s:.1f} s: {self.planned.kind} {self.server} ({self.planned.target})"
 
 
-def draw_schedule(seed: int, *, seconds: float, kinds: Sequence[Kind] = KINDS) -> list[Step]:
+def draw_schedule(seed: int, *, seconds: float, kinds: Sequence[Kind] = KINDS) -> list[PlannedFault]:
     """Return the faults of a run: the same seed and length, the same faults.
 
     Args:
@@ -64,49 +71,53 @@ def draw_schedule(seed: int, *, seconds: float, kinds: Sequence[Kind] = KINDS) -
     if not kinds or (unknown := set(kinds) - set(KINDS)):
         raise ValueError(f"kinds {sorted(unknown) if kinds else []}, expected some of {', '.join(KINDS)}")
     chance = random.Random(seed)  # to be repeated, not to be secret
-    steps, at_s = [], FIRST_AT_S
+    schedule, at_s = [], FIRST_AT_S
     while at_s < seconds - 1.0:
         kind = chance.choice(kinds)
         target: Target = "all" if kind == "kill all" else chance.choice(("leader", "leader", "follower"))
         lasts_s = chance.uniform(*LASTS_S)
-        steps.append(Step(round(at_s, 2), kind, target, round(lasts_s, 2)))
+        schedule.append(PlannedFault(round(at_s, 2), kind, target, round(lasts_s, 2)))
         at_s += lasts_s + chance.uniform(*PAUSE_S)
-    return steps
+    return schedule
 
 
-async def inflict(
+async def inject(
     mesh: Mesh,
     stream: str,
-    steps: Sequence[Step],
+    schedule: Sequence[PlannedFault],
     *,
     now: Callable[[], float],
-    told: Callable[[str], None] | None = None,
-) -> list[Hit]:
-    """Put faults into a mesh and take them out again, one at a time, and return what was hit.
+    on_fault: Callable[[str], None] | None = None,
+) -> list[InjectedFault]:
+    """Inject faults into a mesh and recover from them, one at a time, and return what was hit.
 
     Args:
-        mesh: Where; local servers. Also after an error or a cancellation, servers run and links carry again.
+        mesh: Local servers. Also after an error or a cancellation, servers run and links carry again.
         stream: Whose leader and followers are meant.
-        steps: What to do.
+        schedule: What to inject.
         now: Clock of the run, in seconds.
-        told: Called with a line about each fault, when it was put in.
+        on_fault: Called with a line about each fault, just before it is injected.
 
     Raises:
         UnsupportedByBackendError: The mesh has no links to cut, or no servers to kill.
         NotReadyError: A server was not well again in time, or the stream named no leader.
-        TimeoutError: Nobody said who leads the stream.
+        TimeoutError: No server replied who leads the stream.
     """
-    hits = []
+    faults = []
     async with await mesh.connect(name="chaos") as client:
-        for step in steps:
-            await asyncio.sleep(max(step.at_s - now(), 0.0))
-            server = await _target(client, stream, step.target, sorted(mesh.servers))
+        for planned in schedule:
+            await asyncio.sleep(max(planned.at_s - now(), 0.0))
+            server = await _target(client, stream, planned.target, sorted(mesh.servers))
             began_s = now()
-            if told is not None:
-                told(str(Hit(step, server, began_s, began_s)))
-            await _endure(mesh, step, server)
-            hits.append(Hit(step, server, began_s, now()))
-    return hits
+            if on_fault is not None:
+                on_fault(str(InjectedFault(planned, server, began_s, began_s)))
+            try:
+                await run_shielded(_inject(mesh, planned.kind, server))
+                await asyncio.sleep(planned.lasts_s)
+            finally:
+                await run_shielded(_recover(mesh, planned.kind, server))
+            faults.append(InjectedFault(planned, server, began_s, now()))
+    return faults
 
 
 async def _target(client: Client, stream: str, target: Target, servers: Sequence[str]) -> str:
@@ -124,16 +135,7 @@ async def _target(client: Client, stream: str, target: Target, servers: Sequence
     return leader if target == "leader" else next(name for name in servers if name != leader)
 
 
-async def _endure(mesh: Mesh, step: Step, server: str) -> None:
-    """Put a fault in, wait, and take it out again, also when cancelled meanwhile."""
-    try:
-        await run_shielded(_put_in(mesh, step.kind, server))
-        await asyncio.sleep(step.lasts_s)
-    finally:
-        await run_shielded(_take_out(mesh, step.kind, server))
-
-
-async def _put_in(mesh: Mesh, kind: Kind, server: str) -> None:
+async def _inject(mesh: Mesh, kind: Kind, server: str) -> None:
     match kind:
         case "kill":
             await mesh.kill(server)
@@ -149,7 +151,7 @@ async def _put_in(mesh: Mesh, kind: Kind, server: str) -> None:
             await asyncio.gather(*(mesh.kill(name) for name in mesh.servers))
 
 
-async def _take_out(mesh: Mesh, kind: Kind, server: str) -> None:
+async def _recover(mesh: Mesh, kind: Kind, server: str) -> None:
     match kind:
         case "kill" | "stop":
             await mesh.restart(server, within=READY_WITHIN_S)

@@ -17,8 +17,8 @@ from mesh_lab import start_mesh
 from mesh_lab.chaos.command import run_chaos, run_power_cuts
 from mesh_lab.chaos.invariants import audit
 from mesh_lab.chaos.power_cut import power_cut, why_not
-from mesh_lab.chaos.run import caught_up, chaos_run, look, read_replicas
-from mesh_lab.chaos.schedule import Step, inflict, start_all
+from mesh_lab.chaos.run import audit_after_faults, caught_up, chaos_run, read_replicas
+from mesh_lab.chaos.schedule import PlannedFault, inject, start_all
 from mesh_lab.chaos.stored import read_stream
 from mesh_lab.chaos.writers import Writers
 from mesh_lab.errors import NoPowerCutError, UnsupportedByBackendError
@@ -39,38 +39,38 @@ needs_power_cut = pytest.mark.usefixtures("_power_can_be_cut")
 
 async def test_what_is_acknowledged_outlives_every_kind_of_fault():
     steps = [
-        Step(0.5, "cut", "leader", 0.5),
-        Step(1.0, "reset", "follower", 0.3),
-        Step(1.5, "pause", "leader", 1.2),
-        Step(2.0, "stop", "follower", 0.0),
-        Step(2.5, "kill", "leader", 0.2),
-        Step(3.0, "kill all", "all", 0.1),
+        PlannedFault(0.5, "cut", "leader", 0.5),
+        PlannedFault(1.0, "reset", "follower", 0.3),
+        PlannedFault(1.5, "pause", "leader", 1.2),
+        PlannedFault(2.0, "stop", "follower", 0.0),
+        PlannedFault(2.5, "kill", "leader", 0.2),
+        PlannedFault(3.0, "kill all", "all", 0.1),
     ]
     async with await start_mesh(servers=3, links=True) as mesh:
         client = await mesh.connect()
         await open_event_store(client, replicas=3)
         await wait_routable(client, STREAM)
-        told: list[str] = []
+        reported: list[str] = []
         async with Writers(mesh) as writing:
-            hits = await inflict(mesh, STREAM, steps, now=lambda: writing.now_s, told=told.append)
+            faults = await inject(mesh, STREAM, steps, now=lambda: writing.now_s, on_fault=reported.append)
             done = len(writing.history)
             await eventually(lambda: len(writing.history) > done + 100, within=60.0)
         await mesh.ready()
-        run = await look(mesh, writing.history, hits)
+        run = await audit_after_faults(mesh, writing.history, faults)
         run.check()
-        assert [hit.step for hit in run.hits] == steps
-        assert len(told) == len(steps)
+        assert [fault.planned for fault in run.faults] == steps
+        assert len(reported) == len(steps)
         assert run.longest_gap_s > 1.0, "six faults, and nobody was hindered: they were none"
         await eventually(lambda: mesh.healthy, within=20.0)
 
 
 async def test_a_run_from_a_seed_breaks_servers_without_links_as_well():
     async with await start_mesh(servers=3) as mesh:
-        run = await chaos_run(mesh, seed=5, seconds=4.0, writers=2)
+        run = await chaos_run(mesh, seed=5, seconds=4.0)
         with pytest.raises(ValueError, match=r"stream ORDERS holds \d.* messages, expected none"):
-            await chaos_run(mesh, seed=5, seconds=4.0, writers=2)
+            await chaos_run(mesh, seed=5, seconds=4.0)
     run.check()
-    assert {hit.step.kind for hit in run.hits} <= {"kill", "stop", "pause", "kill all"}
+    assert {fault.planned.kind for fault in run.faults} <= {"kill", "stop", "pause", "kill all"}
 
 
 async def test_three_copies_in_memory_are_lost_together_and_that_is_seen():
@@ -122,13 +122,13 @@ async def test_a_run_that_is_broken_off_leaves_all_servers_running_and_no_link_c
         client = await mesh.connect()
         await open_event_store(client, replicas=3)
         for kind, hurt in HURT.items():
-            step = Step(0.0, kind, "all" if kind == "kill all" else "follower", 60.0)
+            step = PlannedFault(0.0, kind, "all" if kind == "kill all" else "follower", 60.0)
 
             async def is_hurt(hurt=hurt):
                 states = {server.state for server in mesh.servers.values()}
                 return hurt(states, any(lane.cut for lane in await mesh.lanes()))
 
-            hurting = asyncio.create_task(inflict(mesh, STREAM, [step], now=lambda: 0.0))
+            hurting = asyncio.create_task(inject(mesh, STREAM, [step], now=lambda: 0.0))
             # Every moment counts: the fault may be half-way when it is broken off.
             await eventually(is_hurt, within=30.0, every=0.0)
             hurting.cancel()
@@ -176,7 +176,7 @@ def test_the_command_prints_what_became_of_the_orders(capsys: pytest.CaptureFixt
 
 @needs_power_cut
 async def test_an_order_that_was_synced_outlives_a_power_cut():
-    run = await power_cut(sync_interval="always", seconds=2.0, writers=4)
+    run = await power_cut(sync_interval="always", seconds=2.0)
     run.check()
     assert run.audit.acknowledged > 0
 
@@ -199,7 +199,7 @@ async def test_a_power_cut_that_is_told_to_end_leaves_no_disk(before, tmp_path):
 
 @needs_power_cut
 async def test_an_order_that_was_not_synced_is_lost_in_a_power_cut_and_that_is_seen():
-    run = await power_cut(seconds=2.0, writers=4)
+    run = await power_cut(seconds=2.0)
     assert len(run.audit.lost) > 0.9 * run.audit.acknowledged > 0
     assert not run.caught_up
 

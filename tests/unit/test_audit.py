@@ -10,9 +10,8 @@ import pytest
 
 from mesh_lab.chaos.history import Attempt, History
 from mesh_lab.chaos.invariants import audit
-from mesh_lab.chaos.kinds import KINDS
 from mesh_lab.chaos.run import ChaosRun
-from mesh_lab.chaos.schedule import Hit, Step, draw_schedule
+from mesh_lab.chaos.schedule import KINDS, InjectedFault, PlannedFault, draw_schedule
 from mesh_lab.chaos.stored import Stored, read_replica
 from mesh_lab.errors import InvariantBrokenError, NotReadyError, StoreFormatError
 
@@ -110,10 +109,15 @@ def test_a_history_of_two_runs_in_one_is_refused():
 
 
 def test_a_run_without_faults_or_agreement_proves_nothing():
-    run = ChaosRun(history(), (Hit(Step(1.0, "kill", "leader", 1.0), "n1", 1.0, 2.0),), True, audit(history(), kept()))
+    run = ChaosRun(
+        history(),
+        (InjectedFault(PlannedFault(1.0, "kill", "leader", 1.0), "n1", 1.0, 2.0),),
+        True,
+        audit(history(), kept()),
+    )
     run.check()
     nothing = audit(History([Attempt("w1", 0, "w1-0", 0.0, 1.0, "unknown")]), [])
-    for worthless in (replace(run, hits=()), replace(run, caught_up=False), replace(run, audit=nothing)):
+    for worthless in (replace(run, faults=()), replace(run, caught_up=False), replace(run, audit=nothing)):
         with pytest.raises(NotReadyError, match="such a run proves nothing"):
             worthless.check()
 
