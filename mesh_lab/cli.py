@@ -105,6 +105,11 @@ def _lab(options: argparse.Namespace) -> int:
         return 1
     command = [sys.executable, "-m", "jupyter", "lab", "--ip=127.0.0.1", f"--ServerApp.root_dir={root}"]
     command.append(f"--LabApp.default_url=/lab/tree/{FIRST_NOTEBOOK.as_posix()}")
+    # Opening a notebook does not change it: see there.
+    command.append("--ServerApp.contents_manager_class=mesh_lab.notebook.contents.LabContents")
+    # Defaults below those that a user has set: no question about news, no look for versions newer than the lock's.
+    defaults = [str(Path(__file__).with_name("notebook") / "jupyter"), os.environ.get("JUPYTER_CONFIG_PATH", "")]
+    os.environ["JUPYTER_CONFIG_PATH"] = os.pathsep.join(filter(None, defaults))
     if options.no_browser or not _has_browser():
         command.append("--no-browser")
         sys.stdout.write("No browser is opened. Copy the URL that JupyterLab prints below, token included.\n")

@@ -38,7 +38,6 @@ def jupyter(browser_path: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
     shutil.copytree(ROOT / "notebooks", root / "notebooks")
     # All cells stay in the page, those out of view as well, so that a test can ask for any of them.
     _set(root / "settings", "notebook-extension/tracker", '{"windowingMode": "none"}')
-    _set(root / "settings", "apputils-extension/notification", '{"fetchNews": "false", "checkForUpdates": false}')
     environment = {
         **os.environ,
         "JUPYTERLAB_SETTINGS_DIR": str(root / "settings"),

@@ -7,10 +7,11 @@ import urllib.error
 import urllib.request
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, TimeoutError, expect
 
 # Two shared cores start a kernel and three servers in a few seconds; a cell may take half a minute under load.
 STARTS_MS, RUNS_MS = 60_000, 180_000
+COMES_UP_MS = 5_000
 
 EXECUTED = re.compile(r"\[\d+\]:")
 WRONG_ANSWER = 'subject = "orders.eu.000010.placed"'
@@ -18,12 +19,19 @@ RIGHT_ANSWER = 'subject = list(read_orders(first=10))[-1].subject("paid")'
 
 
 @pytest.fixture
-def notebook(page: Page, jupyter: str) -> Page:
-    """The first notebook, open in JupyterLab with a kernel that idles, and without the outputs that come with it."""
+def opened(page: Page, jupyter: str) -> Page:
+    """The first notebook as `make lab` opens it, with a kernel that idles."""
     page.goto(jupyter)  # the address that `make lab` prints leads to the notebook
     expect(page.locator(".jp-NotebookPanel")).to_be_visible(timeout=STARTS_MS)
     _wait_for_kernel(jupyter)
     expect(page.locator('.jp-NotebookPanel [data-status="idle"]').first).to_be_attached(timeout=STARTS_MS)
+    return page
+
+
+@pytest.fixture
+def notebook(opened: Page) -> Page:
+    """The first notebook, open in JupyterLab with a kernel that idles, and without the outputs that come with it."""
+    page = opened
     _choose(page, "Edit", "Clear Outputs of All Cells")
     expect(_cell_with(page, "%load_ext mesh_lab").locator(".jp-InputArea-prompt")).to_have_text("[ ]:")
     return page
@@ -78,6 +86,17 @@ def _answer(page: Page, code: str) -> None:
 
 def _verdict(page: Page) -> Locator:
     return _cell_with(page, 'await check("0.1", subject)').locator(".jp-OutputArea-output")
+
+
+def test_the_first_notebook_opens_without_a_question_and_without_a_mark_of_changes(opened: Page) -> None:
+    tab = opened.locator(".lm-DockPanel-tabBar .lm-TabBar-tab", has_text="00_start_here.ipynb")
+    changed = opened.locator(".lm-DockPanel-tabBar .jp-mod-dirty")
+    expect(tab).to_be_visible()
+    # Both come a moment after the kernel idles, when JupyterLab learns of its language and has read its settings.
+    with pytest.raises(TimeoutError, match=f"Timeout {COMES_UP_MS}ms exceeded"):
+        changed.or_(opened.locator(".Toastify__toast, .jp-Dialog")).first.wait_for(timeout=COMES_UP_MS)
+    _choose(opened, "Edit", "Clear Outputs of All Cells")
+    expect(changed).to_have_count(1)
 
 
 def test_a_reader_runs_the_first_notebook_and_does_an_exercise(notebook: Page) -> None:
