@@ -99,18 +99,24 @@ def _file(text: str) -> Path:
 
 
 def _lab(options: argparse.Namespace) -> int:
+    from mesh_lab.doctor import graphical_browser
+
     root = next((p for p in (Path.cwd(), Path(__file__).parents[1]) if (p / FIRST_NOTEBOOK).is_file()), None)
     if root is None:
         sys.stderr.write(f"mesh-lab lab: no {FIRST_NOTEBOOK} here; run it in the folder that you cloned\n")
         return 1
     command = [sys.executable, "-m", "jupyter", "lab", "--ip=127.0.0.1", f"--ServerApp.root_dir={root}"]
     command.append(f"--LabApp.default_url=/lab/tree/{FIRST_NOTEBOOK.as_posix()}")
-    # Opening a notebook does not change it: see there.
+    # So that opening a notebook does not change it.
     command.append("--ServerApp.contents_manager_class=mesh_lab.notebook.contents.LabContents")
-    # Defaults below those that a user has set: no question about news, no look for versions newer than the lock's.
+    # Defaults, over which a user's own settings win: no question about news, no look for versions newer than the lock's.
     defaults = [str(Path(__file__).with_name("notebook") / "jupyter"), os.environ.get("JUPYTER_CONFIG_PATH", "")]
     os.environ["JUPYTER_CONFIG_PATH"] = os.pathsep.join(filter(None, defaults))
-    if options.no_browser or not _has_browser():
+    try:
+        opens = not options.no_browser and bool(graphical_browser())
+    except webbrowser.Error:
+        opens = False
+    if not opens:
         command.append("--no-browser")
         sys.stdout.write("No browser is opened. Copy the URL that JupyterLab prints below, token included.\n")
     if hasattr(os, "geteuid") and os.geteuid() == 0:
@@ -123,16 +129,6 @@ def _lab(options: argparse.Namespace) -> int:
     # JupyterLab takes this process's place, so that a signal to end reaches it and its kernels.
     os.chdir(root)
     os.execv(command[0], command)  # noqa: S606  # no shell, and none is wanted
-
-
-def _has_browser() -> bool:
-    from mesh_lab.doctor import graphical_browser
-
-    try:
-        graphical_browser()
-    except webbrowser.Error:
-        return False
-    return True
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -12,21 +12,18 @@ import webbrowser
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from mesh_lab.errors import MeshLabError, NoServerBinaryError, NotReadyError
+from mesh_lab.errors import MeshLabError, NotReadyError
 from mesh_lab.servers.binary import MINIMUM_VERSION, find_server, version_text
 from mesh_lab.servers.engine import Engine
 from mesh_lab.servers.ports import PortBlock
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 # Two regions of three servers under load, beside the kernel and JupyterLab.
 MEMORY_NEEDED_BYTES = 1_000_000_000
 # Three copies of the biggest streams at course size; the stores lie in the temporary directory.
 DISK_NEEDED_BYTES = 2_000_000_000
-# Where a container's limit stands, which the memory of the whole machine says nothing about (cgroup v2).
+# Where a container's limit stands, of which the memory of the whole machine says nothing (cgroup v2).
 CGROUP = Path("/sys/fs/cgroup")
 
 # What the extra `lab` of pyproject.toml brings to run with, but for the server and the event loop's nest-asyncio2.
@@ -34,12 +31,8 @@ LAB_PACKAGES = (
     "jupyterlab", "ipywidgets", "pandas", "matplotlib", "hdrhistogram", "nkeys", "opentelemetry-sdk",
     "platformdirs", "prometheus-client", "psutil", "rich", "trustme",
 )  # fmt: skip
-MODULES = {
-    "hdrhistogram": "hdrh.histogram",
-    "opentelemetry-sdk": "opentelemetry.sdk",
-    "prometheus-client": "prometheus_client",
-}
-"""What is imported, where it has another name than what is installed."""
+# Modules whose names do not follow from their packages'.
+_MODULES = {"hdrhistogram": "hdrh.histogram", "opentelemetry-sdk": "opentelemetry.sdk"}
 _TEXT_BROWSERS = ("www-browser", "links", "elinks", "lynx", "w3m")
 _INSTALL_LAB = 'pip install "mesh-lab[lab]", in a checkout: pip install -e ".[lab]"'
 
@@ -54,49 +47,15 @@ class Finding:
     """Whether it is as the course needs it."""
     seen: str
     """What is there, with its numbers."""
-    fix: str
+    fix: str = ""
     """What mends it when it is not ok."""
     level: Literal["fault", "note"] = "fault"
     """What it is when not ok: a fault stops the course, a note only a part of it."""
 
     @property
     def state(self) -> Literal["ok", "fault", "note"]:
-        """What a reader needs to know first."""
+        """Whether all is well, and how bad it is otherwise."""
         return "ok" if self.ok else self.level
-
-
-def examine() -> list[Finding]:
-    """Return what was found on this machine, in the order in which one would mend it."""
-    # uvloop is not made for Windows; there, asyncio's own loop is used.
-    loops = ["nest-asyncio2"] if sys.platform == "win32" else ["uvloop", "nest-asyncio2"]
-    python = f"{sys.version.split()[0]} at {sys.executable}"
-    return [
-        Finding("Python", sys.version_info >= (3, 11), python, "make an environment with Python 3.11 or newer"),
-        _importable("event loop", loops),
-        _importable("packages", LAB_PACKAGES),
-        _server(),
-        _ports(),
-        _memory(),
-        _disk(),
-        _docker(),
-        _browser(),
-    ]
-
-
-def render(findings: Sequence[Finding]) -> "Table":
-    """Return the findings as a table for a terminal, each fault and note with its fix."""
-    from rich.table import Table
-    from rich.text import Text
-
-    styles = {"ok": "green", "fault": "bold red", "note": "yellow"}
-    table = Table("", "looked at", "found, and what to do", show_lines=True)
-    table.columns[2].overflow = "fold"
-    for finding in findings:
-        style = styles[finding.state]
-        # As Text, because a path or a program's words may hold what rich would read as markup.
-        fix = Text("" if finding.ok else f"\n{finding.fix}", style=style)
-        table.add_row(Text(finding.state, style=style), Text(finding.what), Text(finding.seen) + fix)
-    return table
 
 
 def run() -> int:
@@ -104,101 +63,41 @@ def run() -> int:
     findings = examine()
     try:
         from rich.console import Console
-    except ImportError:  # then it is among the faults, and a person needs to read them all the same
+        from rich.table import Table
+        from rich.text import Text
+    except ImportError:  # then it is among the faults, and still to be read
         for finding in findings:
             fix = "" if finding.ok else f"; {finding.fix}"
             sys.stdout.write(f"{finding.state:5}  {finding.what}: {finding.seen}{fix}\n")
     else:
-        Console().print(render(findings))
+        styles = {"ok": "green", "fault": "bold red", "note": "yellow"}
+        table = Table("", "looked at", "found, and what to do", show_lines=True)
+        table.columns[2].overflow = "fold"
+        for finding in findings:
+            style = styles[finding.state]
+            # As Text, because a path or a program's words may hold what rich would read as markup.
+            fixed = Text("" if finding.ok else f"\n{finding.fix}", style=style)
+            table.add_row(Text(finding.state, style=style), Text(finding.what), Text(finding.seen) + fixed)
+        Console().print(table)
     return int(any(finding.state == "fault" for finding in findings))
 
 
-def _importable(what: str, packages: Sequence[str]) -> Finding:
-    """Return the packages' versions, or what happens where one is imported."""
-    faults = [fault for package in packages if (fault := _import_fault(package))]
-    versions = [f"{package} {importlib.metadata.version(package)}" for package in packages if not faults]
-    return Finding(what, not faults, "; ".join(faults) or ", ".join(versions), _INSTALL_LAB)
-
-
-def _import_fault(package: str) -> str:
-    """Return why a package cannot be imported, or an empty string."""
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            importlib.import_module(MODULES.get(package) or package.replace("-", "_"))
-    except Exception as err:  # noqa: BLE001 - whatever a broken package raises is the finding
-        return f"{package}: {type(err).__name__}: {err}"
-    return ""
-
-
-def _server() -> Finding:
-    what = f"nats-server {version_text(MINIMUM_VERSION)} or newer"
-    try:
-        found = find_server()
-    except NoServerBinaryError as err:
-        return Finding(what, False, str(err), "correct what the message names")
-    return Finding(what, True, f"{version_text(found.version)} at {found.path}, from {found.source}", "")
-
-
-def _ports() -> Finding:
-    fix = "end programs that listen there, or let the firewall or sandbox allow listening on 127.0.0.1"
-    try:
-        with socket.create_server(("127.0.0.1", 0)):
-            pass
-        block = PortBlock.reserve()
-        first = block.take()
-        block.release()
-    except (OSError, NotReadyError) as err:
-        return Finding("ports", False, f"on 127.0.0.1: {err}", fix)
-    return Finding("ports", True, f"can listen on 127.0.0.1; a block is free at {first}", fix)
-
-
-def _memory() -> Finding:
-    try:
-        import psutil
-    except ImportError as err:
-        return Finding("memory", False, f"cannot be measured: {err}", _INSTALL_LAB)
-    free = min(psutil.virtual_memory().available, _free_in_container(CGROUP))
-    seen = f"{free / 1e9:.1f} GB available, {MEMORY_NEEDED_BYTES / 1e9:.0f} GB needed"
-    fix = "close other programs, or give the container or virtual machine more"
-    return Finding("memory", free >= MEMORY_NEEDED_BYTES, seen, fix)
-
-
-def _free_in_container(cgroup: Path) -> float:
-    """Return the bytes left below a container's limit, infinity where there is none."""
-    try:
-        limit = int((cgroup / "memory.max").read_text())
-        used = int((cgroup / "memory.current").read_text())
-        stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
-        # Files that were read once count as used, and are given up first.
-        return limit - used + int(stat["inactive_file"])
-    except (OSError, ValueError, KeyError):  # no cgroup v2, or "max": no limit
-        return float("inf")
-
-
-def _disk() -> Finding:
-    place = tempfile.gettempdir()
-    free = shutil.disk_usage(place).free
-    seen = f"{free / 1e9:.1f} GB free in {place}, {DISK_NEEDED_BYTES / 1e9:.0f} GB needed"
-    fix = "free some, or set TMPDIR (on Windows TEMP) to a directory on a bigger disk"
-    return Finding("disk", free >= DISK_NEEDED_BYTES, seen, fix)
-
-
-def _docker() -> Finding:
-    fix = "needed for the parts that run in containers; everything else works without it"
-    try:
-        engine = Engine.find()
-        version = engine.docker("version", "--format", "{{.Server.Version}}").strip()
-    except MeshLabError as err:
-        return Finding("Docker, Compose 2", False, str(err), fix, "note")
-    return Finding("Docker, Compose 2", True, f"{version}, {' '.join(engine.compose_command)}", fix, "note")
-
-
-def _browser() -> Finding:
-    fix = "install one, or open JupyterLab's address in a browser on another machine through an SSH tunnel"
-    try:
-        return Finding("browser", True, graphical_browser(), fix, "note")
-    except webbrowser.Error as err:
-        return Finding("browser", False, str(err), fix, "note")
+def examine() -> list[Finding]:
+    """Return what was found on this machine, in the order in which one would mend it."""
+    python = f"{sys.version.split()[0]} at {sys.executable}"
+    # uvloop is not made for Windows; there, asyncio's own loop is used.
+    loops = ["nest-asyncio2"] if sys.platform == "win32" else ["uvloop", "nest-asyncio2"]
+    return [
+        Finding("Python", sys.version_info >= (3, 11), python, "make an environment with Python 3.11 or newer"),
+        _packages("event loop", loops),
+        _packages("packages", LAB_PACKAGES),
+        _server(),
+        _ports(),
+        _memory(),
+        _disk(),
+        _docker(),
+        _browser(),
+    ]
 
 
 def graphical_browser() -> str:
@@ -216,3 +115,86 @@ def graphical_browser() -> str:
     if name in _TEXT_BROWSERS:
         raise webbrowser.Error(f"only {name}, which cannot show JupyterLab")
     return name or "the system's default"
+
+
+def _packages(what: str, packages: Sequence[str]) -> Finding:
+    faults = []
+    for package in packages:
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                importlib.import_module(_MODULES.get(package, package.replace("-", "_")))
+        except Exception as err:  # noqa: BLE001 - whatever a broken package raises is the finding
+            faults.append(f"{package}: {type(err).__name__}: {err}")
+    if faults:
+        return Finding(what, False, "; ".join(faults), _INSTALL_LAB)
+    return Finding(what, True, ", ".join(f"{package} {importlib.metadata.version(package)}" for package in packages))
+
+
+def _server() -> Finding:
+    what = f"nats-server {version_text(MINIMUM_VERSION)} or newer"
+    try:
+        found = find_server()
+    except MeshLabError as err:
+        return Finding(what, False, str(err), "correct what the message names")
+    return Finding(what, True, f"{version_text(found.version)} at {found.path}, from {found.source}")
+
+
+def _ports() -> Finding:
+    try:
+        with socket.create_server(("127.0.0.1", 0)):
+            pass
+        block = PortBlock.reserve()
+        first = block.take()
+        block.release()
+    except (OSError, NotReadyError) as err:
+        fix = "end programs that listen there, or let the firewall or sandbox allow listening on 127.0.0.1"
+        return Finding("ports", False, f"on 127.0.0.1: {err}", fix)
+    return Finding("ports", True, f"can listen on 127.0.0.1; a block is free at {first}")
+
+
+def _memory() -> Finding:
+    try:
+        import psutil
+    except ImportError as err:
+        return Finding("memory", False, f"cannot be measured: {err}", _INSTALL_LAB)
+    free = min(psutil.virtual_memory().available, _free_in_container())
+    seen = f"{free / 1e9:.1f} GB available, {MEMORY_NEEDED_BYTES / 1e9:.0f} GB needed"
+    fix = "close other programs, or give the container or virtual machine more"
+    return Finding("memory", free >= MEMORY_NEEDED_BYTES, seen, fix)
+
+
+def _free_in_container() -> float:
+    """Return the bytes left below a container's limit, infinity where there is none."""
+    try:
+        limit, used = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+        stat = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        # Files that were read once count as used, and are given up first.
+        return limit - used + int(stat["inactive_file"])
+    except (OSError, ValueError, KeyError):  # no cgroup v2, or "max": no limit
+        return float("inf")
+
+
+def _disk() -> Finding:
+    place = tempfile.gettempdir()
+    free = shutil.disk_usage(place).free
+    seen = f"{free / 1e9:.1f} GB free in {place}, {DISK_NEEDED_BYTES / 1e9:.0f} GB needed"
+    fix = "free some, or set TMPDIR (on Windows TEMP) to a directory on a bigger disk"
+    return Finding("disk", free >= DISK_NEEDED_BYTES, seen, fix)
+
+
+def _docker() -> Finding:
+    what, fix = "Docker, Compose 2", "needed for the parts that run in containers; everything else works without it"
+    try:
+        engine = Engine.find()
+        version = engine.docker("version", "--format", "{{.Server.Version}}").strip()
+    except MeshLabError as err:
+        return Finding(what, False, str(err), fix, "note")
+    return Finding(what, True, f"{version}, {' '.join(engine.compose_command)}")
+
+
+def _browser() -> Finding:
+    try:
+        return Finding("browser", True, graphical_browser())
+    except webbrowser.Error as err:
+        fix = "install one, or open JupyterLab's address in a browser on another machine through an SSH tunnel"
+        return Finding("browser", False, str(err), fix, "note")
