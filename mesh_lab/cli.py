@@ -109,7 +109,7 @@ def _lab(options: argparse.Namespace) -> int:
     command.append(f"--LabApp.default_url=/lab/tree/{FIRST_NOTEBOOK.as_posix()}")
     # So that opening a notebook does not change it.
     command.append("--ServerApp.contents_manager_class=mesh_lab.notebook.contents.LabContents")
-    # Defaults, over which a user's own settings win: no question about news, no look for versions newer than the lock's.
+    # Defaults, over which a user's own settings win: no question about news, no look for newer versions.
     defaults = [str(Path(__file__).with_name("notebook") / "jupyter"), os.environ.get("JUPYTER_CONFIG_PATH", "")]
     os.environ["JUPYTER_CONFIG_PATH"] = os.pathsep.join(filter(None, defaults))
     try:
