@@ -42,6 +42,8 @@ reader expects. A message says what happened with its numbers, what was expected
     └── UnknownExerciseError (LookupError)        no exercise has that number
 """
 
+from collections.abc import Mapping
+
 
 class MeshLabError(Exception):
     """Root of every error that this package raises."""
@@ -146,7 +148,15 @@ class OrderFormatError(MeshLabError, ValueError):
 
 
 class WrongTotalsError(MeshLabError, ValueError):
-    """Orders were lost, doubled or changed; the message shows the difference."""
+    """Orders were lost, doubled or changed; the message shows the difference.
+
+    Attributes:
+        differences: What was seen less what was expected, by the name of the count or sum; without what is right.
+    """
+
+    def __init__(self, message: str, *, differences: Mapping[str, int] | None = None) -> None:
+        super().__init__(message)
+        self.differences = dict(differences or {})
 
 
 class StoreFormatError(MeshLabError, ValueError):
@@ -162,11 +172,28 @@ class NoPowerCutError(MeshLabError, PermissionError):
 
 
 class PublishRefusedError(MeshLabError, RuntimeError):
-    """The server refused a message: it is not stored, and sending it again would be refused again."""
+    """The server refused a message: it is not stored, and sending it again would be refused again.
+
+    Attributes:
+        code: As in HTTP, 400 for the caller's mistake; 0 where the server was not asked, as for a message too large.
+        err_code: Number in nats-server's own list, for example 10071 for a wrong last sequence; or 0.
+    """
+
+    def __init__(self, message: str, *, code: int = 0, err_code: int = 0) -> None:
+        super().__init__(message)
+        self.code, self.err_code = code, err_code
 
 
 class UnknownOutcomeError(MeshLabError, TimeoutError):
-    """No answer came within the retry budget: the message may or may not be stored."""
+    """No reply came within the retry budget: the message may or may not be stored.
+
+    Attributes:
+        waited_s: Seconds without a reply; 0.0 where a reply came that says nothing about it.
+    """
+
+    def __init__(self, message: str, *, waited_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.waited_s = waited_s
 
 
 class PoisonMessageError(MeshLabError, ValueError):
@@ -194,7 +221,16 @@ class MemberNameTakenError(MeshLabError, RuntimeError):
 
 
 class BatchEndedError(MeshLabError, ConnectionError):
-    """The server ended a batch before its end: what the message counts is stored, the rest is not acknowledged."""
+    """The server ended a batch before its end: a beginning of it is stored, the rest is not acknowledged.
+
+    Attributes:
+        stored: Messages of the batch that are stored.
+        sent: Messages that were sent.
+    """
+
+    def __init__(self, message: str, *, stored: int, sent: int) -> None:
+        super().__init__(message)
+        self.stored, self.sent = stored, sent
 
 
 class UnknownExerciseError(MeshLabError, LookupError):

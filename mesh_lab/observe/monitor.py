@@ -1,4 +1,4 @@
-"""What a server says of itself over its HTTP monitoring port.
+"""A server's state, as its HTTP monitoring port reports it.
 
 The endpoints and their fields are documented at
 https://docs.nats.io/running-a-nats-service/nats_admin/monitoring.
@@ -12,13 +12,12 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """One answer of ``/healthz``."""
+    """One reply of ``/healthz``."""
 
     ok: bool
-    """Whether the server called itself healthy: status 200."""
+    """Whether the server reported itself healthy: status 200."""
     seen: str
-    """What it answered, for messages: ``"200 ok"``, ``"503 JetStream has not established contact…"``, ``"no
-    answer: …"``."""
+    """The reply, for messages: ``"200 ok"``, ``"503 JetStream has not established contact…"``, ``"no answer: …"``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +38,8 @@ class Monitor:
             path: Endpoint with its query, for example ``"/connz?subs=1"``.
 
         Raises:
-            OSError: Nothing answered within ``timeout_s``.
-            ValueError: The answer is not a JSON object.
+            OSError: No reply came within ``timeout_s``.
+            ValueError: The reply is not a JSON object.
         """
         connection = http.client.HTTPConnection(self.host, self.port, timeout=self.timeout_s)
         try:
@@ -56,7 +55,7 @@ class Monitor:
         return response.status, body
 
     def health(self) -> Health:
-        """Return whether the server calls itself healthy, JetStream included; never raises."""
+        """Return whether the server reports itself healthy, JetStream included; never raises."""
         try:
             status, body = self.read("/healthz")
         except (OSError, ValueError) as err:
@@ -67,31 +66,31 @@ class Monitor:
         """Return general facts: version, connections, messages in and out, slow consumers.
 
         Raises:
-            OSError: Nothing answered.
+            OSError: No reply came.
         """
         return self.read("/varz")[1]
 
     def jsz(self, query: str = "") -> dict[str, Any]:
-        """Return JetStream's state; ``query`` such as ``"streams=1&accounts=1"`` asks for more detail.
+        """Return JetStream's state; ``query`` such as ``"streams=1&accounts=1"`` adds detail.
 
         Raises:
-            OSError: Nothing answered.
+            OSError: No reply came.
         """
         return self.read("/jsz" + (f"?{query}" if query else ""))[1]
 
     def connz(self, query: str = "") -> dict[str, Any]:
-        """Return the client connections; ``query`` such as ``"subs=1"`` asks for more detail.
+        """Return the client connections; ``query`` such as ``"subs=1"`` adds detail.
 
         Raises:
-            OSError: Nothing answered.
+            OSError: No reply came.
         """
         return self.read("/connz" + (f"?{query}" if query else ""))[1]
 
     def routez(self, query: str = "") -> dict[str, Any]:
-        """Return the routes to the other servers of the cluster; ``query`` such as ``"subs=1"`` asks for more.
+        """Return the routes to the other servers of the cluster; ``query`` such as ``"subs=1"`` adds detail.
 
         Raises:
-            OSError: Nothing answered.
+            OSError: No reply came.
         """
         return self.read("/routez" + (f"?{query}" if query else ""))[1]
 
@@ -99,7 +98,7 @@ class Monitor:
         """Return the gateways to other regions: for each, one connection out, and those that came in.
 
         Raises:
-            OSError: Nothing answered.
+            OSError: No reply came.
         """
         return self.read("/gatewayz")[1]
 
@@ -107,6 +106,6 @@ class Monitor:
         """Return the leaf node connections, on either side of them.
 
         Raises:
-            OSError: Nothing answered.
+            OSError: No reply came.
         """
         return self.read("/leafz")[1]

@@ -1,4 +1,4 @@
-"""One look at all servers of a mesh: who is well, who is joined to whom, who is connected, how much has passed."""
+"""A snapshot of all servers of a mesh: which reply, which are joined, which clients they have, and their traffic."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -10,12 +10,12 @@ from typing import Any
 from mesh_lab.observe.monitor import Monitor
 
 _AT = "at"
-_QUESTIONS = ("/varz", "/connz?limit=1000", "/routez", "/gatewayz", "/leafz", "/jsz?accounts=1&streams=1")
+_ENDPOINTS = ("/varz", "/connz?limit=1000", "/routez", "/gatewayz", "/leafz", "/jsz?accounts=1&streams=1")
 
 
 @dataclass(frozen=True, slots=True)
 class ServerSnapshot:
-    """What one server said of itself at one moment."""
+    """The state of one server at one moment."""
 
     at_s: float
     """When, on this process's monotonic clock."""
@@ -34,9 +34,9 @@ class ServerSnapshot:
 
 
 def snapshot(monitors: Mapping[str, Monitor]) -> dict[str, ServerSnapshot]:
-    """Return what each server says of itself; a server that does not answer in time is not in it.
+    """Return the state of each server; a server that does not reply in time is left out.
 
-    Blocks for as long as the slowest of them takes to answer, or not to.
+    Blocks for as long as the slowest reply takes, or the monitors' timeout.
 
     Args:
         monitors: The servers' monitors, by the servers' names.
@@ -44,22 +44,22 @@ def snapshot(monitors: Mapping[str, Monitor]) -> dict[str, ServerSnapshot]:
     if not monitors:
         return {}
     with ThreadPoolExecutor(len(monitors)) as pool:
-        told = dict(zip(monitors, pool.map(_ask, monitors.values()), strict=True))
-    answers = {name: answer for name, answer in told.items() if answer is not None}
-    names = {answer["/varz"]["server_id"]: name for name, answer in answers.items()}
-    return {name: _look(name, answer, names) for name, answer in answers.items()}
+        read = zip(monitors, pool.map(_read, monitors.values()), strict=True)
+        replies = {name: reply for name, reply in read if reply is not None}
+    names = {reply["/varz"]["server_id"]: name for name, reply in replies.items()}
+    return {name: _snapshot_of(name, reply, names) for name, reply in replies.items()}
 
 
 def rate_per_s(before: ServerSnapshot | None, now: ServerSnapshot, *, peer: str | None = None) -> float | None:
-    """Return messages a second between two looks at the same server.
+    """Return messages a second between two snapshots of the same server.
 
     Args:
-        before: The earlier look.
+        before: The earlier one.
         now: The later one.
         peer: Count those that passed between it and this server; ``None`` counts all that it received.
 
     Returns:
-        ``None`` where that cannot be said: there was no look before, or the server or the connection is a new one.
+        ``None`` where that is unknown: there is no earlier one, or the server or the connection is new.
     """
     if before is None or before.server_id != now.server_id or now.at_s <= before.at_s:
         return None
@@ -69,29 +69,29 @@ def rate_per_s(before: ServerSnapshot | None, now: ServerSnapshot, *, peer: str 
     return (counts[1] - counts[0]) / (now.at_s - before.at_s) if counts[1] >= counts[0] else None
 
 
-def _ask(monitor: Monitor) -> dict[str, Any] | None:
-    """Return the answers by question, or nothing from a server that is dead, frozen or starting."""
+def _read(monitor: Monitor) -> dict[str, Any] | None:
+    """Return the replies by endpoint, or nothing from a server that is dead, frozen or starting."""
     try:
-        answer: dict[str, Any] = {question.split("?", 1)[0]: monitor.read(question)[1] for question in _QUESTIONS}
+        replies: dict[str, Any] = {path.split("?", 1)[0]: monitor.read(path)[1] for path in _ENDPOINTS}
     except (OSError, ValueError):
         return None
-    return {**answer, _AT: monotonic()}
+    return {**replies, _AT: monotonic()}
 
 
-def _look(name: str, answer: Mapping[str, Any], names: Mapping[str, str]) -> ServerSnapshot:
-    varz = answer["/varz"]
+def _snapshot_of(name: str, reply: Mapping[str, Any], names: Mapping[str, str]) -> ServerSnapshot:
+    varz = reply["/varz"]
     return ServerSnapshot(
-        at_s=answer[_AT],
+        at_s=reply[_AT],
         server_id=varz["server_id"],
         in_msgs=varz["in_msgs"],
         slow_consumers=varz["slow_consumers"],
         clients=tuple(
             client.get("name") or "?"
-            for client in answer["/connz"].get("connections") or ()
+            for client in reply["/connz"].get("connections") or ()
             if client.get("kind") == "Client"  # leaf nodes are in the list too
         ),
-        leads=tuple(sorted(_led_by(name, answer["/jsz"]))),
-        peers=_peers(answer, names),
+        leads=tuple(sorted(_led_by(name, reply["/jsz"]))),
+        peers=_peers(reply, names),
     )
 
 
@@ -104,17 +104,17 @@ def _led_by(name: str, jsz: Mapping[str, Any]) -> Iterable[str]:
                 yield stream["name"]
 
 
-def _peers(answer: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, int]:
+def _peers(reply: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, int]:
     """Add up what passed over routes, gateways and leaf node connections, by the server at the other end."""
     passed: Counter[str] = Counter()
-    for route in answer["/routez"].get("routes") or ():
+    for route in reply["/routez"].get("routes") or ():
         passed[route.get("remote_name", "?")] += route["in_msgs"] + route["out_msgs"]
-    gateways = answer["/gatewayz"]
+    gateways = reply["/gatewayz"]
     outbound = list((gateways.get("outbound_gateways") or {}).values())
     inbound = [one for all_of_one in (gateways.get("inbound_gateways") or {}).values() for one in all_of_one]
     for gateway in (*outbound, *inbound):
         connection = gateway["connection"]
         passed[names.get(connection["name"], "?")] += connection["in_msgs"] + connection["out_msgs"]
-    for leaf in answer["/leafz"].get("leafs") or ():
+    for leaf in reply["/leafz"].get("leafs") or ():
         passed[leaf["name"]] += leaf["in_msgs"] + leaf["out_msgs"]
     return dict(passed)

@@ -48,7 +48,7 @@ async def publish(client: Client, options: argparse.Namespace, stop: asyncio.Eve
 
 
 async def work(client: Client, options: argparse.Namespace, stop: asyncio.Event) -> Report:
-    """Work as one of the group until told to stop."""
+    """Work as one of the group until stopped."""
     await open_event_store(client, replicas=options.replicas)
     worker = Worker(client)
     await worker.run(stop=stop)
@@ -56,7 +56,7 @@ async def work(client: Client, options: argparse.Namespace, stop: asyncio.Event)
 
 
 async def read(client: Client, options: argparse.Namespace, stop: asyncio.Event) -> Report:
-    """Keep the read model until told to stop."""
+    """Keep the read model until stopped."""
     await open_event_store(client, replicas=options.replicas)
     last: Report = {}
     await _until_stopped(
@@ -75,7 +75,7 @@ async def publish_bulk(client: Client, options: argparse.Namespace, stop: asynci
 
 
 async def read_bulk(client: Client, options: argparse.Namespace, stop: asyncio.Event) -> Report:
-    """Count the orders of the bulk lane until there are enough, or until told to stop."""
+    """Count the orders of the bulk lane until there are enough, or until stopped."""
     await create_bulk_lane(client.jetstream(timeout=10.0), replicas=options.replicas)
     count = BulkCount()
     await _until_stopped(count_bulk(client, count, until=options.until), stop)
@@ -84,7 +84,7 @@ async def read_bulk(client: Client, options: argparse.Namespace, stop: asyncio.E
 
 
 async def _until_stopped(service: Coroutine[Any, Any, T], stop: asyncio.Event) -> T | None:
-    """Return what a service returns; nothing, if it is told to stop before."""
+    """Return what a service returns; nothing, if it is stopped before."""
     serving, stopping = asyncio.create_task(service), asyncio.create_task(stop.wait())
     await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
     # It cleans up on the connection, which is closed next.

@@ -1,8 +1,8 @@
-"""Many orders in one message: the batch, its encodings, and what becomes of an order in it that is none.
+"""Many orders in one message: the batch, its encodings, and the rejection of members that are no orders.
 
 An order costs a client and a server some microseconds, whatever its size: a subject, an acknowledgement, a place in a
-stream. In a batch, hundreds of orders share that cost. What they give up is a subject and a sequence number each, so
-the bulk lane is for loading and analysis, and single orders for working on them.
+stream. In a batch, hundreds of orders share that cost. In exchange, they have no subject and no sequence number of
+their own, so the bulk lane is for loading and analysis, and single orders for working on them.
 
 Encoding and compression travel in the message's headers, under their names from HTTP: ``Content-Type`` and
 ``Content-Encoding``.
@@ -99,13 +99,13 @@ class RejectedOrder(msgspec.Struct, frozen=True):
     place: int
     """Its place in the batch, from 0; -1 for a message that is no batch at all."""
     reason: str
-    """What is wrong with it."""
+    """Why it is rejected."""
     seen: str
-    """How it begins."""
+    """Its beginning."""
 
 
 class Decoded(NamedTuple):
-    """What a message held."""
+    """The content of a message."""
 
     batch: OrderBatch | None
     """Its good orders; ``None`` if there are none."""
@@ -130,7 +130,7 @@ _rows = {"json": _Rows(msgspec.json), "msgpack": _Rows(msgspec.msgpack)}
 
 
 def headers_of(encoding: Encoding, compression: Compression = "") -> dict[str, str]:
-    """Return the headers that say how a message is encoded."""
+    """Return the headers that name a message's encoding and compression."""
     headers = {"Content-Type": CONTENT_TYPES[encoding]}
     return {**headers, "Content-Encoding": compression} if compression else headers
 
@@ -152,7 +152,7 @@ def encode_batch(batch: OrderBatch, encoding: Encoding = "columns", compression:
 
 
 def decode_batch(payload: bytes, headers: Mapping[str, str] | None) -> Decoded:
-    """Return the orders of a message, and what in it is none.
+    """Return the orders of a message, and its members that are none.
 
     Args:
         payload: The message.
@@ -215,12 +215,12 @@ def _decompressed(payload: bytes, compression: str) -> bytes:
 def _is_sound(batch: OrderBatch) -> bool:
     lengths = {len(batch.ids), len(batch.customers), len(batch.days), len(batch.cds), len(batch.cents)}
     lines = "\n".join(batch.ids)
-    # One look at all ids together; an id with a line end in it would pass for two.
+    # All ids in one match; an id with a line end in it would pass for two.
     return len(lengths) == 1 and lines.count("\n") == len(batch) - 1 and _ID_LINES.fullmatch(lines) is not None
 
 
 def _sift_rows(payload: bytes, encoding: Encoding) -> Decoded:
-    """Look at each order by itself."""
+    """Check each order by itself."""
     try:
         parts = _rows[encoding].parts(payload)
     except MALFORMED as err:
@@ -239,7 +239,7 @@ def _sift_rows(payload: bytes, encoding: Encoding) -> Decoded:
 
 
 def _sift_columns(payload: bytes) -> Decoded:
-    """Look at each place of the columns by itself."""
+    """Check each place of the columns by itself."""
     try:
         fields = msgspec.msgpack.decode(payload)
     except MALFORMED as err:

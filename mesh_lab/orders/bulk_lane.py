@@ -1,8 +1,8 @@
 """The bulk lane: orders travel many to a message, on ``bulk.<region>``, and are counted exactly all the same.
 
 Each message has a ``Nats-Msg-Id``, so a batch that is sent twice is stored once. The worker reads the stream from its
-beginning and counts each order by its id, so a batch that is read twice counts once. What is no order goes to a stream
-of its own, before the worker goes on: nothing is dropped in silence.
+beginning and counts each order by its id, so a batch that is read twice counts once. A member that is no order goes to
+a stream of its own, before the worker goes on: nothing is dropped in silence.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ BATCH_ORDERS, WINDOW = 256, 128
 
 
 class RejectionNote(msgspec.Struct, frozen=True):
-    """What the stream of rejected orders holds for each of them."""
+    """A message in the stream of rejected orders, one for each of them."""
 
     stream_seq: int
     """Number in the stream of the message that it came in."""
@@ -73,7 +73,7 @@ async def send_batches(
 
     Raises:
         PublishRefusedError: The stream refused a batch.
-        UnknownOutcomeError: No answer came for a batch within the retry budget.
+        UnknownOutcomeError: No reply came for a batch within the retry budget.
     """
     headers = headers_of(encoding, compression)
     orders = 0
@@ -114,7 +114,7 @@ def batched(orders: Iterable[Order], size: int = BATCH_ORDERS) -> Iterable[Order
 
 
 class BulkCount:
-    """What batches add up to, each order counted once.
+    """The totals of batches, each order counted once.
 
     Attributes:
         doubled: Orders that came a further time.
@@ -133,7 +133,7 @@ class BulkCount:
         before = len(self._ids)
         if self._ids.isdisjoint(batch.ids):
             self._ids.update(batch.ids)
-            if len(self._ids) - before == len(batch):  # the way of nearly every batch: all of them are new
+            if len(self._ids) - before == len(batch):  # true of nearly every batch: all of them are new
                 self._customers.update(batch.customers)
                 self._cds += sum(batch.cds)
                 self._cents += sum(batch.cents)
@@ -192,6 +192,6 @@ async def _count_message(msg: Msg, count: BulkCount, rejections: WindowedPublish
         seq = position(msg).stream_seq
         for order in rejected:
             note = msgspec.json.encode(RejectionNote(seq, order))
-            # A worker that reads the stream again says the same again, under the same id.
+            # A worker that reads the stream again stores the same note again, under the same id.
             await rejections.publish(REJECTED, note, msg_id=f"{STREAM}.{seq}.{order.place}")
         count.rejected += len(rejected)

@@ -114,7 +114,7 @@ async def append(js: JetStreamContext, order: Order, event: Event, *, after: int
         js: JetStream context.
         order: The order.
         event: What happened to it.
-        after: Number in the stream of the order's last event that the caller knows; 0 for none.
+        after: Number in the stream of the last event of the order that the caller has seen; 0 for none.
 
     Raises:
         nats.js.errors.APIError: ``err_code`` 10071: somebody else appended first; read the order again. On a stream
@@ -132,7 +132,7 @@ async def append(js: JetStreamContext, order: Order, event: Event, *, after: int
 
 
 async def read_order(client: Client, order_id: str, *, region: str = "*") -> list[StoredEvent]:
-    """Return the life of one order so far, oldest event first; an unknown order has none.
+    """Return the events of one order so far, oldest first; an unknown order has none.
 
     Args:
         client: A connected nats-py client.

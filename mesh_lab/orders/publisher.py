@@ -24,21 +24,21 @@ async def place_orders(
 
     Raises:
         PublishRefusedError: The stream refused an order.
-        UnknownOutcomeError: No answer came for an order within the retry budget.
+        UnknownOutcomeError: No reply came for an order within the retry budget.
     """
-    told = 0
+    reported = 0
     async with WindowedPublisher(client, window=window) as publisher:
 
-        def tell() -> None:
-            nonlocal told
-            if progress is not None and publisher.stored > told:
-                progress(publisher.stored - told)
-                told = publisher.stored
+        def report() -> None:
+            nonlocal reported
+            if progress is not None and publisher.stored > reported:
+                progress(publisher.stored - reported)
+                reported = publisher.stored
 
         for number, order in enumerate(orders):
             await publisher.publish(order.subject("placed"), encode(order), msg_id=order.msg_id("placed"))
             if number % window == 0:
-                tell()
+                report()
         await publisher.flush()
-        tell()
+        report()
         return publisher.stored

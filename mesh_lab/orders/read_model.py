@@ -1,4 +1,4 @@
-"""The read model: what all order events add up to, kept ready for questions.
+"""The read model: the totals of all order events, kept ready for requests.
 
 It is built from the stream alone, so it can be thrown away and built again at any time.
 """
@@ -14,12 +14,12 @@ from mesh_lab.orders.order import STREAM, Event, Order, decode, event_of
 from mesh_lab.orders.totals import Totals
 from mesh_lab.patterns.pull_consumer import position, read_in_order
 
-QUESTIONS = "read_model.summary"
-"""Ask here by request/reply."""
+SUBJECT = "read_model.summary"
+"""Where it takes requests for its summary."""
 
 
 class Summary(msgspec.Struct, frozen=True):
-    """Everything the read model knows, at one point of the stream."""
+    """The state of the read model at one point of the stream."""
 
     last_seq: int
     """Number of the last event that is counted."""
@@ -66,7 +66,7 @@ class ReadModel:
             self._cds += order.cds
 
     def summary(self) -> Summary:
-        """Return what is known now."""
+        """Return the state as of now."""
         return Summary(
             last_seq=self._last_seq,
             totals=Totals(
@@ -81,34 +81,34 @@ class ReadModel:
 
 
 async def serve_read_model(client: Client, *, progress: Callable[[Summary], None] | None = None) -> None:
-    """Build the read model from the stream's beginning, keep it up to date and answer questions, until cancelled.
+    """Build the read model from the stream's beginning, keep it up to date and reply to requests, until cancelled.
 
     Args:
         client: A connected nats-py client.
         progress: Called with the summary after each batch.
 
     Raises:
-        OrderFormatError: The stream holds something that is no event of an order.
+        OrderFormatError: The stream holds a message that is no event of an order.
         nats.js.errors.NotFoundError: There is no stream of order events.
     """
     model = ReadModel()
 
-    async def answer(msg: Msg) -> None:
+    async def reply(msg: Msg) -> None:
         await msg.respond(msgspec.json.encode(model.summary()))
 
-    questions = await client.subscribe(QUESTIONS, cb=answer)
+    requests = await client.subscribe(SUBJECT, cb=reply)
     try:
         async for batch in read_in_order(client, STREAM):
             model.apply(batch)
             if progress is not None:
                 progress(model.summary())
-            await asyncio.sleep(0)  # a full stream must not keep questions waiting
+            await asyncio.sleep(0)  # a full stream must not keep requests waiting
     finally:
-        await questions.unsubscribe()
+        await requests.unsubscribe()
 
 
 async def ask_read_model(client: Client, *, within: float = 2.0) -> Summary:
-    """Return the summary of whichever read model answers first.
+    """Return the summary of the read model that replies first.
 
     Args:
         client: A connected nats-py client.
@@ -116,7 +116,7 @@ async def ask_read_model(client: Client, *, within: float = 2.0) -> Summary:
 
     Raises:
         nats.errors.NoRespondersError: No read model runs.
-        nats.errors.TimeoutError: None answered in time.
+        nats.errors.TimeoutError: None replied in time.
     """
-    answer = await client.request(QUESTIONS, timeout=within)
-    return msgspec.json.decode(answer.data, type=Summary)
+    reply = await client.request(SUBJECT, timeout=within)
+    return msgspec.json.decode(reply.data, type=Summary)

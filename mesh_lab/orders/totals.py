@@ -1,4 +1,4 @@
-"""What a set of orders adds up to, and the check that every run of the mesh ends with."""
+"""The totals of a set of orders, and the check that every run of the mesh ends with."""
 
 from collections.abc import Iterable
 
@@ -21,7 +21,7 @@ class Totals(msgspec.Struct, frozen=True):
     """Value in US cents."""
 
     def __str__(self) -> str:
-        """Show the sums as a person writes them."""
+        """Return the sums with separators and units."""
         return (
             f"{self.orders:,} orders, {self.customers:,} customers, {self.cds:,} CDs, "
             f"${self.cents // 100:,}.{self.cents % 100:02d}"
@@ -29,7 +29,7 @@ class Totals(msgspec.Struct, frozen=True):
 
 
 def totals_of(orders: Iterable[Order]) -> Totals:
-    """Return what orders add up to, each taken as it comes."""
+    """Return the totals of orders, repeated ones counted each time."""
     listed = list(orders)
     return Totals(
         orders=len(listed),
@@ -40,16 +40,13 @@ def totals_of(orders: Iterable[Order]) -> Totals:
 
 
 def check_totals(seen: Totals, expected: Totals) -> None:
-    """Return when both are the same.
+    """Compare two totals, and return when they are the same.
 
     Raises:
         WrongTotalsError: They differ; the message lists each difference.
     """
-    differences = [
-        f"{name}: seen {getattr(seen, name):,}, expected {getattr(expected, name):,} "
-        f"({getattr(seen, name) - getattr(expected, name):+,})"
-        for name in Totals.__struct_fields__
-        if getattr(seen, name) != getattr(expected, name)
-    ]
+    pairs = {name: (getattr(seen, name), getattr(expected, name)) for name in Totals.__struct_fields__}
+    differences = {name: one - other for name, (one, other) in pairs.items() if one != other}
     if differences:
-        raise WrongTotalsError("wrong totals: " + "; ".join(differences))
+        words = [f"{n}: seen {pairs[n][0]:,}, expected {pairs[n][1]:,} ({by:+,})" for n, by in differences.items()]
+        raise WrongTotalsError("wrong totals: " + "; ".join(words), differences=differences)

@@ -20,7 +20,7 @@ from mesh_lab.patterns.pull_consumer import PullConsumer
 from mesh_lab.patterns.windowed_publisher import Failure, WindowedPublisher
 
 REJECTED = "rejected.orders"
-"""Where a message that is no order is reported; the stream keeps the message itself."""
+"""Subject of reports about messages that are no orders; the stream keeps the message itself."""
 
 
 class Worker:
@@ -48,14 +48,14 @@ class Worker:
         self._idle = asyncio.Event()
 
     async def run(self, *, stop: asyncio.Event | None = None) -> None:
-        """Work until told to stop; then finish the orders in hand.
+        """Work until stopped; then finish the orders in hand.
 
         Args:
             stop: Set it to stop in good order. Without it, cancel the task: orders in hand go to other workers.
 
         Raises:
             PublishRefusedError: The stream refused an event.
-            UnknownOutcomeError: No answer came for an event within the retry budget.
+            UnknownOutcomeError: No reply came for an event within the retry budget.
             nats.js.errors.NotFoundError: The group's consumer was deleted.
             nats.errors.ConnectionClosedError: The client was closed.
         """
@@ -93,7 +93,7 @@ class Worker:
         try:
             order = decode(msg.data)
         except OrderFormatError as err:
-            # It will be no order the next time either: no redelivery, but a report.
+            # Redelivered, it would be no order either: it is reported instead.
             await self._client.publish(REJECTED, f"{msg.subject}: {err}".encode())
             await msg.term()
             self.rejected += 1

@@ -32,7 +32,7 @@ class BatchMessage(NamedTuple):
 
 
 class BatchAck(msgspec.Struct, frozen=True):
-    """The server's answer to a batch: all of it is stored."""
+    """The server's reply to a batch: all of it is stored."""
 
     stream: str
     seq: int
@@ -44,7 +44,7 @@ class BatchAck(msgspec.Struct, frozen=True):
 async def publish_together(
     client: Client, messages: Sequence[BatchMessage], *, answer_within: float = 5.0, retry_for: float = 15.0
 ) -> BatchAck:
-    """Store messages of one stream as a whole and return the server's answer.
+    """Store messages of one stream as a whole and return the server's acknowledgement.
 
     Until the last message leaves, nothing can be stored, so whatever fails before is tried again as a new batch. After
     an unknown outcome, send the same messages again under their ``Nats-Msg-Id``: ``err_code`` 10201 says that the
@@ -53,14 +53,14 @@ async def publish_together(
     Args:
         client: A connected nats-py client.
         messages: 1 to 1,000, all for the same stream, which allows it (``allow_atomic``).
-        answer_within: Seconds to wait for an answer.
+        answer_within: Seconds to wait for a reply.
         retry_for: Seconds for which to try again while the stream has no leader.
 
     Raises:
         ValueError: There are no messages or too many.
         PublishRefusedError: The server refused the batch: none of it is stored.
-        UnknownOutcomeError: No answer came to the last message: all of it is stored, or nothing. Or one came that is
-            no stream's answer to a batch.
+        UnknownOutcomeError: No reply came to the last message: all of it is stored, or nothing. Or one came that is
+            no stream's reply to a batch.
     """
     if not 1 <= len(messages) <= MOST_MESSAGES:
         raise ValueError(f"{len(messages):,} messages in an atomic batch, expected 1 to {MOST_MESSAGES:,}")
@@ -90,8 +90,8 @@ async def _attempt(client: Client, messages: Sequence[BatchMessage], answer_with
         elif number > 1:
             await client.publish(message.subject, message.payload, headers=headers)
             continue
-        # The first one is a question, so that a stream without this ability costs one message and not a thousand.
-        msg = await _ask(client, message, headers, answer_within, commits=number == last)
+        # The first one is a request, so that a stream without this ability costs one message and not a thousand.
+        msg = await _request(client, message, headers, answer_within, commits=number == last)
         answer = _read(msg, message)
         if number < last and msg.data:
             raise UnknownOutcomeError(
@@ -106,7 +106,7 @@ async def _attempt(client: Client, messages: Sequence[BatchMessage], answer_with
     return BatchAck(answer.stream, answer.seq, answer.count)
 
 
-async def _ask(
+async def _request(
     client: Client, message: BatchMessage, headers: dict[str, str], answer_within: float, *, commits: bool
 ) -> Msg:
     try:
@@ -118,7 +118,8 @@ async def _ask(
             raise _NotStored(f"no answer in {answer_within:g} s") from err
         raise UnknownOutcomeError(
             f"{message.subject}: no answer to the end of the batch in {answer_within:g} s; all of it is stored or "
-            "nothing: read the stream, or send it again if its messages carry a Nats-Msg-Id"
+            "nothing: read the stream, or send it again if its messages carry a Nats-Msg-Id",
+            waited_s=answer_within,
         ) from err
 
 
@@ -128,4 +129,6 @@ def _read(msg: Msg, message: BatchMessage) -> PublishReply:
         return answer
     if is_transient(error):
         raise _NotStored(f"{error.description} (err_code {error.err_code})")
-    raise PublishRefusedError(f"{message.subject}: {error}; nothing of the batch is stored")
+    raise PublishRefusedError(
+        f"{message.subject}: {error}; nothing of the batch is stored", code=error.code, err_code=error.err_code
+    )

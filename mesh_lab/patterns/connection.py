@@ -1,4 +1,4 @@
-"""How the course's clients connect: nats-py's own options, set for fail-over.
+"""How clients connect and send: nats-py's own options, set for fail-over.
 
 nats-py's defaults suit a good network: they notice a silent server after four minutes (two pings of 120 s), dial
 the next server without any jitter, all clients in the same millisecond, wait 2 s before a server that failed is
@@ -16,7 +16,7 @@ import nats
 import nats.errors
 from nats.aio.client import Client, Server
 
-from mesh_lab.errors import NotReadyError
+from mesh_lab.errors import NotReadyError, PublishRefusedError
 
 
 class ConnectOptions(TypedDict, total=False):
@@ -44,12 +44,12 @@ async def connect(options: ConnectOptions, *, within: float = 10.0, **more: Any)
     """Return a connected, plain nats-py client.
 
     Args:
-        options: Where and as whom to connect.
+        options: Addresses and credentials.
         within: Seconds for the first connection; once connected, the client reconnects for as long as it takes.
         more: Any further arguments of ``nats.connect``; they win over the defaults here.
 
     Raises:
-        NotReadyError: No server let the client in; the message says what went wrong last.
+        NotReadyError: No server accepted the client; the message says what went wrong last.
         nats.errors.InvalidCallbackTypeError: A callback is not a coroutine function.
     """
     last: list[Exception] = []
@@ -69,7 +69,7 @@ async def connect(options: ConnectOptions, *, within: float = 10.0, **more: Any)
         async with asyncio.timeout(within):
             client = await nats.connect(**{**defaults, **options, **more})
     except nats.errors.InvalidCallbackTypeError:
-        raise  # the caller's mistake, and no server's
+        raise  # the caller's mistake
     except (TimeoutError, OSError, nats.errors.Error) as err:
         raise NotReadyError(f"no server let us in within {within} s: {(last or [err])[0]!r}") from err
     if not client.is_connected:
@@ -79,11 +79,46 @@ async def connect(options: ConnectOptions, *, within: float = 10.0, **more: Any)
     return client
 
 
-def is_send_failure(err: Exception) -> bool:
-    """Say whether ``client.publish`` raised only because the connection can take nothing at this moment.
+async def publish_if_connected(
+    client: Client, subject: str, payload: bytes = b"", *, reply: str = "", headers: dict[str, str] | None = None
+) -> bool:
+    """Publish a message and return ``True``; return ``False`` while the connection can take nothing.
 
-    nats-py may hold a connection for alive that uvloop closed a moment ago, whose word for that is a ``RuntimeError``.
+    ``client.publish`` would keep the message while it reconnects, copy after copy of one that is sent again.
+
+    Args:
+        client: A nats-py client.
+        subject: Where to.
+        payload: The message.
+        reply: Where replies go.
+        headers: The message's headers.
+
+    Raises:
+        PublishRefusedError: The message is larger than the server takes.
+    """
+    if not client.is_connected:
+        return False
+    try:
+        await client.publish(subject, payload, reply=reply, headers=headers)
+    except nats.errors.MaxPayloadError as err:
+        raise too_large(client, subject, payload) from err
+    except (nats.errors.OutboundBufferLimitError, RuntimeError) as err:
+        if not is_send_failure(err):
+            raise
+        return False
+    return True
+
+
+def too_large(client: Client, subject: str, payload: bytes) -> PublishRefusedError:
+    """Return the error for a message that is larger than the server takes."""
+    return PublishRefusedError(f"{subject}: {len(payload):,} bytes, the server takes {client.max_payload:,}")
+
+
+def is_send_failure(err: BaseException) -> bool:
+    """Return whether a client raised only because its connection can take nothing at this moment.
+
+    nats-py may consider a connection alive that uvloop closed a moment ago, and raises uvloop's ``RuntimeError`` then.
     It reconnects when it reads the end.
     """
-    gone = isinstance(err, RuntimeError) and "closed" in str(err)
-    return gone or isinstance(err, nats.errors.OutboundBufferLimitError)
+    closed = isinstance(err, RuntimeError) and "closed" in str(err)
+    return closed or isinstance(err, nats.errors.OutboundBufferLimitError)

@@ -1,11 +1,11 @@
 """Stream messages into JetStream with one acknowledgement for many: fast ingest (ADR-50, nats-server 2.14).
 
 Each message is stored as it arrives, so nothing waits for an end, and there is no limit to their number. What is
-given up is an answer to each of them: the server counts the messages of a *batch* and acknowledges every so many.
-Its count is also its brake. A server with much to do acknowledges more often, and the publisher, who lets only two
-such spans be outstanding, slows down.
+given up is a reply to each of them: the server counts the messages of a *batch* and acknowledges every so many. Its
+count is also its brake. A server with much to do acknowledges more often, and the publisher, which lets only two such
+spans be outstanding, slows down.
 
-What a message that got lost on its way means is said by the *gap mode*:
+The *gap mode* decides what a message that got lost on its way means:
 
 - ``"fail"``: the batch ends at the gap. What is stored is a beginning of what was sent, without a hole.
 - ``"ok"``: the batch goes on, and the gap is reported. For measurements of which the next one follows anyway.
@@ -20,7 +20,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
-from types import TracebackType
 from typing import Literal, Self
 
 import msgspec
@@ -30,7 +29,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from mesh_lab.errors import BatchEndedError, PublishRefusedError, UnknownOutcomeError
-from mesh_lab.patterns.connection import is_send_failure
+from mesh_lab.patterns.connection import publish_if_connected, too_large
 from mesh_lab.patterns.jetstream_api import ApiError
 
 GapMode = Literal["fail", "ok"]
@@ -39,7 +38,7 @@ LARGEST_FLOW = 65_535
 PING_AFTER_S = 0.5
 
 
-class _Answer(msgspec.Struct, frozen=True):
+class _Reply(msgspec.Struct, frozen=True):
     """A flow acknowledgement, a gap, or the acknowledgement of the whole batch: ``type`` is empty in the last."""
 
     type: str = ""
@@ -58,7 +57,7 @@ class FastIngest:
         sent: Messages sent so far.
         acknowledged: Number of the last message up to which the server acknowledged: in gap mode ``"fail"`` all of
             them are stored, in ``"ok"`` those outside of :attr:`gaps`.
-        flow: Messages between two acknowledgements, as the server last decided; 0 before its first word.
+        flow: Messages between two acknowledgements, as the server last decided; 0 before its first reply.
         gaps: First and last number of each stretch that the server missed.
         stored: Messages that the server counted when the batch ended, also when it ended early; 0 before.
     """
@@ -74,7 +73,7 @@ class FastIngest:
             flow: Most messages between two acknowledgements; the server may ask for fewer.
             spans: Such stretches that may be outstanding. With 2, the server has work while an acknowledgement
                 travels.
-            patience: Seconds without an answer after which the batch is given up.
+            patience: Seconds without a reply after which the batch is given up.
 
         Raises:
             ValueError: A number is out of its range, or there is no such gap mode.
@@ -93,23 +92,21 @@ class FastIngest:
         self._patience = patience
         self._inbox = f"{client.new_inbox()}.{secrets.token_hex(8)}"
         self._prefix = f"{self._inbox}.{flow}.{gap}."
-        self._decoder = msgspec.json.Decoder(_Answer)
+        self._decoder = msgspec.json.Decoder(_Reply)
         self._subscription: Subscription | None = None
         self._changed = asyncio.Event()
-        self._heard_at = 0.0
+        self._replied_at = 0.0
         self._subject = ""
-        self._end: _Answer | None = None
+        self._end: _Reply | None = None
         self._nobody = False
 
     async def __aenter__(self) -> Self:
         self._subscription = await self._client.subscribe(
-            f"{self._inbox}.>", cb=self._on_answer, pending_msgs_limit=0, pending_bytes_limit=0
+            f"{self._inbox}.>", cb=self._on_reply, pending_msgs_limit=0, pending_bytes_limit=0
         )
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             if kind is None and self.sent:
                 await self._finish()
@@ -143,12 +140,10 @@ class FastIngest:
                 subject, payload, reply=f"{self._prefix}{number}.{operation}.$FI", headers=headers
             )
         except nats.errors.MaxPayloadError as err:
-            raise PublishRefusedError(
-                f"{subject}: {len(payload):,} bytes, the server takes {self._client.max_payload:,}"
-            ) from err
+            raise too_large(self._client, subject, payload) from err
         self.sent, self._subject = number, subject
         if number == 1:
-            # The first answer says whether there is such a thing as this batch, and how fast it may go.
+            # The first reply says whether the server takes the batch, and how fast it may go.
             await self._until(lambda: self.flow > 0)
         elif number - self.acknowledged >= self.flow * self._spans:
             await self._until(lambda: self.sent - self.acknowledged < self.flow * self._spans)
@@ -162,70 +157,65 @@ class FastIngest:
         self.stored, self.acknowledged = self._end.count, self.sent
 
     async def _until(self, condition: Callable[[], bool], *, ending: bool = False) -> None:
-        """Wait for an answer that makes a condition true; ask again for answers that may be lost."""
-        self._heard_at = time.monotonic()
+        """Wait for a reply that makes a condition true; request again replies that may be lost."""
+        self._replied_at = time.monotonic()
         while not condition():
             if self._end is not None and not ending:
                 raise self._failure(self._end)
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
-                # Not wait_for: before Python 3.12 it swallows a cancellation that meets an answer.
+                # Not wait_for: before Python 3.12 it swallows a cancellation that meets a reply.
                 async with asyncio.timeout(PING_AFTER_S):
                     await self._changed.wait()
                 continue
-            if time.monotonic() - self._heard_at > self._patience:
+            if time.monotonic() - self._replied_at > self._patience:
                 why = "nobody takes the subject" if self._nobody else f"no answer in {self._patience:g} s"
                 raise UnknownOutcomeError(
                     f"{self._subject}: {why}; {self.acknowledged:,} of {self.sent:,} messages are acknowledged, "
-                    "the others may be stored: read the stream before sending them again"
+                    "the others may be stored: read the stream before sending them again",
+                    waited_s=self._patience,
                 )
-            await self._ask(ending)
+            await self._request_replies(ending)
 
-    async def _ask(self, ending: bool) -> None:
-        """Ask for answers that may be lost. A first message without one is not asked about: it may not have come."""
-        if self.flow and self._client.is_connected:
+    async def _request_replies(self, ending: bool) -> None:
+        """Request replies that may be lost. The first message's is not requested: the message may not have arrived."""
+        if self.flow:
             operation, number = (END, self.sent + 1) if ending else (PING, self.sent)
-            try:
-                await self._client.publish(self._subject, reply=f"{self._prefix}{number}.{operation}.$FI")
-            except (nats.errors.OutboundBufferLimitError, RuntimeError) as err:
-                if not is_send_failure(err):
-                    raise
+            reply = f"{self._prefix}{number}.{operation}.$FI"
+            await publish_if_connected(self._client, self._subject, reply=reply)
 
-    async def _on_answer(self, msg: Msg) -> None:
+    async def _on_reply(self, msg: Msg) -> None:
         if not msg.data:  # 503: no leader takes the subject at this moment, or no stream ever did
             self._nobody = True
             return
-        self._heard_at, self._nobody = time.monotonic(), False
-        answer = self._decoder.decode(msg.data)
-        if answer.type == "ack":
-            self.acknowledged = max(self.acknowledged, answer.seq)
-            self.flow = max(1, answer.msgs)
-        elif answer.type == "gap":
-            self.gaps.append((answer.last_seq, answer.seq - 1))
+        self._replied_at, self._nobody = time.monotonic(), False
+        reply = self._decoder.decode(msg.data)
+        if reply.type == "ack":
+            self.acknowledged = max(self.acknowledged, reply.seq)
+            self.flow = max(1, reply.msgs)
+        elif reply.type == "gap":
+            self.gaps.append((reply.last_seq, reply.seq - 1))
         elif self._end is None:
-            self._end = answer
+            self._end = reply
         self._changed.set()
 
-    def _failure(self, end: _Answer) -> PublishRefusedError | BatchEndedError:
+    def _failure(self, end: _Reply) -> PublishRefusedError | BatchEndedError:
         self.stored = end.count
         if end.error is not None:
             return PublishRefusedError(
-                f"{self._subject}: {end.error}; {self.acknowledged:,} of {self.sent:,} messages are acknowledged"
+                f"{self._subject}: {end.error}; {self.acknowledged:,} of {self.sent:,} messages are acknowledged",
+                code=end.error.code,
+                err_code=end.error.err_code,
             )
         return BatchEndedError(
             f"{self._subject}: the server ended the batch with {end.count:,} messages stored of {self.sent:,} sent; "
-            "go on behind those in a new batch"
+            "go on behind those in a new batch",
+            stored=end.count,
+            sent=self.sent,
         )
 
 
-async def ingest(
-    client: Client,
-    messages: Iterable[tuple[str, bytes]],
-    *,
-    flow: int = 1_000,
-    spans: int = 2,
-    patience: float = 15.0,
-) -> int:
+async def ingest(client: Client, messages: Iterable[tuple[str, bytes]], *, patience: float = 15.0) -> int:
     """Store messages in their order and without a hole, however many batches it takes, and return their number.
 
     When a batch ends early, as when the stream's leader dies, the server says how many of its messages are stored. The
@@ -234,9 +224,7 @@ async def ingest(
     Args:
         client: A connected nats-py client.
         messages: Subject and payload of each; those not yet acknowledged are kept until they are.
-        flow: Most messages between two acknowledgements.
-        spans: Such stretches that may be outstanding.
-        patience: Seconds without an answer after which to give up.
+        patience: Seconds without a reply after which to give up.
 
     Raises:
         PublishRefusedError: The server refused a batch.
@@ -244,7 +232,7 @@ async def ingest(
     """
     coming, kept, stored = iter(messages), deque[tuple[str, bytes]](), 0
     while True:
-        batch = FastIngest(client, gap="fail", flow=flow, spans=spans, patience=patience)
+        batch = FastIngest(client, gap="fail", patience=patience)
         released = 0
         try:
             async with batch:

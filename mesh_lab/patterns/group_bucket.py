@@ -150,43 +150,46 @@ class GroupBucket:
             if err.err_code != STREAM_NAME_IN_USE:  # it is there, perhaps with other replicas
                 raise
         try:
-            await self._write("group", group, last=0)
+            await self.write("group", group, last=0)
         except ConflictError as err:
-            entry = await self._read("group", Group)
+            entry = await self.read("group", Group)
             if entry is None:
                 raise NoReplyError("the bucket is being made or deleted") from err
             return entry.value
         return group
 
-    async def write_member(self, name: str, presence: Presence, *, last: int) -> int:
-        """Store a member's entry if its last revision is the one that is named; return the new revision.
+    async def write(self, key: str, value: msgspec.Struct, *, last: int) -> int:
+        """Store an entry if its last revision is the one that is named; return the new revision.
 
         Args:
-            name: The member.
-            presence: What to store.
+            key: ``member.<name>`` for a :class:`Presence`, ``partition.<number>`` for a :class:`Claim`.
+            value: What to store.
             last: The revision that it replaces; 0 for an entry that must not be there yet.
 
         Raises:
             ConflictError: The entry has another revision.
             NoReplyError: It may be stored.
         """
-        return await self._write(f"member.{name}", presence, last=last)
+        headers: dict[str, str] = {Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(last)}
+        try:
+            ack = await _replied(self._js.publish(self._prefix + key, msgspec.json.encode(value), headers=headers))
+        except nats.js.errors.APIError as err:
+            if err.err_code in WRONG_LAST_SEQUENCE:
+                raise ConflictError(key) from err
+            raise
+        return ack.seq
 
-    async def write_claim(self, partition: int, claim: Claim, *, last: int) -> int:
-        """Store a partition's entry, likewise."""
-        return await self._write(f"partition.{partition}", claim, last=last)
-
-    async def read_member(self, name: str) -> Entry[Presence] | None:
-        """Return a member's entry as the bucket's leader has it, or ``None``.
+    async def read(self, key: str, kind: type[T]) -> Entry[T] | None:
+        """Return an entry as the bucket's leader has it, or ``None``.
 
         Raises:
             NoReplyError: It is not known.
         """
-        return await self._read(f"member.{name}", Presence)
-
-    async def read_claim(self, partition: int) -> Entry[Claim] | None:
-        """Return a partition's entry, likewise."""
-        return await self._read(f"partition.{partition}", Claim)
+        try:
+            msg = await _replied(self._js.get_last_msg(self._stream, self._prefix + key, direct=False))
+        except nats.js.errors.NotFoundError:
+            return None
+        return Entry(msg.seq or 0, msgspec.json.decode(msg.data or b"", type=kind), time.monotonic())
 
     async def forget_member(self, name: str) -> None:
         """Remove a member's entry as it stands in the view, so that names used once do not pile up.
@@ -207,23 +210,6 @@ class GroupBucket:
                     self._note(msg.subject.removeprefix(self._prefix), at.stream_seq, msg.data)
                     if at.pending == 0:
                         self.caught_up.set()
-
-    async def _write(self, key: str, value: msgspec.Struct, *, last: int) -> int:
-        headers: dict[str, str] = {Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(last)}
-        try:
-            ack = await _replied(self._js.publish(self._prefix + key, msgspec.json.encode(value), headers=headers))
-        except nats.js.errors.APIError as err:
-            if err.err_code in WRONG_LAST_SEQUENCE:
-                raise ConflictError(key) from err
-            raise
-        return ack.seq
-
-    async def _read(self, key: str, kind: type[T]) -> Entry[T] | None:
-        try:
-            msg = await _replied(self._js.get_last_msg(self._stream, self._prefix + key, direct=False))
-        except nats.js.errors.NotFoundError:
-            return None
-        return Entry(msg.seq or 0, msgspec.json.decode(msg.data or b"", type=kind), time.monotonic())
 
     def _note(self, key: str, revision: int, data: bytes) -> None:
         kind, _, name = key.partition(".")

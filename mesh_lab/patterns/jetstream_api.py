@@ -59,33 +59,18 @@ class PublishReply(msgspec.Struct, frozen=True):
 
 
 # Numbers and codes are those of https://github.com/nats-io/nats-server/blob/main/server/errors.json. The code says
-# most: 500 and above is the server's state, 429 that it has too much to do. These say otherwise.
-TRANSIENT_ERR_CODES = frozenset(
-    {
-        10005,  # "no suitable peers for placement", code 400: no server of those known at this moment has room
-        10158,  # "duplicate message id is in process", code 409: the first copy is on its way through the cluster
-    }
-)
+# most: 500 and above is the server's state, and 429 that it has too much to do. These numbers say otherwise.
+TRANSIENT_ERR_CODES = frozenset({10005, 10158})
+"""No server known at this moment has room (400); the message's first copy is still on its way (409)."""
 PERMANENT_ERR_CODES = frozenset(
-    {
-        10006,  # "JetStream not in clustered mode"
-        10010,  # "JetStream clustering support required"
-        10028,  # "insufficient memory resources available": a limit, which stands until somebody makes room
-        10036,  # "not currently supported in clustered mode"
-        10047,  # "insufficient storage resources available"
-        10052,  # a configuration or a subject that is not valid; its code is 500 all the same
-        10053,  # a stream's limits that do not fit the account's
-        10057,  # a message that the stream does not let anybody delete
-        10063,  # "expected stream sequence does not match"
-        10074,  # "replicas > 1 not supported in non-clustered mode"
-        10077,  # "maximum messages exceeded", "maximum bytes exceeded": the stream is full, and says so with 503
-        10110,  # a stream that does not let anybody purge it
-        10111,  # a roll-up that the stream does not allow
-        10117,  # "subject details would exceed maximum allowed"
-    }
+    # Configuration: no cluster, or a feature that needs one or none; what the stream does not let anybody do.
+    {10006, 10010, 10036, 10052, 10053, 10057, 10063, 10074, 10110, 10111, 10117}
+    # A limit, which stands until somebody makes room: of memory, of storage, or the stream is full.
+    | {10028, 10047, 10077}
 )
+"""The server's code for these is 500 or 503 all the same."""
 TRANSIENT_STATUS = frozenset({"Leadership Change", "Server Shutdown", "Exceeded MaxWaiting"})
-"""Descriptions of status 409, a consumer's reply to a request for messages, after which the same request is right."""
+"""Descriptions of status 409, a consumer's reply to a request for messages, after which to request again."""
 WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
 """``err_code`` of a conditional write that came too late; 10164 where several were under way on a replicated stream."""
 
@@ -109,7 +94,7 @@ def is_transient(err: BaseException | ApiError) -> bool:
         err: What nats-py raised, or the error in a server's reply.
     """
     if not isinstance(err, ApiError | APIError):
-        return isinstance(err, _NO_REPLY) or (isinstance(err, Exception) and is_send_failure(err))
+        return isinstance(err, _NO_REPLY) or is_send_failure(err)
     # Some of nats-py's errors leave their numbers out.
     number, code = _number(err, "err_code"), _number(err, "code")
     if number in PERMANENT_ERR_CODES:

@@ -1,24 +1,23 @@
-"""Take on what can be done in time, and say no to the rest at once.
+"""Admission control: accept what can be done in time, and refuse the rest at once.
 
-A service that takes every request falls behind at the first overload: what it takes waits in its memory, longer and
-longer, until the askers have given up and it works for nobody. The policy here, in the order in which it is applied:
+A service that accepts every request falls behind at the first overload: requests wait in its memory, longer and longer,
+until their requesters have given up and it works for nobody. The policy here, in the order in which it is applied:
 
-1. An asker who goes faster than the rate that was agreed is refused: ``429``.
+1. A request beyond the rate that was agreed is refused: ``429``.
 2. When ``waiting`` requests wait for their turn, the next one is refused: ``503``.
 3. When its turn comes, a request that has waited ``longest_wait`` is refused: ``503``.
-4. When its turn comes, a request whose asker has given up is not worked on: ``504``.
+4. When its turn comes, a request whose requester has given up is not worked on: ``504``.
 5. Everything else is worked on to its end, ``at_a_time`` requests at a time, also when the service stops meanwhile.
 
 So an accepted request is answered within ``longest_wait`` and the time that its work takes, whatever is offered.
 
 Refusals are what other NATS services send (ADR-32): an empty message with ``Nats-Service-Error-Code`` and
-``Nats-Service-Error``. ``Retry-After`` adds in how many seconds it makes sense to ask again.
+``Nats-Service-Error``. ``Retry-After`` adds in how many seconds it makes sense to try again.
 """
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from types import TracebackType
 from typing import Self
 
 import nats.errors
@@ -30,15 +29,15 @@ from mesh_lab.patterns.wait import cancel_and_join
 
 ERROR_CODE, ERROR = "Nats-Service-Error-Code", "Nats-Service-Error"
 RETRY_AFTER = "Retry-After"
-"""In how many seconds to ask again."""
+"""Header: in how many seconds to try again."""
 DEADLINE = "Deadline"
-"""Until when the asker waits, in Unix seconds.
+"""Header of a request: until when the requester waits, in Unix seconds.
 
 A point in time counts what a request waits on its way, in the servers and in this client; a duration would begin anew
 at each. Its price is that the clocks of both sides must agree to within what is waited.
 """
 
-LONGEST_WHY = 500
+LONGEST_REASON = 500
 """Characters of a refusal's text, which travels in a header."""
 
 Work = Callable[[Msg], Awaitable[bytes]]
@@ -48,7 +47,7 @@ class AdmissionController:
     """Works on a bounded number of requests, with a bounded wait before, and refuses the others at once.
 
     Use it as an asynchronous context manager, and its :meth:`admit` as the callback of a subscription. Leaving it
-    refuses what still comes, and waits until everything that was taken on is answered::
+    refuses what still comes, and waits until everything that was accepted is answered::
 
         async with AdmissionController(nc, work, at_a_time=4, waiting=16, longest_wait=0.1) as admission:
             await nc.subscribe("orders.place", queue="shop", cb=admission.admit)
@@ -57,7 +56,7 @@ class AdmissionController:
     Attributes:
         answered: Requests worked on to their end, and answered.
         refused: Requests refused, for whatever reason.
-        unsent_replies: Answers and refusals that could not be sent, because the connection takes nothing.
+        unsent_replies: Replies that could not be sent, because the connection was down.
     """
 
     def __init__(
@@ -70,16 +69,16 @@ class AdmissionController:
         longest_wait: float,
         agreed: TokenBucket | None = None,
     ) -> None:
-        """Prepare; nothing is taken on yet.
+        """Prepare; nothing is accepted yet.
 
         Args:
             client: A connected nats-py client.
-            work: Does what a request asks for and returns the answer. What it raises goes to the asker as ``500``.
-            at_a_time: Requests worked on at a time. More than the work's bottleneck bears, a database's connections
-                say, only makes each of them slower.
+            work: Does what a request asks for and returns the reply. What it raises goes to the requester as ``500``.
+            at_a_time: Requests worked on at a time. More than the work's bottleneck can serve, for example the
+                connections of a database, only makes each of them slower.
             waiting: Requests that may wait for their turn, 1 or more. A burst of that size passes unrefused.
-            longest_wait: Seconds after which a request that waits is refused; below the patience of the askers, or
-                they have gone when it is their turn.
+            longest_wait: Seconds after which a request that waits is refused; below the requesters' own timeout, or
+                they have given up when it is their turn.
             agreed: The rate that was agreed; ``None`` for none.
 
         Raises:
@@ -106,9 +105,7 @@ class AdmissionController:
         self._workers = [asyncio.create_task(self._take_turns()) for _ in range(self._at_a_time)]
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._stopping = True
         try:
             await self._turns.join()
@@ -116,13 +113,13 @@ class AdmissionController:
             await cancel_and_join(*self._workers)
 
     async def admit(self, msg: Msg) -> None:
-        """Take a request on, or refuse it; return at once in either case.
+        """Accept a request, or refuse it; return at once in either case.
 
         Args:
             msg: A request.
 
         Raises:
-            RuntimeError: Nobody is there to work on it.
+            RuntimeError: The controller is not running, so nothing would work on it.
         """
         if self._stopping:
             await self._refuse(msg, 503, "the service is stopping", self._longest_wait)
@@ -146,21 +143,19 @@ class AdmissionController:
             try:
                 await self._turn(msg, time.monotonic() - since)
             except (nats.errors.Error, RuntimeError):
-                self.unsent_replies += (
-                    1  # nobody can be told; the asker's patience ends, and the next turn may fare better
-                )
+                self.unsent_replies += 1  # the requester's timeout ends it, and the next turn may fare better
             finally:
                 self._in_hand -= 1
                 self._turns.task_done()
 
     async def _turn(self, msg: Msg, waited_s: float) -> None:
         try:
-            late = _given_up(msg)
+            late = _is_past_deadline(msg)
         except ValueError as err:
             await self._refuse(msg, 400, str(err))
             return
         if late:
-            await self._refuse(msg, 504, "the asker has given up")
+            await self._refuse(msg, 504, "the requester has given up")
         elif waited_s > self._longest_wait:
             await self._refuse(msg, 503, f"waited {waited_s:.3f} s for its turn", self._longest_wait)
         else:
@@ -170,14 +165,14 @@ class AdmissionController:
                 if (this := asyncio.current_task()) is not None and this.cancelling():
                     raise
                 await self._refuse(msg, 500, repr(err))  # the work's own affair
-            except Exception as err:  # noqa: BLE001 - one request's trouble is told to its asker, and ends no worker
+            except Exception as err:  # noqa: BLE001 - one request's error goes to its requester, and ends no worker
                 await self._refuse(msg, 500, repr(err))
             else:
                 self.answered += 1
 
     async def _refuse(self, msg: Msg, code: int, why: str, again_s: float | None = None) -> None:
         self.refused += 1
-        headers = {ERROR_CODE: str(code), ERROR: ascii(why)[1:-1][:LONGEST_WHY]}
+        headers = {ERROR_CODE: str(code), ERROR: ascii(why)[1:-1][:LONGEST_REASON]}
         if again_s is not None:
             headers[RETRY_AFTER] = f"{again_s:.3f}"
         await self._reply(msg, b"", headers)
@@ -187,8 +182,8 @@ class AdmissionController:
             await self._client.publish(msg.reply, payload, headers=headers)
 
 
-def _given_up(msg: Msg) -> bool:
-    """Say whether the asker's deadline has passed; an asker who names none waits for ever."""
+def _is_past_deadline(msg: Msg) -> bool:
+    """Return whether the requester has given up by now; one that names no deadline waits for ever."""
     if not msg.headers or (deadline := msg.headers.get(DEADLINE)) is None:
         return False
     try:

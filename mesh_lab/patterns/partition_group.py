@@ -130,11 +130,11 @@ class Partition:
         began = time.monotonic()
         claim = Claim(owner, self._claim.instance if owner else "", self.fence, self.done)
         try:
-            self._revision = await self._bucket.write_claim(self.number, claim, last=self._revision)
+            self._revision = await self._bucket.write(f"partition.{self.number}", claim, last=self._revision)
         except ConflictError:
             # Perhaps our own write, whose reply was lost: then the entry is ours, at another revision.
             with contextlib.suppress(NoReplyError):
-                entry = await self._bucket.read_claim(self.number)
+                entry = await self._bucket.read(f"partition.{self.number}", Claim)
                 if entry is not None and entry.value.fence == self.fence:
                     self._revision = entry.revision
                 else:
@@ -275,7 +275,7 @@ class GroupMember:
                     raise self._taken("is in the group already; give each member a name of its own")
         try:
             last = entry.revision if entry else 0
-            self._revision = await self._bucket.write_member(self._name, Presence(self._instance), last=last)
+            self._revision = await self._bucket.write(f"member.{self._name}", Presence(self._instance), last=last)
         except ConflictError:
             raise self._taken("joined at the same moment; give each member a name of its own") from None
         except NoReplyError:
@@ -288,11 +288,11 @@ class GroupMember:
             return
         presence = Presence(self._instance)
         try:
-            self._revision = await self._bucket.write_member(self._name, presence, last=self._revision)
+            self._revision = await self._bucket.write(f"member.{self._name}", presence, last=self._revision)
             self._beat_at = now
         except ConflictError:
             with contextlib.suppress(NoReplyError):
-                entry = await self._bucket.read_member(self._name)
+                entry = await self._bucket.read(f"member.{self._name}", Presence)
                 if entry is not None and entry.value.instance != self._instance:
                     raise self._taken(f"took over while this one was silent for {now - self._beat_at:.1f} s") from None
                 self._revision = entry.revision if entry else 0
@@ -343,7 +343,7 @@ class GroupMember:
         claim = Claim(self._name, self._instance, before.fence + 1, before.done)
         since = time.monotonic()
         try:
-            revision = await self._bucket.write_claim(number, claim, last=entry.revision if entry else 0)
+            revision = await self._bucket.write(f"partition.{number}", claim, last=entry.revision if entry else 0)
         except (ConflictError, NoReplyError):
             return False  # another member was quicker, or nobody knows: the view will show what the bucket holds
         partition = Partition(self._bucket, number, claim, revision, since=since, lease=self._lease)
@@ -354,4 +354,4 @@ class GroupMember:
     async def _leave(self) -> None:
         # Whatever hinders it, the entry is void when the lease is over.
         with contextlib.suppress(ConflictError, NoReplyError, nats.errors.Error):
-            await self._bucket.write_member(self._name, Presence(""), last=self._revision)
+            await self._bucket.write(f"member.{self._name}", Presence(""), last=self._revision)

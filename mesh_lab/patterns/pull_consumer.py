@@ -15,7 +15,6 @@ import math
 import time
 from collections.abc import AsyncGenerator
 from functools import partial
-from types import TracebackType
 from typing import Self
 
 import msgspec
@@ -26,7 +25,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
-from mesh_lab.patterns.connection import is_send_failure
+from mesh_lab.patterns.connection import publish_if_connected
 from mesh_lab.patterns.jetstream_api import api_prefix
 from mesh_lab.patterns.wait import retry
 
@@ -117,9 +116,7 @@ class PullConsumer:
         )
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._subscription is None or self._client.is_closed:
             return
         # A task of its own, which goes on when this one is cancelled: drain() flushes, and a flush that is cancelled
@@ -171,21 +168,16 @@ class PullConsumer:
 
     async def _request(self) -> None:
         room = self._prefetch - self._requested
-        if room < max(1, self._prefetch // 2) or not self._client.is_connected:
+        if room < max(1, self._prefetch // 2):
             return
         request = {
             "batch": room,
             "expires": int(REQUEST_EXPIRES_S * 1e9),
             "idle_heartbeat": int(HEARTBEAT_S * 1e9),
         }
-        try:
-            await self._client.publish(self._subject, json.dumps(request).encode(), reply=self._inbox)
-        except (nats.errors.OutboundBufferLimitError, RuntimeError) as err:
-            if not is_send_failure(err):
-                raise
-            return
-        self._requested += room
-        self._replied_at = time.monotonic()
+        if await publish_if_connected(self._client, self._subject, json.dumps(request).encode(), reply=self._inbox):
+            self._requested += room
+            self._replied_at = time.monotonic()
 
     def _check_signs_of_life(self) -> None:
         silent_s = time.monotonic() - self._alive_at

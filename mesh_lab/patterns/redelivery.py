@@ -1,4 +1,4 @@
-"""Work off a consumer: try again what may succeed later, put aside what never will, and leave in good order.
+"""Handle a consumer's messages one by one: retry with back-off, set dead letters aside, and leave in good order.
 
 A message ends in one of three ways: it was handled and acknowledged; it waits for its next attempt, at the server, with
 a delay that grows; or it lies in a stream for dead letters, with the reason, and is taken off the consumer only after
@@ -8,6 +8,7 @@ that was acknowledged. None of them loses it. A handler may see a message twice,
 import asyncio
 import contextlib
 import random
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -15,14 +16,22 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import ConnectionClosedError, Error, MsgAlreadyAckdError, NoRespondersError
 from nats.js import JetStreamContext
+from nats.js.api import RetentionPolicy
 from nats.js.errors import APIError
 
-from mesh_lab.errors import CircuitOpenError, PoisonMessageError
-from mesh_lab.patterns.dead_letters import bury
+from mesh_lab.errors import CircuitOpenError, PoisonMessageError, PublishRefusedError
+from mesh_lab.patterns.jetstream_api import is_transient
+from mesh_lab.patterns.wait import retry
 
 FETCH_WITHIN_S = 0.5
 NO_LEADER_PAUSE_S = 0.1
-HOLD_S = 0.25  # between two words to the server that a message is still in hand; well below any sensible ack_wait
+IN_PROGRESS_EVERY_S = 0.25  # well below any sensible ack_wait
+BURY_WITHIN_S = 20.0  # longer than an election
+REASON, SUBJECT, SEQUENCE, DELIVERIES = "Dead-Reason", "Dead-Subject", "Dead-Sequence", "Dead-Deliveries"
+MSG_ID, SIZE = "Dead-Msg-Id", "Dead-Size"
+REASON_CHARACTERS = 500
+TOO_LARGE = 10054  # err_code of "message size exceeds maximum allowed"
+_SENDABLE = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # what nats-py takes as the name of a header
 
 Handle = Callable[[Msg], Awaitable[object]]
 
@@ -63,9 +72,9 @@ async def consume_with_retries(
 ) -> None:
     """Handle a consumer's messages one after the other until told to stop, then finish the one in hand and return.
 
-    A handler that raises :class:`CircuitOpenError` has asked nobody: the message stays in hand until the breaker lets a
-    call through, since the next one would fare no better. Cancelled while it waits, the worker gives back the message
-    that may be on its way; cancelled in the middle of one, it leaves that to ``ack_wait``.
+    A handler that raises :class:`CircuitOpenError` has called no service: the message stays in hand until the breaker
+    lets a call through, since the next one would fare no better. Cancelled while it waits, the worker gives back the
+    message that may be on its way; cancelled in the middle of one, it leaves that to ``ack_wait``.
 
     Args:
         client: A connected nats-py client.
@@ -73,18 +82,18 @@ async def consume_with_retries(
         consumer: Name of a pull consumer with explicit acknowledgement, and without ``max_deliver``, or the server may
             give a message up before this buries it.
         handle: Does the work. What it raises means: try again later. :class:`PoisonMessageError` means: never again.
-        dead: Subject for dead letters; a stream must listen to it. They keep payload and headers. Where these do not
-            fit into a message beside the reason, a letter says ``Dead-Size`` instead; ``Dead-Sequence`` finds the rest.
+        dead: Subject for dead letters, as :func:`bury` takes it.
         attempts: How often a message is delivered before it counts as dead, also one whose handler ends the process.
-            With the pauses of ``backoff``, 12 attempts bear about a minute and a half without the service.
+            With the pauses of ``backoff``, 12 attempts tolerate an outage of the service of about a minute and a half.
         backoff: How long it waits in between.
         stop: Set it to end.
 
     nats-py takes a message with a header ``Status`` for a server's own, and fails; keep such headers out of the stream.
 
     Raises:
-        nats.js.errors.NoStreamResponseError: Nobody keeps the dead letters; the message in hand was not taken off.
-        TimeoutError: Who keeps them did not answer in time, likewise.
+        nats.js.errors.APIError: The consumer was deleted, or is none that messages can be requested from.
+        nats.js.errors.NoStreamResponseError: No stream takes the dead letters; the message in hand was not taken off.
+        TimeoutError: The stream for them did not reply in time, likewise.
         PublishRefusedError: A letter is too large with its payload, which the stream would not keep either.
         nats.errors.ConnectionClosedError: The client was closed.
     """
@@ -114,35 +123,28 @@ async def _fetch_or_give_back(client: Client, messages: JetStreamContext.PullSub
 async def _fetch(client: Client, messages: JetStreamContext.PullSubscription) -> list[Msg]:
     if client.is_closed:
         raise ConnectionClosedError
-    if not client.is_connected:
-        # nats-py would keep each request and send all of them when it is back: more messages than one is in hand.
-        await asyncio.sleep(NO_LEADER_PAUSE_S)
-        return []
-    try:
-        return await messages.fetch(1, timeout=FETCH_WITHIN_S)
-    except TimeoutError:
-        return []  # nothing there
-    except APIError:
-        await asyncio.sleep(NO_LEADER_PAUSE_S)  # the consumer has no leader at the moment
-        return []
+    # While nats-py reconnects it would keep each request and send all of them later: more messages than one is in hand.
+    if client.is_connected:
+        try:
+            return await messages.fetch(1, timeout=FETCH_WITHIN_S)
+        except TimeoutError:
+            return []  # no message
+        except APIError as err:  # the consumer has no leader at the moment
+            if not is_transient(err):
+                raise
+    await asyncio.sleep(NO_LEADER_PAUSE_S)
+    return []
 
 
 async def _attempt(
-    msg: Msg,
-    handle: Handle,
-    client: Client,
-    *,
-    dead: str,
-    attempts: int,
-    backoff: Backoff,
-    stop: asyncio.Event,
+    msg: Msg, handle: Handle, client: Client, *, dead: str, attempts: int, backoff: Backoff, stop: asyncio.Event
 ) -> None:
-    tried = msg.metadata.num_delivered
-    if tried > attempts:  # whoever had it before died over it, or was killed, each time
+    attempt = msg.metadata.num_delivered
+    if attempt > attempts:  # the worker that had it before died over it, or was killed, each time
         await bury(msg, client, dead, f"no attempt of {attempts} came to an end")
         return
     try:
-        while not await _handled(msg, handle, stop):
+        while not await _is_handled(msg, handle, stop):
             if stop.is_set():
                 await msg.nak()
                 return
@@ -151,32 +153,100 @@ async def _attempt(
     except Exception as err:  # noqa: BLE001 (whatever it is, the message is tried again or kept with the reason)
         if msg.is_acked:
             return  # the handler acknowledged it, and failed after that
-        if tried >= attempts:
-            await bury(msg, client, dead, f"{type(err).__name__}: {err} (attempt {tried} of {attempts})")
+        if attempt >= attempts:
+            await bury(msg, client, dead, f"{type(err).__name__}: {err} (attempt {attempt} of {attempts})")
         else:
-            await msg.nak(delay=backoff.delay(tried))
+            await msg.nak(delay=backoff.delay(attempt))
     else:
-        await _ack(msg)
+        # An acknowledgement that may be lost: the message comes again then, which an idempotent handler tolerates.
+        with contextlib.suppress(TimeoutError, NoRespondersError, MsgAlreadyAckdError):  # the last by the handler
+            await msg.ack_sync(timeout=2.0)
 
 
-async def _handled(msg: Msg, handle: Handle, stop: asyncio.Event) -> bool:
-    """Handle a message; or, where a breaker is open, hold it until that is worth another try."""
+async def _is_handled(msg: Msg, handle: Handle, stop: asyncio.Event) -> bool:
+    """Handle a message; or, where a breaker is open, keep it in hand until that is worth another try."""
     try:
         await handle(msg)
     except CircuitOpenError as err:
         until = asyncio.get_running_loop().time() + max(err.retry_after, NO_LEADER_PAUSE_S)
         while not stop.is_set() and (left := until - asyncio.get_running_loop().time()) > 0:
             await msg.in_progress()
-            await asyncio.sleep(min(left, HOLD_S))
+            await asyncio.sleep(min(left, IN_PROGRESS_EVERY_S))
         return False
     return True
 
 
-async def _ack(msg: Msg) -> None:
-    """Acknowledge, and wait until the server has it: only then it does not come again."""
+async def bury(msg: Msg, client: Client, dead: str, reason: str) -> None:
+    """Keep a message as a dead letter, and only then take it off its consumer.
+
+    Buried twice, it is one letter, if that happens within the ``duplicate_window`` of the letters' stream.
+
+    Args:
+        msg: A message of a pull consumer.
+        client: A connected nats-py client.
+        dead: Subject for dead letters; a stream must listen to it. They keep payload and headers. Where these do not
+            fit into a message beside the reason, a letter says ``Dead-Size`` instead; ``Dead-Sequence`` finds the rest.
+        reason: Its first 500 characters are kept.
+
+    Raises:
+        nats.js.errors.NoStreamResponseError: No stream takes the dead letters; the message was not taken off.
+        TimeoutError: The stream for them did not reply in time, likewise.
+        PublishRefusedError: The letter is too large with its payload, which the message's stream would not keep either.
+    """
+    about, headers = msg.metadata, msg.headers or {}
+    # The server acts on headers of its own (Nats-Expected-…, Nats-TTL, …), which were meant for another stream.
+    theirs = {
+        name: value
+        for name, value in headers.items()
+        if not name.lower().startswith("nats-") and _SENDABLE.fullmatch(name)
+    }
+    ours = {
+        REASON: " ".join(reason[:REASON_CHARACTERS].split()),
+        SUBJECT: msg.subject,
+        SEQUENCE: str(about.sequence.stream),
+        DELIVERIES: str(about.num_delivered),
+        MSG_ID: headers.get("Nats-Msg-Id", ""),
+        "Nats-Msg-Id": letter_id(msg),
+    }
+    if not await _is_kept(client, dead, msg.data, {**theirs, **ours}):
+        await _keep_without_payload(msg, client, dead, {**ours, SIZE: str(len(msg.data))})
+    with contextlib.suppress(TimeoutError, NoRespondersError):  # then it comes again, and is buried again
+        await client.request(msg.reply, b"+TERM", timeout=2.0)
+
+
+def letter_id(msg: Msg) -> str:
+    """Return the ``Nats-Msg-Id`` of a message's dead letter: the same each time, and no other message's.
+
+    The time is part of it, since a stream that is deleted and made again numbers from 1 again.
+    """
+    about = msg.metadata
+    return f"{about.stream}.{about.consumer}.{about.sequence.stream}.{about.timestamp.timestamp():.6f}"
+
+
+async def _is_kept(client: Client, dead: str, payload: bytes, headers: dict[str, str]) -> bool:
+    """Store a letter; return ``False`` if it is too large for the server or for the stream."""
+    headers = {name: value.encode("utf-8", "backslashreplace").decode() for name, value in headers.items()}
+    # nats-py compares the payload alone, and the server, which counts the headers, would hang up.
+    lines = sum(len(f"{name}: {value}\r\n".encode()) for name, value in headers.items())
+    if len(payload) + lines + len("NATS/1.0\r\n\r\n") > client.max_payload:
+        return False
+    js = client.jetstream(timeout=2.0)
     try:
-        await msg.ack_sync(timeout=2.0)
-    except (TimeoutError, NoRespondersError):
-        return  # no leader at the moment: it may come again, which an idempotent handler bears
-    except MsgAlreadyAckdError:
-        return  # the handler did
+        await retry(lambda: js.publish(dead, payload, headers=headers), within=BURY_WITHIN_S)
+    except APIError as err:
+        if err.err_code != TOO_LARGE:
+            raise
+        return False
+    return True
+
+
+async def _keep_without_payload(msg: Msg, client: Client, dead: str, headers: dict[str, str]) -> None:
+    about = msg.metadata
+    config = (await retry(lambda: client.jetstream(timeout=2.0).stream_info(about.stream))).config
+    if config.retention not in (None, RetentionPolicy.LIMITS):  # once it is taken off, it is gone
+        raise PublishRefusedError(
+            f"message {about.sequence.stream} of {about.stream}, {len(msg.data):,} bytes, is too large for a letter on "
+            f"{dead!r}, expected some 2,000 bytes of room: lower max_msg_size of {about.stream}"
+        )
+    if not await _is_kept(client, dead, b"", headers):
+        raise PublishRefusedError(f"{dead!r} takes no letter of 2,000 bytes; raise max_msg_size of its stream")

@@ -6,15 +6,16 @@ its slot for ever. The publisher here overlaps, waits when its window is full, a
 three ends:
 
 - *stored*: the server acknowledged it;
-- *refused*: the server said no, and would say no again (too large, limits reached, wrong sequence …);
-- *unknown*: no answer within the retry budget. It may be stored.
+- *refused*: the server refused it, and would again (too large, limits reached, wrong sequence …);
+- *unknown*: no reply within the retry budget. It may be stored.
 
-A message without an answer is sent again under the same ``Nats-Msg-Id``, which the stream drops if it has it
-already. That makes retrying safe for as long as the stream's ``duplicate_window`` (two minutes by default).
+A message without a reply is sent again under the same ``Nats-Msg-Id``, which the stream drops if it has it already.
+That makes retrying safe for as long as the stream's ``duplicate_window`` (two minutes by default).
 
-What is sent again lands behind what was sent after it: retries give up the order. Who needs the order of a key waits
-for each of the key's acknowledgements before its next message (:mod:`mesh_lab.patterns.partition_group` keeps it for
-readers). A stream that was made a moment ago can cause such a retry too: see :mod:`mesh_lab.patterns.jetstream_wait`.
+What is sent again lands behind what was sent after it: retries give up the order. A publisher that has to keep the
+order of a key waits for each of the key's acknowledgements before its next message
+(:mod:`mesh_lab.patterns.partition_group` keeps it for readers). A stream that was made a moment ago can cause such a
+retry too: see :mod:`mesh_lab.patterns.jetstream_wait`.
 """
 
 import asyncio
@@ -22,17 +23,15 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Self
 
 import msgspec
-import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from mesh_lab.errors import PublishRefusedError, UnknownOutcomeError
-from mesh_lab.patterns.connection import is_send_failure
+from mesh_lab.patterns.connection import publish_if_connected
 from mesh_lab.patterns.jetstream_api import Ack, PublishReply, is_transient
 from mesh_lab.patterns.wait import cancel_and_join
 
@@ -78,8 +77,8 @@ class WindowedPublisher:
             client: A connected nats-py client.
             window: Messages that may be outstanding; 1 is as slow as ``js.publish``, and more than the server
                 takes in a second only adds latency.
-            ack_timeout: Seconds without an answer after which a message is sent again.
-            retry_for: Seconds after which a message without an answer is given up as unknown. An election
+            ack_timeout: Seconds without a reply after which a message is sent again.
+            retry_for: Seconds after which a message without a reply is given up as unknown. An election
                 takes up to 9 s after a server's death, so below 15 every fail-over ends in unknowns.
 
         Raises:
@@ -112,9 +111,7 @@ class WindowedPublisher:
         self._sweeper.add_done_callback(lambda _: self._changed.set())
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             if kind is None:
                 await self.flush()
@@ -152,7 +149,7 @@ class WindowedPublisher:
 
         Raises:
             PublishRefusedError: An earlier message was refused.
-            UnknownOutcomeError: An earlier message got no answer within the retry budget.
+            UnknownOutcomeError: An earlier message got no reply within the retry budget.
         """
         while len(self._outstanding) >= self._window:
             await self._change()
@@ -172,9 +169,10 @@ class WindowedPublisher:
         reply = f"{self._inbox}.{self._number}"
         self._outstanding[reply] = message
         try:
-            await self._send(reply, message)
+            # If the connection takes nothing now, the sweeper sends it when it does.
+            await publish_if_connected(self._client, subject, payload, reply=reply, headers=message.headers)
         except BaseException:
-            # The caller is told now: it must not be sent again behind its back.
+            # The caller learns it now: the message must not be sent again later.
             self._outstanding.pop(reply, None)
             raise
 
@@ -183,7 +181,7 @@ class WindowedPublisher:
 
         Raises:
             PublishRefusedError: A message was refused.
-            UnknownOutcomeError: A message got no answer within the retry budget.
+            UnknownOutcomeError: A message got no reply within the retry budget.
         """
         while self._outstanding:
             await self._change()
@@ -200,24 +198,10 @@ class WindowedPublisher:
     def _check_sweeper(self) -> None:
         if self._sweeper is not None and not self._sweeper.done():
             return
-        seen, problem = f"{len(self._outstanding)} messages outstanding and nobody waits for their answers: ", None
+        state, problem = f"{len(self._outstanding)} messages outstanding and nobody waits for their answers: ", None
         if self._sweeper is None or self._sweeper.cancelled() or (problem := self._sweeper.exception()) is None:
-            raise UnknownOutcomeError(seen + "publish inside `async with WindowedPublisher(…)`")
-        raise UnknownOutcomeError(f"{seen}{problem!r}") from problem
-
-    async def _send(self, reply: str, message: _Outstanding) -> None:
-        # While nats-py reconnects it would buffer copy after copy; the sweeper sends when it is back.
-        if not self._client.is_connected:
-            return
-        try:
-            await self._client.publish(message.subject, message.payload, reply=reply, headers=message.headers)
-        except (nats.errors.OutboundBufferLimitError, RuntimeError) as err:
-            if not is_send_failure(err):
-                raise
-        except nats.errors.MaxPayloadError as err:
-            raise PublishRefusedError(
-                f"{message.subject}: {len(message.payload):,} bytes, the server takes {self._client.max_payload:,}"
-            ) from err
+            raise UnknownOutcomeError(state + "publish inside `async with WindowedPublisher(…)`")
+        raise UnknownOutcomeError(f"{state}{problem!r}") from problem
 
     async def _on_reply(self, msg: Msg) -> None:
         message = self._outstanding.get(msg.subject)
@@ -234,7 +218,10 @@ class WindowedPublisher:
             if is_transient(error):
                 message.resend_at = time.monotonic() + random.uniform(0.05, 0.25)
             else:
-                self._end(msg.subject, PublishRefusedError(f"{message.name}: {error}"))
+                self._end(
+                    msg.subject,
+                    PublishRefusedError(f"{message.name}: {error}", code=error.code, err_code=error.err_code),
+                )
         elif reply.stream and reply.seq > 0:
             self.stored += 1
             self.duplicates += reply.duplicate
@@ -243,7 +230,7 @@ class WindowedPublisher:
             message.other_reply = msg.data[:SHOWN_BYTES]
 
     def _end(self, reply: str, end: Ack | Failure) -> None:
-        """Let a message meet its end, and tell who waits for it."""
+        """Let a message meet its end, and call back."""
         message = self._outstanding.pop(reply)
         self._changed.set()  # before the callbacks, which may raise
         if not isinstance(end, Ack):
@@ -265,18 +252,21 @@ class WindowedPublisher:
             due = [item for item in self._outstanding.items() if item[1].resend_at <= now]
             for reply, message in due:
                 if reply not in self._outstanding:
-                    continue  # its answer came while another one was sent
+                    continue  # its reply came while another one was sent
                 if message.give_up_at <= now:
                     other = f", but {message.other_reply!r}, which is no stream's" if message.other_reply else ""
                     failure = UnknownOutcomeError(
                         f"{message.name}: no answer in {self._retry_for} s{other}; "
-                        "it may be stored: read the stream before sending it under another id"
+                        "it may be stored: read the stream before sending it under another id",
+                        waited_s=self._retry_for,
                     )
                     self._end(reply, failure)
                 elif self._client.is_connected:
                     message.resend_at = now + self._ack_timeout
                     self.resent += 1
                     try:
-                        await self._send(reply, message)
-                    except PublishRefusedError as err:  # it was taken on while the client was reconnecting
+                        await publish_if_connected(
+                            self._client, message.subject, message.payload, reply=reply, headers=message.headers
+                        )
+                    except PublishRefusedError as err:  # too large: published while the client reconnected
                         self._end(reply, err)

@@ -1,4 +1,4 @@
-"""Who may come in, and what may be read on the way: certificates, keys, accounts."""
+"""Authentication, authorization and encryption: certificates, keys, accounts and tokens."""
 
 from mesh_lab.security.accounts import Account, Operator, User
 from mesh_lab.security.auth_callout import Grant, serve_logins

@@ -1,8 +1,8 @@
-"""An operator, its accounts and their users: who may say what of whom, without a server that knows a password.
+"""An operator, its accounts and their users: a chain of signatures in place of passwords that the servers know.
 
-The operator signs accounts, an account signs its users, and the servers know the operator's public key and nothing
-else by heart. Each object here holds a key and makes tokens; nothing is stored. In production the operator's seed
-lies offline, and a *signing key* of its does the daily work.
+The operator signs accounts, an account signs its users, and a server's configuration has the operator's public key and
+nothing else. Each object here holds a key and makes tokens; nothing is stored. In production the operator's seed lies
+offline, and one of its *signing keys* does the daily work.
 """
 
 import time
@@ -13,7 +13,7 @@ from typing import Any
 from mesh_lab.security.tokens import Key, credentials, encode_token
 
 UNLIMITED = -1
-# To the server, a limit that is left out is 0, which lets nobody in: so each is named.
+# The server takes a limit that is left out for 0, which admits no connection: so each is named.
 LIMITS: dict[str, Any] = {
     **dict.fromkeys(("subs", "data", "payload", "imports", "exports", "conn", "leaf"), UNLIMITED),
     **dict.fromkeys(("mem_storage", "disk_storage", "streams", "consumer"), UNLIMITED),
@@ -25,7 +25,7 @@ NO_JETSTREAM = {"mem_storage": 0, "disk_storage": 0, "streams": 0, "consumer": 0
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """Somebody who may connect."""
+    """A client's identity, with the credentials to connect."""
 
     name: str
     public: str
@@ -54,7 +54,7 @@ class Account:
         return self.key.public
 
     def token(self) -> str:
-        """Return what the operator says of the account now; servers that are given it go by it at once."""
+        """Return the account's token as of now, signed by the operator; servers that are sent it apply it at once."""
         claims = {
             "limits": {**LIMITS, **self.limits},
             "exports": self.exports,
@@ -71,7 +71,7 @@ class Account:
         subscribe: Iterable[str] | None = None,
         lives_for: float | None = None,
     ) -> User:
-        """Return a new user, whom the account vouches for; no server has to be told.
+        """Return a new user, signed by the account; no server has to be sent anything.
 
         Args:
             name: A name for people.
@@ -88,18 +88,18 @@ class Account:
         return User(name, key.public, credentials(token, key))
 
     def revoke(self, user: User) -> None:
-        """Declare every token void that the user has by now; :meth:`token` says so from here on."""
+        """Revoke every token that the user has by now; :meth:`token` carries the revocation from here on."""
         self.revoked[user.public] = int(time.time()) + 1
 
 
 @dataclass(slots=True)
 class Operator:
-    """Who runs the servers, and decides which accounts there are."""
+    """The identity that runs the servers and decides which accounts there are."""
 
     name: str = "order mesh"
     key: Key = field(default_factory=lambda: Key.new("operator"))
     system: Account = field(init=False)
-    """The system account, whose users see every server and connection, and bring accounts to the servers."""
+    """The system account, whose users see every server and connection, and send accounts to the servers."""
 
     def __post_init__(self) -> None:
         self.system = self.account("SYS", **NO_JETSTREAM)
@@ -120,18 +120,18 @@ class Operator:
         return Account(name, self.key, limits=limits)
 
     def token(self) -> str:
-        """Return what the operator says of itself: the one thing that a server has to be given."""
+        """Return the operator's own token, which is all that a server has to be given."""
         claims = {"system_account": self.system.public}
         return encode_token("operator", claims, subject=self.key.public, signer=self.key, name=self.name)
 
 
 def server_block(operator: Operator, accounts: Mapping[str, str], *, directory: str) -> str:
-    """Return what a server needs to know, in nats-server's syntax.
+    """Return the part of a server's configuration that names its operator, in nats-server's syntax.
 
     Args:
-        operator: Whom the server believes.
-        accounts: Tokens of accounts that it knows from the start, by their public keys.
-        directory: Where it keeps the accounts that it hears of later.
+        operator: The operator that the server trusts.
+        accounts: Tokens of accounts that it has from the start, by their public keys.
+        directory: Where it keeps the accounts that it is sent later.
     """
     directory = directory.replace("\\", "\\\\")
     known = {**accounts, operator.system.public: operator.system.token()}

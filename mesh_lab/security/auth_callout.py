@@ -1,7 +1,7 @@
-"""A service that decides who may come in: NATS's *auth callout*.
+"""A service that decides which clients may connect: NATS's *auth callout*.
 
-The server asks on a subject, with a token that it signed, and is answered with a token that the service signed: a user
-of some account, with permissions, for a time. Where nobody answers, nobody comes in. The protocol is that of
+The server sends a request with a token that it signed, and the service replies with a token that it signed: a user of
+some account, with permissions, for a time. Where no service replies, no client is admitted. The protocol is that of
 https://github.com/nats-io/nats-architecture-and-design/blob/main/adr/ADR-26.md.
 """
 
@@ -24,19 +24,19 @@ SERVER_PREFIX = "N"
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """What somebody said who wants to come in."""
+    """A client that wants to connect, as it describes itself."""
 
     user: str
     password: str = field(repr=False)
     client: str
-    """What the client calls itself."""
+    """Name of the connection."""
     host: str
-    """Where it connects from."""
+    """Address that it connects from."""
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """As whom somebody may come in."""
+    """The user that a client is admitted as."""
 
     name: str
     """The user's name, as monitoring shows it."""
@@ -45,48 +45,49 @@ class Grant:
     publish: Sequence[str] = (">",)
     subscribe: Sequence[str] = (">",)
     lives_for: float | None = None
-    """Seconds until it has to come again; ``None`` for as long as it stays connected."""
+    """Seconds until it has to log in again; ``None`` for as long as it stays connected."""
 
 
 Decide = Callable[[Login], Awaitable[Grant | None]]
 
 
 async def serve_logins(client: Client, issuer: Key, decide: Decide) -> Subscription:
-    """Answer every login with what ``decide`` says, until the subscription ends.
+    """Reply to every login as ``decide`` decides, until the subscription ends.
 
     Args:
         client: Connected to the account that the configuration names under ``auth_callout``, as one of its
-            ``auth_users``. Nobody else should be in that account: whoever is can ask what a server would ask.
+            ``auth_users``. No other client should be in that account: it could send what a server would send.
         issuer: Key of an account; its public half stands in the configuration as ``issuer``.
-        decide: Returns as whom somebody may come in, or ``None``. If it raises, the answer is no. Compare passwords
-            in constant time (``hmac.compare_digest``), and answer within the servers' authentication timeout, 2 s.
+        decide: Returns the user that a client is admitted as, or ``None``. If it raises, the client is refused. Compare
+            passwords in constant time (``hmac.compare_digest``), and reply within the servers' authentication timeout,
+            2 s.
     """
 
-    async def answer(msg: Msg) -> None:
+    async def reply_to(msg: Msg) -> None:
         try:
             request = _request(msg.data)
         except BadTokenError:
-            return  # no server said this; whoever did learns nothing
-        asked, why = request["nats"], "refused"
+            return  # no server signed this; its sender learns nothing
+        claims, why = request["nats"], "refused"
         try:
-            grant = await decide(_login(asked))
-        except Exception as err:  # noqa: BLE001 (whatever it is, the door stays shut, and the server's log says why)
+            grant = await decide(_login(claims))
+        except Exception as err:  # noqa: BLE001 (whatever it is, the client is refused, and the server's log has why)
             grant, why = None, f"refused: the service failed with {type(err).__name__}"
-        user = asked["user_nkey"]
+        user = claims["user_nkey"]
         reply = {"jwt": _user(grant, user, issuer)} if grant is not None else {"error": why}
-        to = asked["server_id"]["id"]
+        to = claims["server_id"]["id"]
         await msg.respond(
             encode_token("authorization_response", reply, subject=user, signer=issuer, audience=to).encode()
         )
 
-    return await client.subscribe(SUBJECT, queue="logins", cb=answer)
+    return await client.subscribe(SUBJECT, queue="logins", cb=reply_to)
 
 
 def _request(data: bytes) -> dict[str, Any]:
-    """Return what a server asks; anybody in the account can publish, so it must be signed by the server it names."""
+    """Return a server's request; any client of the account can publish, so the server it names must have signed it."""
     request = decode_token(data.decode(errors="replace"))
-    asked = request.get("nats")
-    server = asked.get("server_id") if isinstance(asked, dict) else None
+    claims = request.get("nats")
+    server = claims.get("server_id") if isinstance(claims, dict) else None
     signer = str(request["iss"])
     known = isinstance(server, dict) and signer == server.get("id") and signer.startswith(SERVER_PREFIX)
     if request.get("aud") != AUDIENCE or not known:
@@ -94,9 +95,9 @@ def _request(data: bytes) -> dict[str, Any]:
     return request
 
 
-def _login(asked: dict[str, Any]) -> Login:
-    said, about = asked.get("connect_opts", {}), asked.get("client_info", {})
-    return Login(said.get("user", ""), said.get("pass", ""), said.get("name", ""), about.get("host", ""))
+def _login(claims: dict[str, Any]) -> Login:
+    options, about = claims.get("connect_opts", {}), claims.get("client_info", {})
+    return Login(options.get("user", ""), options.get("pass", ""), options.get("name", ""), about.get("host", ""))
 
 
 def _user(grant: Grant, user: str, issuer: Key) -> str:

@@ -18,7 +18,7 @@ LIVES_FOR = datetime.timedelta(days=1)
 
 
 class Authority:
-    """Signs certificates for servers and for clients, and is all that either side trusts."""
+    """Signs certificates for servers and for clients; both sides trust it alone."""
 
     def __init__(self, name: str = "order mesh") -> None:
         self._name = name
@@ -33,7 +33,7 @@ class Authority:
 
         Args:
             directory: Where to write them; the key is readable by its owner only.
-            names: Whom it is for: host names, IP addresses or e-mail addresses. The first one names the files.
+            names: Host names, IP addresses or e-mail addresses that it certifies. The first one names the files.
 
         Raises:
             ValueError: There is no name, or one is neither of these.
@@ -64,7 +64,7 @@ class Authority:
 
         Args:
             directory: Where its files go.
-            names: Whom its certificate is for; none, and it shows no certificate.
+            names: Names that its certificate certifies; none, and it shows no certificate.
 
         Raises:
             ValueError: A name cannot be certified.
@@ -73,12 +73,12 @@ class Authority:
 
 
 def _write(path: Path, text: bytes) -> None:
-    """Write a file that nobody else may read, whoever might have read what stood there before."""
+    """Write a file that only its owner may read, whatever the permissions of the one that it replaces."""
     try:
         new = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
         with open(new, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
             file.write(text)
-        new.replace(path)  # at once: somebody may be reading the old one
+        new.replace(path)  # at once: a server may be reading the old one
     except OSError as err:
         raise StoreError(
             f"cannot write {path.name} in {path.parent}: {err.strerror or err}; name a directory that can be written"

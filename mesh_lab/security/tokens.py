@@ -1,7 +1,7 @@
 """Keys and signed claims, as NATS's decentralised authentication has them.
 
-A *claim* is JSON that says something about a key: what an account may use, what a user may publish. A *token* is the
-claim with a signature, in the form of a JSON Web Token (RFC 7519) of algorithm ``ed25519-nkey``. The layout is that of
+A *claim* is JSON about a key: what an account may use, what a user may publish. A *token* is the claim with a
+signature, in the form of a JSON Web Token (RFC 7519) of algorithm ``ed25519-nkey``. The layout is that of
 https://github.com/nats-io/jwt, version 2. The keys are made and used by nkeys and PyNaCl.
 """
 
@@ -35,9 +35,9 @@ class Key:
     """A pair of keys; the seed is never shown in a repr."""
 
     seed: str = field(repr=False)
-    """Begins with ``S``; whoever has it can sign."""
+    """Begins with ``S``; its holder can sign."""
     public: str
-    """Begins with ``O``, ``A`` or ``U``; anybody may know it."""
+    """Begins with ``O``, ``A`` or ``U``; it is no secret."""
 
     @classmethod
     def new(cls, role: Role) -> "Key":
@@ -70,12 +70,12 @@ def encode_token(
 
     Args:
         role: What the token is about: ``"operator"``, ``"account"``, ``"user"`` or another type of nats-io/jwt.
-        claims: What it says, the part under ``nats``.
-        subject: Public key that it says it of.
-        signer: Who says so.
+        claims: Its content, the part under ``nats``.
+        subject: Public key that it is about.
+        signer: Key of the issuer, which signs it.
         name: A name for people.
         expires: Seconds since the epoch; ``None`` for never.
-        audience: For whom it is; ``None`` for all.
+        audience: The account or service that it is for; ``None`` for all.
     """
     body: dict[str, Any] = {"iat": int(time.time()), "iss": signer.public, "name": name, "sub": subject}
     if expires is not None:
@@ -91,9 +91,9 @@ def encode_token(
 
 
 def decode_token(token: str) -> dict[str, Any]:
-    """Return what a token says, after its signature was checked against the key that it names as its issuer.
+    """Return a token's content, after its signature was checked against the key that it names as its issuer.
 
-    Whether that issuer may say so is for the caller to decide.
+    Whether that issuer had the right to is for the caller to decide.
 
     Raises:
         BadTokenError: It is no token, or was changed after it was signed.
@@ -116,7 +116,7 @@ def decode_token(token: str) -> dict[str, Any]:
 
 
 def credentials(token: str, key: Key) -> str:
-    """Return a user's token and seed as the text of a ``.creds`` file; who has it is the user."""
+    """Return a user's token and seed as the text of a ``.creds`` file, which is all that a client needs to connect."""
     return (
         f"-----BEGIN NATS USER JWT-----\n{token}\n------END NATS USER JWT------\n\n"
         f"-----BEGIN USER NKEY SEED-----\n{key.seed}\n------END USER NKEY SEED------\n"

@@ -46,8 +46,9 @@ async def test_a_batch_sent_again_under_its_ids_is_not_stored_again(client: Clie
     js = await _stream(client, "ATOMD")
     messages = [m._replace(headers={"Nats-Msg-Id": m.subject}) for m in _messages("ATOMD", 5)]
     await publish_together(client, messages)
-    with pytest.raises(PublishRefusedError, match=r"duplicate message id .*err_code 10201"):
+    with pytest.raises(PublishRefusedError, match=r"duplicate message id .*err_code 10201") as refusal:
         await publish_together(client, messages)
+    assert (refusal.value.code, refusal.value.err_code) == (400, 10201)
     assert (await js.stream_info("ATOMD")).state.messages == 5
 
 

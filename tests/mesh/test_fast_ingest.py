@@ -53,8 +53,9 @@ async def test_a_gap_ends_the_batch_at_the_hole_or_is_reported_and_jumped(client
     with pytest.raises(BatchEndedError, match=r"ended the batch with 9 messages stored of 22 sent; go on behind"):
         await send(strict)
     assert (strict.stored, strict.gaps, await _stored(js, "GAPS")) == (9, [(10, 11)], 9)
-    with pytest.raises(BatchEndedError, match="9 messages stored"):
+    with pytest.raises(BatchEndedError, match="9 messages stored") as ended:
         await strict.publish("GAPS.x", b"one more")
+    assert (ended.value.stored, ended.value.sent) == (9, 22)
 
     loose = FastIngest(client, gap="ok")
     await send(loose)
@@ -73,9 +74,10 @@ async def test_a_repeated_id_is_dropped(client: Client) -> None:
 
 async def test_a_stream_that_does_not_allow_it_says_so_at_the_first_message(client: Client) -> None:
     js = await _stream(client, "PLAIN", allow_batched=False)
-    with pytest.raises(PublishRefusedError, match=r"PLAIN.x: batch publish is disabled .*err_code 10205"):
+    with pytest.raises(PublishRefusedError, match=r"PLAIN.x: batch publish is disabled .*err_code 10205") as refusal:
         async with FastIngest(client) as batch:
             await batch.publish("PLAIN.x", b"")
+    assert (refusal.value.code, refusal.value.err_code) == (400, 10205)
     assert await _stored(js, "PLAIN") == 0
 
 
@@ -89,9 +91,10 @@ async def test_a_full_stream_refuses_and_says_how_much_it_has(client: Client) ->
 
 
 async def test_a_subject_that_nobody_takes_ends_as_unknown(client: Client) -> None:
-    with pytest.raises(UnknownOutcomeError, match=r"nowhere.x: nobody takes the subject; 0 of 1 messages"):
+    with pytest.raises(UnknownOutcomeError, match=r"nowhere.x: nobody takes the subject; 0 of 1 messages") as unknown:
         async with FastIngest(client, patience=0.6) as batch:
             await batch.publish("nowhere.x", b"")
+    assert unknown.value.waited_s == 0.6
 
 
 async def test_a_payload_above_the_servers_limit_is_refused_and_spoils_nothing(client: Client) -> None:

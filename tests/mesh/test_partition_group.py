@@ -30,7 +30,7 @@ from mesh_lab.patterns.group_bucket import Group, GroupBucket
 from mesh_lab.patterns.jetstream_wait import wait_routable
 from mesh_lab.patterns.partition_group import GroupMember, Partition
 from mesh_lab.patterns.pull_consumer import position, read_in_order
-from mesh_lab.patterns.wait import eventually, retry
+from mesh_lab.patterns.wait import eventually
 from mesh_lab.patterns.windowed_publisher import WindowedPublisher
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import start_mesh
@@ -415,18 +415,22 @@ async def test_another_number_of_partitions_is_refused(client: Client) -> None:
             await elsewhere.run(ignore)
 
 
-async def test_a_bucket_that_finds_no_room_says_so_and_is_not_taken_for_one_that_is_there() -> None:
-    async with await start_mesh(servers=3) as mesh:
-        client = await mesh.connect()
+async def test_a_bucket_that_cannot_be_made_says_so_and_is_not_taken_for_one_that_is_there() -> None:
+    tight = "TIGHT { jetstream { max_streams: 1 }, users [ { user: tight, password: tight } ] }"
+    async with await start_mesh(accounts_config=tight) as mesh:
+        client = await mesh.connect(user="tight", password="tight")
         js = client.jetstream(timeout=5.0)
-        await retry(lambda: js.add_stream(name="ROOM", subjects=["room.*.>"], num_replicas=3))
-        await mesh.kill("n3")
-        group = Group("ROOM", "room.{partition}.>", 2)
-        with pytest.raises(nats.js.errors.BadRequestError, match="no suitable peers") as refusal:
-            await GroupBucket(client, "ROOM-shop").open(group, within=2.0)
-        assert refusal.value.err_code == 10005
-        await js.create_key_value(bucket="ROOM-shop", history=3)  # one with other settings is there: that serves
-        await GroupBucket(client, "ROOM-shop").open(group, within=5.0)
+        await js.add_stream(name="ROOM", subjects=["room.*.>"])
+        bucket, group = GroupBucket(client, "ROOM-shop"), Group("ROOM", "room.{partition}.>", 2)
+        with pytest.raises(nats.js.errors.BadRequestError, match="maximum number of streams reached") as refusal:
+            await bucket.open(group)
+        assert refusal.value.err_code == 10027
+
+
+async def test_a_bucket_that_is_there_with_other_settings_serves(client: Client) -> None:
+    await make_stream(client, "PAR7")
+    await client.jetstream(timeout=5.0).create_key_value(bucket="PAR7-shop", history=3)
+    await GroupBucket(client, "PAR7-shop").open(Group("PAR7", "par7.{partition}.>", PARTITIONS))
 
 
 async def test_a_second_member_of_a_name_is_refused_while_the_first_one_lives(client: Client) -> None:

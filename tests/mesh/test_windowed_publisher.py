@@ -46,10 +46,11 @@ async def test_a_repeated_id_is_acknowledged_and_not_stored_again(client: Client
 
 async def test_what_the_stream_refuses_is_told_apart_and_named(client: Client) -> None:
     js = await _stream(client, "PUB3", max_msgs=5, discard="new")
-    with pytest.raises(PublishRefusedError, match=r"PUB3.x \(5\): maximum messages exceeded .*err_code 10077"):
+    with pytest.raises(PublishRefusedError, match=r"PUB3.x \(5\): maximum messages .*err_code 10077") as refusal:
         async with WindowedPublisher(client) as publisher:
             for n in range(6):
                 await publisher.publish("PUB3.x", b"", msg_id=str(n))
+    assert (refusal.value.code, refusal.value.err_code) == (503, 10077)
     assert (await js.stream_info("PUB3")).state.messages == 5
 
 
@@ -79,9 +80,10 @@ async def test_a_payload_above_the_servers_limit_is_refused_with_both_sizes(clie
 
 
 async def test_a_subject_without_a_stream_ends_as_unknown(client: Client) -> None:
-    with pytest.raises(UnknownOutcomeError, match=r"nowhere.x \(1\): no answer in 0.6 s; it may be stored"):
+    with pytest.raises(UnknownOutcomeError, match=r"nowhere.x \(1\): no answer in 0.6 s; it may be stored") as unknown:
         async with WindowedPublisher(client, ack_timeout=0.2, retry_for=0.6) as publisher:
             await publisher.publish("nowhere.x", b"", msg_id="1")
+    assert unknown.value.waited_s == 0.6
 
 
 async def test_an_answer_of_somebody_who_is_no_stream_is_none(client: Client) -> None:
@@ -89,11 +91,16 @@ async def test_an_answer_of_somebody_who_is_no_stream_is_none(client: Client) ->
         await msg.respond(b"{}" if msg.data == b"1" else b"thanks")
 
     await client.subscribe("PUB7.x", cb=answer)
-    with pytest.raises(UnknownOutcomeError, match=r"PUB7.x \(\d\): no answer in 0.6 s"):
-        async with WindowedPublisher(client, ack_timeout=0.2, retry_for=0.6) as publisher:
-            await publisher.publish("PUB7.x", b"1", msg_id="1")
-            await publisher.publish("PUB7.x", b"2", msg_id="2")
+    failed: list[str] = []
+    async with WindowedPublisher(client, ack_timeout=0.2, retry_for=0.6) as publisher:
+        for n in (b"1", b"2"):
+            await publisher.publish("PUB7.x", n, msg_id=n.decode(), on_failed=lambda err: failed.append(str(err)))
     assert publisher.stored == 0
+    assert ["no answer in 0.6 s, but b'{}', which is no stream's; it may be stored" in text for text in failed] == [
+        True,
+        False,
+    ]
+    assert ["no answer in 0.6 s, but b'thanks', which" in text for text in failed] == [False, True]
 
 
 async def test_a_message_that_cannot_be_sent_is_told_at_once_and_not_tried_again(client: Client) -> None:

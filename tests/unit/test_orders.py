@@ -116,6 +116,7 @@ def test_a_payload_that_is_no_order_is_refused_with_the_field(payload: bytes, re
 def test_wrong_totals_are_shown_as_a_difference() -> None:
     seen = Totals(EVERYTHING.orders - 1, EVERYTHING.customers, EVERYTHING.cds + 2, EVERYTHING.cents)
     expected = r"orders: seen 69,658, expected 69,659 \(-1\); cds: seen 167,883, expected 167,881 \(\+2\)"
-    with pytest.raises(WrongTotalsError, match=expected):
+    with pytest.raises(WrongTotalsError, match=expected) as wrong:
         check_totals(seen, EVERYTHING)
+    assert wrong.value.differences == {"orders": -1, "cds": 2}
     check_totals(EVERYTHING, EVERYTHING)
