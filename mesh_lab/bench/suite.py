@@ -8,7 +8,7 @@ counted after each run, and a count that is off is an error and no figure.
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import nats.js.errors
@@ -21,7 +21,7 @@ from mesh_lab.bench.jobs import CONSUMER, STREAM, BenchJob, Consumed, Counted
 from mesh_lab.errors import WrongTotalsError
 from mesh_lab.measure.load import run_children
 from mesh_lab.measure.load_jobs import Result
-from mesh_lab.measure.measurement import Measurement
+from mesh_lab.measure.measurement import Measurement, Run
 from mesh_lab.orders import bulk_lane
 from mesh_lab.orders.dataset import EVERYTHING
 from mesh_lab.orders.totals import Totals, check_totals
@@ -89,28 +89,28 @@ async def run_suite(
         raise ValueError(f"rounds={rounds}, warmup={warmup}: expected rounds >= 1 and warmup >= 0")
     chance = random.Random(seed)
     runs = [(rung, place) for rung in rungs for place in places]
-    done: dict[tuple[str, StreamSetup], list[OneRun]] = {(rung.name, place): [] for rung, place in runs}
+    done: dict[tuple[str, StreamSetup], list[Run]] = {(rung.name, place): [] for rung, place in runs}
+    stored: dict[tuple[str, StreamSetup], int] = {}
     for turn in range(warmup + rounds):
         for rung, place in chance.sample(runs, len(runs)):
             if progress is not None:
                 progress(f"{rung.name}, {place}")
-            one = await run_once(meshes[place.replicas], rung, place)
+            run, stored[rung.name, place] = await run_once(meshes[place.replicas], rung, place)
             if turn >= warmup:
-                done[rung.name, place].append(one)
-    return [_result(rung, place, done[rung.name, place]) for rung, place in runs]
+                done[rung.name, place].append(run)
+    return [
+        CaseResult(
+            rung,
+            place,
+            Measurement.of(f"{rung.name}, {place}", rung.kind, done[rung.name, place]),
+            stored[rung.name, place],
+        )
+        for rung, place in runs
+    ]
 
 
-class OneRun(NamedTuple):
-    """One run of a case."""
-
-    elapsed_s: float
-    stored: int
-    """Messages in the stream afterwards, as the server counts them."""
-    server_version: str
-
-
-async def run_once(mesh: Mesh, rung: BenchCase, place: StreamSetup) -> OneRun:
-    """Run one case once.
+async def run_once(mesh: Mesh, rung: BenchCase, place: StreamSetup) -> tuple[Run, int]:
+    """Run one case once and return the run, and the number of messages that the server counts in the stream.
 
     Raises:
         WrongTotalsError: A count was off.
@@ -130,7 +130,8 @@ async def run_once(mesh: Mesh, rung: BenchCase, place: StreamSetup) -> OneRun:
             for result in (first, *workers):
                 check_counts(rung, count, result)
             ended_ns = max(result.ended_ns for result in (first, *workers))
-            return OneRun((ended_ns - first.began_ns) / 1e9, stored, first.server_version)
+            elapsed_s, size = (ended_ns - first.began_ns) / 1e9, 0 if rung.ladder == "end to end" else PAYLOAD_BYTES
+            return Run(count, elapsed_s, payload_bytes=size, server_version=first.server_version), stored
         finally:
             await _remove_streams(js)
 
@@ -194,18 +195,6 @@ def check_counts(rung: BenchCase, count: int, result: Result) -> None:
         if count == repeats * EVERYTHING.orders:
             orders, customers, cds, cents = msgspec.structs.astuple(EVERYTHING)
             check_totals(result.totals, Totals(orders * repeats, customers, cds * repeats, cents * repeats))
-
-
-def _result(rung: BenchCase, place: StreamSetup, runs: Sequence[OneRun]) -> CaseResult:
-    measurement = Measurement(
-        name=f"{rung.name}, {place}",
-        kind=rung.kind,
-        messages=messages_of(rung, place),
-        elapsed_s=tuple(run.elapsed_s for run in runs),
-        payload_bytes=0 if rung.ladder == "end to end" else PAYLOAD_BYTES,
-        server_version=runs[0].server_version,
-    )
-    return CaseResult(rung, place, measurement, runs[-1].stored)
 
 
 async def _remove_streams(js: JetStreamContext) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -15,19 +15,6 @@ from mesh_lab.chaos.schedule import Kind
 from mesh_lab.servers.start import start_mesh
 
 INTERVALS: dict[str, str | None] = {"default (2 minutes)": None, "1s": "1s", "always": "always"}
-_ROWS: dict[str, Callable[[ChaosRun], str]] = {
-    "sent": lambda run: f"{run.audit.attempted:,}",
-    "acknowledged": lambda run: f"{run.audit.acknowledged:,}",
-    "stored": lambda run: f"{run.audit.stored:,}",
-    "lost": lambda run: f"{len(run.audit.lost):,}",
-    "doubled": lambda run: f"{len(run.audit.doubled):,}",
-    "out of order": lambda run: f"{len(run.audit.reversed):,}",
-    "unknown, and stored": lambda run: f"{run.audit.recovered:,}",
-}
-_GAP_ROWS: dict[str, Callable[[ChaosRun], str]] = {
-    "longest gap": lambda run: f"{run.longest_gap_s:.1f} s",
-    "served": lambda run: f"{run.history.availability:.0%} of {run.history.length_s:.0f} s",
-}
 
 
 def run_chaos(*, seed: int, seconds: float, kinds: Sequence[Kind] = ()) -> int:
@@ -50,7 +37,7 @@ def run_chaos(*, seed: int, seconds: float, kinds: Sequence[Kind] = ()) -> int:
             return await chaos_run(mesh, seed=seed, seconds=seconds, kinds=kinds or None, on_fault=_report)
 
     done = asyncio.run(run())
-    _print({f"seed {seed}, {len(done.faults)} faults": done}, {**_ROWS, **_GAP_ROWS})
+    _print({f"seed {seed}, {len(done.faults)} faults": done}, gaps=True)
     done.check()
     return 0
 
@@ -72,7 +59,7 @@ def run_power_cuts(*, seconds: float) -> int:
         for label, interval in INTERVALS.items():
             _report(f"sync_interval {label}")
             done[label] = asyncio.run(power_cut(sync_interval=interval, seconds=seconds))
-    _print(done, _ROWS)
+    _print(done, gaps=False)
     done["always"].check()
     return 0
 
@@ -101,11 +88,24 @@ def _report(line: str) -> None:
     sys.stderr.write(line + "\n")
 
 
-def _print(runs: Mapping[str, ChaosRun], rows: Mapping[str, Callable[[ChaosRun], str]]) -> None:
-    table = Table(box=None)
-    table.add_column("orders")
-    for label in runs:
+def _print(runs: Mapping[str, ChaosRun], *, gaps: bool) -> None:
+    table = Table("orders", box=None)
+    columns = []
+    for label, run in runs.items():
         table.add_column(label, justify="right")
-    for row, tell in rows.items():
-        table.add_row(row, *map(tell, runs.values()))
+        counts = {
+            "sent": run.audit.attempted,
+            "acknowledged": run.audit.acknowledged,
+            "stored": run.audit.stored,
+            "lost": len(run.audit.lost),
+            "doubled": len(run.audit.doubled),
+            "out of order": len(run.audit.reversed),
+            "unknown, and stored": run.audit.recovered,
+        }
+        columns.append({name: f"{count:,}" for name, count in counts.items()})
+        if gaps:
+            columns[-1]["longest gap"] = f"{run.longest_gap_s:.1f} s"
+            columns[-1]["served"] = f"{run.history.availability:.0%} of {run.history.length_s:.0f} s"
+    for name in columns[0]:
+        table.add_row(name, *(column[name] for column in columns))
     Console().print(table)

@@ -3,10 +3,10 @@
 import math
 import platform
 import statistics
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 
 Kind = Literal["published", "acknowledged", "delivered", "processed", "ready"]
 """What the clock was stopped by.
@@ -86,6 +86,30 @@ class Measurement:
         if self.lost > self.messages * self.runs:
             raise ValueError(f"lost={self.lost:,} of {self.messages * self.runs:,} messages: more than there were")
 
+    @classmethod
+    def of(cls, name: str, kind: Kind, runs: Sequence[Run]) -> Self:
+        """Return the measurement that several runs make, which must be of the same size.
+
+        Raises:
+            ValueError: There are no runs, or they differ in size.
+        """
+        if len({(run.messages, run.payload_bytes) for run in runs}) != 1:
+            sizes = sorted({(run.messages, run.payload_bytes) for run in runs})
+            listed = (
+                " and ".join(f"{messages:,} messages of {size:,} B" for messages, size in sizes) or "there are none"
+            )
+            raise ValueError(f"the runs of {name!r} differ: {listed}; only equal runs can be compared")
+        return cls(
+            name=name,
+            kind=kind,
+            messages=runs[0].messages,
+            elapsed_s=tuple(run.elapsed_s for run in runs),
+            payload_bytes=runs[0].payload_bytes,
+            lost=sum(run.lost for run in runs),
+            duplicates=sum(run.duplicates for run in runs),
+            server_version=runs[0].server_version,
+        )
+
     @property
     def runs(self) -> int:
         """Number of runs."""
@@ -154,21 +178,7 @@ async def measure(
         raise ValueError(f"runs={runs}, warmup={warmup}: expected runs >= 1 and warmup >= 0")
     for _ in range(warmup):
         await run()
-    done = [await run() for _ in range(runs)]
-    sizes = sorted({(one.messages, one.payload_bytes) for one in done})
-    if len(sizes) > 1:
-        listed = " and ".join(f"{messages:,} messages of {size:,} B" for messages, size in sizes)
-        raise ValueError(f"the runs of {name!r} differ: {listed}; only equal runs can be compared")
-    return Measurement(
-        name=name,
-        kind=kind,
-        messages=done[0].messages,
-        elapsed_s=tuple(one.elapsed_s for one in done),
-        payload_bytes=done[0].payload_bytes,
-        lost=sum(one.lost for one in done),
-        duplicates=sum(one.duplicates for one in done),
-        server_version=done[0].server_version,
-    )
+    return Measurement.of(name, kind, [await run() for _ in range(runs)])
 
 
 def rounded(value: float, digits: int = 3) -> str:
