@@ -26,9 +26,9 @@ def load(shell: "InteractiveShell") -> None:
     allow_nested_loops()
     shell.magics_manager.register_function(service_magic(services), magic_kind="cell", magic_name="service")
     shell.push({"services": services}, interactive=False)  # type: ignore[no-untyped-call]
-    # Before a cell: what crashed while nobody looked. After it: what the cell made crash.
+    # Before a cell: what crashed between cells. After it: what the cell made crash.
     for event in ("pre_run_cell", "post_run_cell"):
-        shell.events.register(event, show_news)
+        shell.events.register(event, report_crashes)
     shell.events.register("post_run_cell", partial(forget_meshes, shell))
 
 
@@ -63,8 +63,8 @@ def forget_meshes(shell: "InteractiveShell", _result: "ExecutionResult | None" =
         del history[number]
 
 
-def show_news(_cell: object = None) -> None:
+def report_crashes(_cell: object = None) -> None:
     """Print the tracebacks of services that crashed since this was last done."""
-    if news := services.news():
+    if crashes := services.unreported_crashes():
         # Standard output: it is something the reader is meant to see, and no trouble of the cell itself.
-        sys.stdout.write(f"{news}\n")
+        sys.stdout.write(f"{crashes}\n")

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from mesh_lab.errors import MeshLabError, ServiceCellError
-from mesh_lab.notebook.service import Service
-from mesh_lab.notebook.services import MOST_REPLICAS, Services
+from mesh_lab.notebook.services import MOST_REPLICAS, Service, Services
 
 USAGE = "%%service NAME [--replicas N]"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}")
@@ -35,15 +34,15 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse_cell(line: str, cell: str) -> ServiceCell:
-    """Return what a cell asks for, after every check that needs no process.
+    """Return the service that a cell describes, after every check that needs no process.
 
     Args:
         line: Rest of the magic line, after ``%%service``.
         cell: Lines of the cell after the magic line.
 
     Raises:
-        ServiceCellError: The magic line is not understood, or the cell is no service; the message says what was
-            seen, on which line, and what was expected.
+        ServiceCellError: The magic line is not understood, or the cell is no service; the message carries the
+            line, what is there, and what was expected.
     """
     name, replicas = _parse_line(line)
     source = f"# %%service {line}\n{cell}"
@@ -65,12 +64,12 @@ def service_magic(services: Services) -> Callable[[str, str], Service]:
         it finds in ``os.environ["SERVICE_NAME"]``. It shares no variable with the notebook: what the cell needs, it
         imports; only ``asyncio`` and ``os`` are there already. Running the cell again replaces the processes.
 
-        When the cell returns, every process has subscribed: it has run until it waits for something else than the
-        mesh's answers, and a message that anybody publishes from now on reaches it.
+        When the cell returns, every process has subscribed: it has run until it waits for something else than replies
+        from the mesh, and a message that any client publishes from now on reaches it.
         """
         try:
-            asked = parse_cell(line, cell)
-            return services.run(asked.name, asked.source, replicas=asked.replicas)
+            parsed = parse_cell(line, cell)
+            return services.run(parsed.name, parsed.source, replicas=parsed.replicas)
         except MeshLabError as err:
             # The way through this package explains nothing to the reader; IPython asks the error how to show it.
             shown = [f"{type(err).__name__}: {err}"]
@@ -85,16 +84,16 @@ def _parse_line(line: str) -> tuple[str, int]:
     parser.add_argument("NAME")
     parser.add_argument("--replicas", type=int, default=1, metavar="N")
     try:
-        asked = parser.parse_args(shlex.split(line, comments=True))
+        parsed = parser.parse_args(shlex.split(line, comments=True))
     except (ServiceCellError, ValueError) as err:
         raise _refusal(
             1, f"%%service {line}".rstrip(), f"{USAGE}, for example %%service worker --replicas 3", str(err)
         ) from err
-    if NAME.fullmatch(asked.NAME) is None:
-        raise _refusal(1, f"the name {asked.NAME!r}", "letters, digits and dashes, 63 at most, for example worker")
-    if not 1 <= asked.replicas <= MOST_REPLICAS:
-        raise _refusal(1, f"--replicas {asked.replicas}", f"1 to {MOST_REPLICAS}")
-    return asked.NAME, asked.replicas
+    if NAME.fullmatch(parsed.NAME) is None:
+        raise _refusal(1, f"the name {parsed.NAME!r}", "letters, digits and dashes, 63 at most, for example worker")
+    if not 1 <= parsed.replicas <= MOST_REPLICAS:
+        raise _refusal(1, f"--replicas {parsed.replicas}", f"1 to {MOST_REPLICAS}")
+    return parsed.NAME, parsed.replicas
 
 
 def _check_main(name: str, source: str) -> None:

@@ -1,11 +1,16 @@
-"""The program that runs one replica of a service: ``python -m mesh_lab.notebook.service_host FILE CRASH``.
+"""The program of one replica of a service: ``python -m mesh_lab.notebook.service_host FILE CRASH``.
 
 It runs the ``main(nc)`` of a ``%%service`` cell, as a small production service would be run: under uvloop, with a
 named connection that survives fail-over, and with an end in good order at SIGTERM. Nothing of Jupyter is
 loaded, so that a replica starts in a tenth of a second.
 
-The replica says that it is ready by a message, over the connection that its subscriptions went over before. Both
-take the same way through the mesh, in order: whoever has got the message has the subscriptions.
+The replica reports that it is ready by a message, over the connection that its subscriptions went over before. Both
+take the same way through the mesh, in order: a server that has got the message has the subscriptions.
+
+Four facts about a client have no public name in nats-py 2.16 and are read from private attributes; tests/upstream
+fails when one of them changes: ``Client._resp_map``, the requests that wait for a reply; ``Client._subs``, all
+subscriptions; ``Subscription._jsi``, which JetStream's have; ``Subscription._pending_next_msgs_calls``, the calls of
+``next_msg()`` that wait for a message.
 """
 
 import asyncio
@@ -13,9 +18,7 @@ import contextlib
 import json
 import linecache
 import os
-import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Coroutine
@@ -27,15 +30,18 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.subscription import Subscription
 
+from mesh_lab import processes
 from mesh_lab.patterns.connection import ConnectOptions, connect
 from mesh_lab.processes import CONNECT_VARIABLE
 from mesh_lab.tls import unpack
 
 READY_VARIABLE = "MESH_LAB_READY"
-SETTLE_S = 2.0  # main waits for answers longer than this only when requests are its daily work
+SETTLE_S = 2.0
+"""A main that waits for replies longer than this makes requests as its daily work."""
 ANNOUNCE_EVERY_S = 0.05
 CELL_FILE = "<service"
 FINISH_S, CANCEL_S, CLOSE_S = 5.0, 1.0, 1.0
+"""How long a main may take to handle what it has, to clean up when it is cancelled, and its connection to close."""
 
 Main = Callable[[Client], Coroutine[Any, Any, object]]
 
@@ -45,9 +51,9 @@ class Host:
 
     def __init__(self, main: Main) -> None:
         self._main = main
-        self._stop, self._heard = asyncio.Event(), asyncio.Event()
-        _call_at_stop_signal(asyncio.get_running_loop(), self._stop.set)
-        _call_at_end_of_input(asyncio.get_running_loop(), self._heard.set)
+        self._stop, self._confirmed = asyncio.Event(), asyncio.Event()
+        processes.on_stop_signal(self._stop.set)
+        processes.on_input_line(lambda _: None, at_end=self._confirmed.set)
 
     async def run(self) -> None:
         """Run main to its end, or until SIGTERM, and close the connection.
@@ -78,27 +84,26 @@ class Host:
         return main.done() or self._stop.is_set()
 
     async def _settle(self, client: Client, main: "asyncio.Task[object]") -> None:
-        """Let main run until it waits for something else than an answer from the mesh."""
+        """Let main run until it waits for something else than a reply from the mesh."""
         deadline = time.monotonic() + SETTLE_S
         quiet = 0
         while quiet < 3 and not self._over(main) and time.monotonic() < deadline:
             try:
-                await client.flush(timeout=1)  # a round trip: answers to what main sent before are here, too
+                await client.flush(timeout=1)  # a round trip: replies to what main sent before are here, too
             except nats.errors.Error:
                 await asyncio.sleep(0.01)  # a closed connection refuses at once, and main must get on
                 continue
             await asyncio.sleep(0)
-            # nats-py has no public count of the requests that are out.
             quiet = 0 if client._resp_map else quiet + 1
 
     async def _announce(self, client: Client, main: "asyncio.Task[object]", subject: str) -> None:
-        """Publish until somebody heard it: the listeners' own interest may not have spread yet."""
-        heard = asyncio.create_task(self._heard.wait())
-        while not (heard.done() or self._over(main)):
+        """Publish until it is confirmed: the listeners' own interest may not have spread yet."""
+        confirmed = asyncio.create_task(self._confirmed.wait())
+        while not (confirmed.done() or self._over(main)):
             with contextlib.suppress(nats.errors.Error):  # main closes the connection before it returns
                 await client.publish(subject)
-            await asyncio.wait({heard, main}, timeout=ANNOUNCE_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
-        heard.cancel()
+            await asyncio.wait({confirmed, main}, timeout=ANNOUNCE_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
+        confirmed.cancel()
 
 
 async def _finish(client: Client, main: "asyncio.Task[object]") -> None:
@@ -110,13 +115,12 @@ async def _finish(client: Client, main: "asyncio.Task[object]") -> None:
     """
     deadline = time.monotonic() + FINISH_S
     inbox = client.new_inbox().rpartition(".")[0]
-    # nats-py has no public list of subscriptions.
     work = [sub for sub in list(client._subs.values()) if _brings_work(sub, inbox)]
     # One that main drains already refuses; that is as good.
     drained = asyncio.gather(*(sub.drain() for sub in work), return_exceptions=True)  # type: ignore[no-untyped-call]
     await asyncio.wait({drained}, timeout=FINISH_S)
     # Callbacks have returned when their drain is over. Who takes messages by hand may still work on the last one.
-    by_hand = [sub for sub in work if sub._cb is None]
+    by_hand = [sub for sub in work if not _has_callback(sub)]
     while by_hand and not main.done() and time.monotonic() < deadline:
         if all(sub._pending_next_msgs_calls for sub in by_hand):  # asks for messages that will not come
             break
@@ -126,8 +130,16 @@ async def _finish(client: Client, main: "asyncio.Task[object]") -> None:
 
 
 def _brings_work(sub: Subscription, inbox: str) -> bool:
-    answers = sub.subject.startswith(f"{inbox}.") and sub._cb is not None and sub._jsi is None
-    return not answers
+    """Whether it brings more than replies to what main asked."""
+    replies = sub.subject.startswith(f"{inbox}.") and _has_callback(sub) and sub._jsi is None
+    return not replies
+
+
+def _has_callback(sub: Subscription) -> bool:
+    try:
+        return sub.messages is None
+    except nats.errors.Error:  # only those without one can be iterated over
+        return True
 
 
 async def _close(client: Client) -> None:
@@ -142,26 +154,7 @@ async def _log_error(error: Exception) -> None:
     if isinstance(error, (nats.errors.Error, OSError)):
         sys.stderr.write(f"{error!r}\n")
     else:
-        sys.stderr.write(_told(error))
-
-
-def _call_at_stop_signal(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
-    if sys.platform == "win32":
-        for number in (signal.SIGTERM, signal.SIGBREAK):
-            signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop))
-    else:
-        loop.add_signal_handler(signal.SIGTERM, stop)
-
-
-def _call_at_end_of_input(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
-    def read() -> None:
-        # Not sys.stdin: a thread that sits in its lock at the interpreter's end is a fatal error.
-        while os.read(0, 1):
-            continue
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(call)
-
-    threading.Thread(target=read, daemon=True).start()
+        sys.stderr.write(_traceback(error))
 
 
 def _load(path: Path) -> Main:
@@ -177,7 +170,7 @@ def _load(path: Path) -> Main:
     return main
 
 
-def _told(error: BaseException, *, only_cell: bool = False) -> str:
+def _traceback(error: BaseException, *, only_cell: bool = False) -> str:
     """Return a traceback that begins in the cell, where it comes by the cell at all.
 
     Args:
@@ -185,21 +178,21 @@ def _told(error: BaseException, *, only_cell: bool = False) -> str:
         only_cell: Leave out what differs between machines and versions of Python: the libraries' frames, with their
             paths, and the marks under a part of a line.
     """
-    told = traceback.TracebackException.from_exception(error)
-    _prune(told, only_cell)
-    return "".join(told.format())
+    report = traceback.TracebackException.from_exception(error)
+    _prune(report, only_cell)
+    return "".join(report.format())
 
 
-def _prune(told: traceback.TracebackException | None, only_cell: bool) -> None:
-    if told is None:
+def _prune(report: traceback.TracebackException | None, only_cell: bool) -> None:
+    if report is None:
         return
-    first = next((i for i, frame in enumerate(told.stack) if frame.filename.startswith(CELL_FILE)), 0)
-    kept = told.stack[first:]
+    first = next((i for i, frame in enumerate(report.stack) if frame.filename.startswith(CELL_FILE)), 0)
+    kept = report.stack[first:]
     if only_cell:
         kept = [frame for frame in kept if frame.filename.startswith(CELL_FILE)] or kept
         kept = [traceback.FrameSummary(frame.filename, frame.lineno, frame.name) for frame in kept]
-    told.stack[:] = kept
-    for other in (told.__cause__, told.__context__, *(told.exceptions or ())):
+    report.stack[:] = kept
+    for other in (report.__cause__, report.__context__, *(report.exceptions or ())):
         _prune(other, only_cell)
 
 
@@ -222,19 +215,11 @@ def run(program: Path, crash_file: Path) -> int:
     """
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
-    if sys.platform == "win32":
-        factory = asyncio.new_event_loop
-    else:
-        import uvloop
-
-        factory = uvloop.new_event_loop
     try:
-        main = _load(program)
-        with asyncio.Runner(loop_factory=factory) as runner:
-            runner.run(_host(main))
+        processes.run(_host(_load(program)))
     except Exception as err:  # noqa: BLE001  # whatever the reader's code raises is for the reader
-        sys.stderr.write(_told(err))
-        crash_file.write_text(f"{_in_a_line(err)}\n{_told(err, only_cell=True)}", encoding="utf-8")
+        sys.stderr.write(_traceback(err))
+        crash_file.write_text(f"{_in_a_line(err)}\n{_traceback(err, only_cell=True)}", encoding="utf-8")
         return 1
     return 0
 

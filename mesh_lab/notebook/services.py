@@ -1,22 +1,234 @@
-"""The services of a notebook: ``services.scale("worker", 5)``, ``services.kill("worker", 1)``."""
+"""The services of a notebook, as processes: ``services.scale("worker", 5)``, ``services.kill("worker", 1)``.
 
+A service has come up when a message published anywhere in the mesh reaches it. Its process publishes a report on the
+connection over which its subscriptions went before. Servers pass on interest and messages of one account in order
+over one route, so a server that delivers the report knows the subscriptions: one listener on each server hears when
+all of them know.
+"""
+
+import asyncio
+import contextlib
 import html
-from collections.abc import Iterator, Mapping
+import json
+import secrets
+import sys
+import tempfile
+import time
+import weakref
+from collections import Counter, defaultdict
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
 
-from mesh_lab.errors import UnknownServiceError
-from mesh_lab.notebook.launch import crash_report, stop
-from mesh_lab.notebook.replica import State
-from mesh_lab.notebook.service import Service
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from mesh_lab.errors import MeshClosedError, NotReadyError, ServiceCrashedError, UnknownServiceError
+from mesh_lab.notebook.service_host import FINISH_S, READY_VARIABLE
+from mesh_lab.patterns.connection import connect
+from mesh_lab.patterns.wait import eventually
+from mesh_lab.processes import CONNECT_VARIABLE, ChildProcess
+from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import newest_mesh
+from mesh_lab.tls import pack
 
+State = Literal["running", "finished", "stopped", "killed", "crashed"]
+STATES: tuple[State, ...] = ("running", "finished", "stopped", "killed", "crashed")
 MOST_REPLICAS = 64
+STOP_S = FINISH_S + 4.0
+"""A little more than the host's own limits together."""
+READY_SUBJECT = "_LAB.ready"
+READY_S, READY_S_EACH = 10.0, 0.5
+"""The processes share this machine's cores: of many, each is ready later."""
+CONNECT_S, GIVE_UP_S, POLL_S = 5, 1.0, 0.005
+CRASHES_TOGETHER_S = 3.0
+LOG_LINES = 10
+T = TypeVar("T")
+
+
+class Replica(ChildProcess):
+    """A process that runs a service's code.
+
+    Attributes:
+        number: Counted from 1.
+        crash: Its report of a crash, a traceback as a rule; empty while there was none.
+        error: The same in a line.
+        reported: Whether the crash was shown to the reader.
+    """
+
+    def __init__(
+        self, service: str, number: int, *, program: Path, mesh: Mesh, token: str, mesh_open: Callable[[], bool]
+    ) -> None:
+        """Prepare; nothing is started yet.
+
+        Args:
+            service: Name of the service.
+            number: Number of this replica, from 1.
+            program: File with the service's source; its log and its crash report stand beside it.
+            mesh: Mesh whose servers it connects to.
+            token: What its report of being ready is known by.
+            mesh_open: Whether its mesh is still open; an end after that is no crash.
+        """
+        self.number, name = number, f"{service}-{number}"
+        self.crash, self.error, self.reported = "", "", False
+        self._crash_file = program.with_name(f"{name}.crash")
+        self._mesh_open = mesh_open
+        self._requested: State | None = None
+        self._ended: State | None = "stopped"
+        super().__init__(
+            [sys.executable, "-m", "mesh_lab.notebook.service_host", str(program), str(self._crash_file)],
+            name=name,
+            log=program.with_name(f"{name}.log"),
+            owner=mesh.owner,
+            environment={
+                "SERVICE_NAME": name,
+                CONNECT_VARIABLE: json.dumps(pack(mesh.connect_options())),
+                READY_VARIABLE: f"{READY_SUBJECT}.{token}.{number}",
+            },
+            stdin=True,  # its end confirms that the report of being ready has arrived
+        )
+
+    def __repr__(self) -> str:
+        """Return name and state, without the process id."""
+        return f"<{self.name}: {self.state}>"
+
+    @property
+    def state(self) -> State:
+        """What the process does now, or how it ended."""
+        if self._ended is None and (code := self.exit_code) is not None:
+            self._ended = self._how_it_ended(code)
+        return self._ended or "running"
+
+    def _how_it_ended(self, code: int) -> State:
+        if self._requested is not None:
+            return self._requested
+        if code == 0:
+            return "finished"
+        if not self._mesh_open():  # it was killed with its mesh, or lost its servers before that
+            return "stopped"
+        if self._crash_file.exists():
+            self.error, _, self.crash = self._crash_file.read_text(encoding="utf-8").partition("\n")
+        else:
+            self.error = f"exited with code {code}"
+            printed = self.log(last=5)
+            self.crash = self.error + (f"; its last log lines:\n{printed}" if printed else "")
+        return "crashed"
+
+    def start(self) -> Self:
+        """Start the process; it is not ready yet when this returns."""
+        self.crash, self.error, self.reported = "", "", False
+        self._crash_file.unlink(missing_ok=True)
+        super().start()
+        self._requested = self._ended = None  # only now: a process that could not be started does not run
+        return self
+
+    def request_stop(self) -> None:
+        """Ask the process to end in good order (SIGTERM), and return at once."""
+        if self.state == "running":
+            self._requested = "stopped"
+            super().request_stop()
+
+    def kill(self) -> None:
+        """Kill the process (SIGKILL: it handles nothing more) and wait until it is gone."""
+        if self.state == "running":
+            self._requested = self._requested or "killed"
+            super().kill()
+
+
+class Service:
+    """The processes that one ``%%service`` cell runs.
+
+    Attributes:
+        name: The name in the cell's first line.
+        replicas: The processes, by number.
+    """
+
+    def __init__(self, name: str, source: str, mesh: Mesh) -> None:
+        """Prepare; nothing is started yet.
+
+        Args:
+            name: Name of the service.
+            source: The cell, its magic line included as a comment, so that line numbers are the reader's.
+            mesh: Mesh that the service belongs to and ends with.
+        """
+        self.name = name
+        # Weak: a mesh that the notebook forgets is cleaned up, and its services with it.
+        self._mesh = weakref.ref(mesh)
+        self._program = Path(tempfile.mkdtemp(prefix=f"service-{name}-", dir=mesh.directory), f"{name}.py")
+        self._program.write_text(source, encoding="utf-8")
+        self._token = secrets.token_hex(8)
+        self.replicas: tuple[Replica, ...] = ()
+
+    @property
+    def states(self) -> dict[int, State]:
+        """What each replica does, by number."""
+        return {replica.number: replica.state for replica in self.replicas}
+
+    def replica(self, number: int) -> Replica:
+        """Return one replica.
+
+        Raises:
+            UnknownServiceError: There is none with that number.
+        """
+        if number not in self.states:
+            there = ", ".join(map(str, self.states)) or "none"
+            raise UnknownServiceError(f"no replica {number!r} of service {self.name!r}; there are {there}")
+        return self.replicas[number - 1]
+
+    def scale(self, count: int) -> None:
+        """Make replicas 1 to ``count`` run and stop those above.
+
+        Raises:
+            MeshClosedError: The mesh was closed.
+            ServiceCrashedError: A new replica crashed before it was ready.
+            NotReadyError: A new replica was not ready in time.
+        """
+        mesh = self._mesh()
+        if mesh is None or mesh.closed:
+            raise MeshClosedError(
+                f"the mesh of service {self.name!r} was closed; start another one and run the service's cell again"
+            )
+        stop(self.replicas[count:])
+        make = partial(Replica, self.name, program=self._program, mesh=mesh, token=self._token)
+        new = [make(number, mesh_open=self._mesh_is_open) for number in range(len(self.replicas) + 1, count + 1)]
+        self.replicas = (*self.replicas[:count], *new)
+        missing = [replica for replica in self.replicas if replica.state != "running"]
+        if not missing:
+            return
+        try:
+            _launch(missing, mesh, self._token)
+        except BaseException:
+            for replica in missing:
+                replica.reported = True  # the error says it already
+            raise
+
+    def stop(self) -> None:
+        """Stop every replica in good order."""
+        stop(self.replicas)
+
+    def _mesh_is_open(self) -> bool:
+        mesh = self._mesh()
+        return mesh is not None and not mesh.closed
+
+    def __repr__(self) -> str:
+        """Return how many processes do what, without process ids: ``worker: 2 processes running, 1 killed``."""
+        counts = Counter(self.states.values())
+        parts = [(counts[state], state) for state in STATES if counts[state]]
+        if not parts:
+            return f"{self.name}: no processes"
+        (first, state), *rest = parts
+        noun = "process" if first == 1 else "processes"
+        return f"{self.name}: " + ", ".join([f"{first} {noun} {state}", *(f"{n} {other}" for n, other in rest)])
 
 
 class Services(Mapping[str, Service]):
     """The services that this notebook runs, by name.
 
-    Its methods return when what they say is true. They block the kernel for that time, some tenths of a second
-    as a rule: what runs in the kernel's own event loop, a subscription say, waits too.
+    Its methods return when it is done. They block the kernel for that time, some tenths of a second as a rule: what
+    runs in the kernel's own event loop, a subscription for example, waits too.
     """
 
     def __init__(self) -> None:
@@ -42,7 +254,7 @@ class Services(Mapping[str, Service]):
         return len(self._services)
 
     def __contains__(self, name: object) -> bool:
-        """Say whether a service has that name."""
+        """Whether a service has that name."""
         return name in self._services
 
     def run(self, name: str, source: str, *, replicas: int = 1) -> Service:
@@ -68,7 +280,7 @@ class Services(Mapping[str, Service]):
         return service
 
     def scale(self, name: str, replicas: int) -> Service:
-        """Make so many replicas run, and return when they are ready and those above are gone.
+        """Run so many replicas, and return when they are ready and those above are gone.
 
         Replicas that were killed, crashed or finished come back. Those above the number are stopped in good order, the
         highest numbers first.
@@ -118,7 +330,7 @@ class Services(Mapping[str, Service]):
 
     def stop_all(self) -> None:
         """Stop every service in good order."""
-        stop([replica for service in self._services.values() for replica in service.replicas])
+        stop(self._replicas())
 
     def logs(self, name: str, replica: int | None = None, *, last: int | None = 20) -> str:
         """Return what replicas printed since the cell ran, standard error included.
@@ -136,44 +348,158 @@ class Services(Mapping[str, Service]):
             return service.replica(replica).log(last=last)
         return "\n".join(f"{one.name} | {line}" for one in service.replicas for line in one.log(last=last).splitlines())
 
-    def news(self) -> str:
+    def unreported_crashes(self) -> str:
         """Return the tracebacks of crashes that were not shown yet, and count them as shown; empty without any."""
-        crashed = [
-            replica
-            for service in self._services.values()
-            for replica in service.replicas
-            if replica.state == "crashed" and not replica.shown
-        ]
+        crashed = [replica for replica in self._replicas() if replica.state == "crashed" and not replica.reported]
         for replica in crashed:
-            replica.shown = True
-        return crash_report(crashed)
+            replica.reported = True
+        return _crash_report(crashed)
 
-    def _rows(self) -> list[tuple[str, str, State, str]]:
-        return [
+    def _replicas(self) -> list[Replica]:
+        return [replica for service in self._services.values() for replica in service.replicas]
+
+    def __repr__(self) -> str:
+        """List the replicas and their states, without process ids or ports."""
+        rows = [(replica.name, replica.state, replica.error) for replica in self._replicas()]
+        width = max((len(name) for name, _, _ in rows), default=0)
+        lines = [f"{name:{width}}  {state:8}  {error}".rstrip() for name, state, error in rows]
+        return "\n".join(lines) or "no services"
+
+    def _repr_html_(self) -> str:
+        """Return a table for notebooks."""
+        titles = ("service", "replica", "state", "last error")
+        rows = [
             (service.name, replica.name, replica.state, replica.error)
             for service in self._services.values()
             for replica in service.replicas
         ]
+        head = "".join(f"<th>{title}</th>" for title in titles)
+        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+        return f"<table><tr>{head}</tr>{body}</table>" if rows else "no services"
 
-    def __repr__(self) -> str:
-        """List the replicas and their states, without process ids or ports."""
-        rows = self._rows()
-        if not rows:
-            return "no services"
-        width = max(len(replica) for _, replica, _, _ in rows)
-        return "\n".join(f"{replica:{width}}  {state:8}  {error}".rstrip() for _, replica, state, error in rows)
 
-    def _repr_html_(self) -> str:
-        """Draw a table for notebooks."""
-        if not self._rows():
-            return "no services"
-        head = "".join(f"<th>{title}</th>" for title in ("service", "replica", "state", "last error"))
-        body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in self._rows()
-        )
-        return f"<table><tr>{head}</tr>{body}</table>"
+def stop(replicas: Sequence[Replica], *, within: float = STOP_S) -> None:
+    """Stop replicas side by side in good order, and return when all are gone.
+
+    Args:
+        replicas: Replicas; those that do not run stay what they are.
+        within: Seconds after which those that are not gone are killed.
+    """
+    deadline = time.monotonic() + within
+    for replica in replicas:
+        replica.request_stop()
+    for replica in replicas:
+        replica.wait(within=max(deadline - time.monotonic(), 0.0))
+        replica.close_input()
 
 
 def _check_count(count: int, *, least: int) -> None:
     if not least <= count <= MOST_REPLICAS:
         raise ValueError(f"{count!r} replicas asked for, expected {least} to {MOST_REPLICAS}")
+
+
+def _crash_report(crashed: Sequence[Replica]) -> str:
+    """Return the crash reports of replicas; the same report once, under the names of all that gave it."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for replica in crashed:
+        names[replica.crash.rstrip()].append(replica.name)
+    return "\n".join(f"{_listed(who)} crashed:\n{report}" for report, who in names.items())
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _launch(replicas: Sequence[Replica], mesh: Mesh, token: str) -> None:
+    """Start replicas that do not run and return when they are ready; after an error, none of them runs."""
+    try:
+        # First the processes, then the listeners: those are up long before the first process has loaded.
+        for replica in replicas:
+            replica.start()
+        _run_apart(_wait_ready(replicas, mesh, token))
+    except BaseException:
+        stop(replicas, within=GIVE_UP_S)
+        raise
+    finally:
+        for replica in replicas:
+            replica.close_input()
+
+
+def _run_apart(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine in an event loop of its own, in a thread of its own; an interrupt of this thread cancels it.
+
+    So a magic stays a plain function: it neither needs the kernel's loop, nor disturbs it.
+    """
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(work)
+
+    def run() -> T:
+        try:
+            return loop.run_until_complete(task)
+        finally:
+            if rest := asyncio.all_tasks(loop):  # of nats-py, which end with their clients
+                loop.run_until_complete(asyncio.wait(rest, timeout=2.0))
+            loop.close()
+
+    with ThreadPoolExecutor(1, thread_name_prefix="services") as pool:
+        result = pool.submit(run)
+        try:
+            return result.result()
+        except BaseException:
+            with contextlib.suppress(RuntimeError):  # it has ended by itself, and its loop is closed
+                loop.call_soon_threadsafe(task.cancel)
+            raise
+
+
+async def _wait_ready(replicas: Sequence[Replica], mesh: Mesh, token: str) -> None:
+    numbered = {str(replica.number): replica for replica in replicas}
+    arrived: dict[str, set[str]] = {replica.name: set() for replica in replicas}
+    servers = {name for name, server in mesh.servers.items() if server.state == "running"}
+    if not servers:
+        raise NotReadyError(f"no server of the mesh runs, expected one at least: {mesh!r}")
+
+    def ready(replica: Replica) -> bool:
+        return arrived[replica.name] == servers or replica.state == "finished"
+
+    def crashed() -> list[Replica]:
+        return [replica for replica in replicas if replica.state == "crashed"]
+
+    def listener(server: str) -> Callable[[Msg], Coroutine[Any, Any, None]]:
+        async def note(msg: Msg) -> None:
+            replica = numbered[msg.subject.rpartition(".")[2]]
+            arrived[replica.name].add(server)
+            if arrived[replica.name] == servers:
+                replica.close_input()
+
+        return note
+
+    within = READY_S + READY_S_EACH * len(replicas)
+    async with contextlib.AsyncExitStack() as clients:
+        for server in servers:
+            client = await _connect_to(server, mesh)
+            clients.push_async_callback(client.close)
+            await client.subscribe(f"{READY_SUBJECT}.{token}.*", cb=listener(server))
+        with contextlib.suppress(NotReadyError):  # the errors below say more
+            await eventually(lambda: crashed() or all(map(ready, replicas)), within=within, every=POLL_S)
+        if crashed():
+            # They run the same code: give the others the time to end the same way, and report all of them.
+            with contextlib.suppress(NotReadyError):
+                await eventually(
+                    lambda: all(ready(r) or r.state == "crashed" for r in replicas), within=CRASHES_TOGETHER_S
+                )
+            raise ServiceCrashedError(_crash_report(crashed()))
+    for late in (replica for replica in replicas if not ready(replica)):
+        missing = ", ".join(sorted(servers - arrived[late.name]))
+        why = f"its report did not reach {missing}" if arrived[late.name] else "its main(nc) did not come to wait"
+        printed = late.log(last=LOG_LINES) or "(none)"
+        raise NotReadyError(f"{late.name} not ready after {within} s: {why}; its last log lines:\n{printed}")
+
+
+async def _connect_to(server: str, mesh: Mesh) -> Client:
+    """Return a client of this one server, which never moves on to another."""
+    options = mesh.connect_options(to=server)
+    options["servers"] = options["servers"][:1]
+    try:
+        return await connect(options, name="services", allow_reconnect=False, connect_timeout=CONNECT_S)
+    except (OSError, nats.errors.Error) as err:
+        raise NotReadyError(f"server {server!r} let no listener in within {CONNECT_S} s: {err!r}") from err

@@ -17,10 +17,10 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from mesh_lab.errors import MeshClosedError, NotReadyError, ServiceCrashedError, UnknownServiceError
-from mesh_lab.notebook import launch, service_host
-from mesh_lab.notebook.service import Service
+from mesh_lab.notebook import service_host
+from mesh_lab.notebook import services as services_module
 from mesh_lab.notebook.service_cell import service_magic
-from mesh_lab.notebook.services import Services
+from mesh_lab.notebook.services import Service, Services
 from mesh_lab.patterns.jetstream_wait import wait_routable
 from mesh_lab.patterns.wait import eventually
 from mesh_lab.servers.guard import OWNER_VARIABLE
@@ -162,7 +162,7 @@ async def test_a_killed_replica_stays_dead_and_the_others_go_on(mesh: Mesh, serv
         await eventually(lambda: len(received) == 2, within=5.0)
     assert sorted(received) == ["echo-1 x", "echo-3 x"]
     assert services["echo"].states == {1: "running", 2: "killed", 3: "running"}
-    assert services.news() == ""
+    assert services.unreported_crashes() == ""
 
 
 async def test_a_crash_is_shown_once_with_the_line_of_the_cell(mesh: Mesh, services: Services) -> None:
@@ -170,13 +170,13 @@ async def test_a_crash_is_shown_once_with_the_line_of_the_cell(mesh: Mesh, servi
     async with await mesh.connect() as client:
         await client.publish("echo.in", b"crash")
     await eventually(lambda: set(services["echo"].states.values()) == {"crashed"}, within=5.0)
-    assert services.news() == textwrap.dedent("""\
+    assert services.unreported_crashes() == textwrap.dedent("""\
         echo-1 and echo-2 crashed:
         Traceback (most recent call last):
           File "<service echo>", line 6, in main
             {}["no such key"]
         KeyError: 'no such key'""")
-    assert services.news() == ""
+    assert services.unreported_crashes() == ""
     assert repr(services).splitlines()[0] == "echo-1  crashed   KeyError: 'no such key'"
     assert "KeyError: &#x27;no such key&#x27;" in services._repr_html_()
     assert "line 6, in main" in services.logs("echo", 1)
@@ -190,7 +190,7 @@ async def test_a_crash_before_it_is_ready_fails_the_cell_and_leaves_no_sibling(m
     with pytest.raises(ServiceCrashedError, match=r"^worker-2 crashed:\n(.|\n)*AssertionError$"):
         run(services, "worker --replicas 3", one_fails)
     assert services["worker"].states == {1: "stopped", 2: "crashed", 3: "stopped"}
-    assert services.news() == "", "the cell's error said it already"
+    assert services.unreported_crashes() == "", "the cell's error said it already"
 
 
 def test_a_cell_that_fails_before_main_shows_its_line(mesh: Mesh, services: Services) -> None:
@@ -203,7 +203,7 @@ def test_a_cell_that_fails_before_main_shows_its_line(mesh: Mesh, services: Serv
 def test_a_main_that_does_not_come_to_wait_is_told_with_its_log(
     mesh: Mesh, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "READY_S", 2.0)
+    monkeypatch.setattr(services_module, "READY_S", 2.0)
     cell = "import time\nasync def main(nc):\n    print('busy')\n    time.sleep(60)\n"
     with pytest.raises(
         NotReadyError, match=r"worker-1 not ready after 2\.5 s: its main\(nc\) did not come to wait; .*\nbusy$"
@@ -218,7 +218,7 @@ def test_a_main_that_returns_is_finished(mesh: Mesh, services: Services) -> None
     assert repr(run(services, "seed --replicas 2", "async def main(nc):\n    await nc.flush()\n")) == (
         "seed: 2 processes finished"
     )
-    assert services.news() == ""
+    assert services.unreported_crashes() == ""
 
 
 async def test_a_crash_without_a_traceback_and_one_of_a_group_are_told_in_a_line(
@@ -238,9 +238,9 @@ async def test_a_crash_without_a_traceback_and_one_of_a_group_are_told_in_a_line
     run(services, "group", textwrap.dedent(group))
     await eventually(lambda: repr(services).count("crashed") == 2, within=10.0)
     assert repr(services) == "gone-1   crashed   exited with code 7\ngroup-1  crashed   KeyError: 'k'"
-    news = services.news()
-    assert news.startswith("gone-1 crashed:\nexited with code 7; its last log lines:\nso long\ngroup-1 crashed:\n")
-    assert 'File "<service group>", line 4, in fail' in news
+    crashes = services.unreported_crashes()
+    assert crashes.startswith("gone-1 crashed:\nexited with code 7; its last log lines:\nso long\ngroup-1 crashed:\n")
+    assert 'File "<service group>", line 4, in fail' in crashes
 
 
 async def test_running_the_cell_again_replaces_the_processes(mesh: Mesh, services: Services) -> None:
@@ -356,8 +356,8 @@ def test_a_process_that_ignores_its_end_is_killed(
 ) -> None:
     cell = "import time\nasync def main(nc):\n    await asyncio.sleep(0.5)\n    time.sleep(60)\n"
     replica = run(services, "worker", cell).replica(1)
-    replica.ask_to_stop()
-    replica.wait_stopped(within=1.0)
+    replica.request_stop()
+    replica.wait(within=1.0)
     assert replica.state == "stopped"
 
 
@@ -449,7 +449,7 @@ async def test_closing_the_mesh_ends_its_services_without_a_word(services: Servi
     await mesh.close()
     assert owned(owner) == []
     assert repr(services) == "echo-1    stopped\necho-2    stopped\nasking-1  stopped"
-    assert services.news() == ""
+    assert services.unreported_crashes() == ""
     with pytest.raises(MeshClosedError, match=r"the mesh of service 'echo' was closed; start another one and run"):
         services.scale("echo", 3)
 
