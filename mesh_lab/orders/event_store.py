@@ -1,6 +1,6 @@
 """The event store: one stream that holds every event of every order.
 
-A subject for each order makes three things cheap: read one order's life, append to it only if nobody else did
+A subject for each order makes three things cheap: read one order's events, append one only if no other was appended
 in between, and take all orders of a region or all events of a kind by wildcard.
 """
 
@@ -46,7 +46,7 @@ async def create_event_store(js: JetStreamContext, *, replicas: int = 1) -> Stre
             storage=StorageType.FILE,
             num_replicas=replicas,
             duplicate_window=DUPLICATE_WINDOW_S,
-            # An event is history: nobody changes or removes it through the API.
+            # An event is history: no client changes or removes it through the API.
             deny_delete=True,
             deny_purge=True,
         )
@@ -117,7 +117,7 @@ async def append(js: JetStreamContext, order: Order, event: Event, *, after: int
         after: Number in the stream of the last event of the order that the caller has seen; 0 for none.
 
     Raises:
-        nats.js.errors.APIError: ``err_code`` 10071: somebody else appended first; read the order again. On a stream
+        nats.js.errors.APIError: ``err_code`` 10071: another event was appended first; read the order again. On a stream
             with replicas it is 10164 when both were under way at the same time.
     """
     return await js.publish(

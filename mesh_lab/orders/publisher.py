@@ -28,17 +28,12 @@ async def place_orders(
     """
     reported = 0
     async with WindowedPublisher(client, window=window) as publisher:
-
-        def report() -> None:
-            nonlocal reported
-            if progress is not None and publisher.stored > reported:
-                progress(publisher.stored - reported)
-                reported = publisher.stored
-
         for number, order in enumerate(orders):
             await publisher.publish(order.subject("placed"), encode(order), msg_id=order.msg_id("placed"))
-            if number % window == 0:
-                report()
+            if progress is not None and number % window == 0:
+                progress(publisher.stored - reported)
+                reported = publisher.stored
         await publisher.flush()
-        report()
+        if progress is not None:
+            progress(publisher.stored - reported)
         return publisher.stored

@@ -1,8 +1,8 @@
 """Store several messages together or not at all: atomic batches (ADR-50, nats-server 2.12).
 
-The messages of a batch carry its id and their number in headers; the server keeps them aside, and the last one, which
-says *commit*, stores them all next to each other. Readers never see a part of a batch. A batch has 1,000 messages at
-most, and a server drops one that stands still for ten seconds.
+The messages of a batch carry its id and their number in headers; the server keeps them aside until the last one, which
+carries *commit*, and then stores them all next to each other. Readers never see a part of a batch. A batch has 1,000
+messages at most, and a server drops one that gets no message for ten seconds.
 """
 
 import secrets

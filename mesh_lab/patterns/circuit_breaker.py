@@ -1,4 +1,4 @@
-"""Stop asking who does not answer, for a while: a circuit breaker.
+"""A circuit breaker: stop calling a service that keeps failing, for a while.
 
 *Closed*, it lets every call through. After some failures in a row it is *open*, and refuses calls at once. After a
 rest it is *half open*: it lets one call through, and that one's end decides. The name and the states are those of
@@ -16,7 +16,7 @@ State = Literal["closed", "open", "half open"]
 
 
 class CircuitBreaker:
-    """Guards calls to one service; each of its callers should share it."""
+    """Guards calls to one service; all its callers should share one breaker."""
 
     def __init__(self, *, failures: int = 5, rest: float = 1.0, clock: Callable[[], float] = time.monotonic) -> None:
         """Make a breaker that is closed.
@@ -36,11 +36,11 @@ class CircuitBreaker:
         self._in_a_row = 0
         self._opened = 0.0
         self._trying = False
-        self._period = 0  # it opened or closed so often
+        self._period = 0  # how often it opened or closed
 
     @property
     def state(self) -> State:
-        """What it does with the next call."""
+        """State that the next call will meet."""
         if self._in_a_row < self.failures:
             return "closed"
         return "half open" if self._clock() - self._opened >= self.rest and not self._trying else "open"
@@ -49,11 +49,11 @@ class CircuitBreaker:
         """Return what the work returns, or refuse to begin it.
 
         Args:
-            work: Asks the service, with a timeout of its own: a call that a timeout around this one cancels counts as
+            work: Calls the service, with a timeout of its own: a call that a timeout around this one cancels counts as
                 neither. What it raises counts as a failure; a refusal that the service decided on should be a value.
 
         Raises:
-            CircuitOpenError: It was not tried; the message says when it is worth trying again.
+            CircuitOpenError: The service was not called; ``retry_after`` says when it is worth trying again.
             Exception: What the work raised.
         """
         state = self.state
@@ -83,7 +83,7 @@ class CircuitBreaker:
                 self._trying = False
 
     def _counts(self, trial: bool, period: int) -> bool:
-        """Say whether a call's end changes anything: the trial's does, and no call's that began before the last change.
+        """Return whether a call's end counts: the trial's does, and no call's that began before the last change.
 
         What hung while it opened may fail long after it closed again.
         """

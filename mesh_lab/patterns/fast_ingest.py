@@ -36,10 +36,11 @@ GapMode = Literal["fail", "ok"]
 START, APPEND, _COMMIT_LAST, END, PING = range(5)
 LARGEST_FLOW = 65_535
 PING_AFTER_S = 0.5
+SPANS = 2  # so that the server has work while an acknowledgement travels
 
 
 class _Reply(msgspec.Struct, frozen=True):
-    """A flow acknowledgement, a gap, or the acknowledgement of the whole batch: ``type`` is empty in the last."""
+    """A flow acknowledgement, a gap, or the acknowledgement of the whole batch, whose ``type`` is empty."""
 
     type: str = ""
     seq: int = 0
@@ -58,37 +59,32 @@ class FastIngest:
         acknowledged: Number of the last message up to which the server acknowledged: in gap mode ``"fail"`` all of
             them are stored, in ``"ok"`` those outside of :attr:`gaps`.
         flow: Messages between two acknowledgements, as the server last decided; 0 before its first reply.
-        gaps: First and last number of each stretch that the server missed.
+        gaps: First and last number of each range that the server missed.
         stored: Messages that the server counted when the batch ended, also when it ended early; 0 before.
     """
 
-    def __init__(
-        self, client: Client, *, gap: GapMode = "fail", flow: int = 1_000, spans: int = 2, patience: float = 15.0
-    ) -> None:
+    def __init__(self, client: Client, *, gap: GapMode = "fail", flow: int = 1_000, patience: float = 15.0) -> None:
         """Prepare; nothing is sent yet.
 
         Args:
             client: A connected nats-py client.
             gap: What a lost message means.
-            flow: Most messages between two acknowledgements; the server may ask for fewer.
-            spans: Such stretches that may be outstanding. With 2, the server has work while an acknowledgement
-                travels.
+            flow: Most messages between two acknowledgements; the server may choose fewer.
             patience: Seconds without a reply after which the batch is given up.
 
         Raises:
             ValueError: A number is out of its range, or there is no such gap mode.
         """
-        if gap not in ("fail", "ok") or not 1 <= flow <= LARGEST_FLOW or spans < 1 or patience <= 0:
+        if gap not in ("fail", "ok") or not 1 <= flow <= LARGEST_FLOW or patience <= 0:
             raise ValueError(
-                f"gap={gap!r}, flow={flow}, spans={spans}, patience={patience}: expected gap 'fail' or 'ok', "
-                f"flow 1 to {LARGEST_FLOW}, spans >= 1, patience > 0"
+                f"gap={gap!r}, flow={flow}, patience={patience}: expected gap 'fail' or 'ok', "
+                f"flow 1 to {LARGEST_FLOW}, patience > 0"
             )
         self.sent = self.acknowledged = self.stored = 0
         self.flow = 0
         self.gaps: list[tuple[int, int]] = []
         self._client = client
         self._gap = gap
-        self._spans = spans
         self._patience = patience
         self._inbox = f"{client.new_inbox()}.{secrets.token_hex(8)}"
         self._prefix = f"{self._inbox}.{flow}.{gap}."
@@ -98,7 +94,7 @@ class FastIngest:
         self._replied_at = 0.0
         self._subject = ""
         self._end: _Reply | None = None
-        self._nobody = False
+        self._no_responders = False
 
     async def __aenter__(self) -> Self:
         self._subscription = await self._client.subscribe(
@@ -145,8 +141,8 @@ class FastIngest:
         if number == 1:
             # The first reply says whether the server takes the batch, and how fast it may go.
             await self._until(lambda: self.flow > 0)
-        elif number - self.acknowledged >= self.flow * self._spans:
-            await self._until(lambda: self.sent - self.acknowledged < self.flow * self._spans)
+        elif number - self.acknowledged >= self.flow * SPANS:
+            await self._until(lambda: self.sent - self.acknowledged < self.flow * SPANS)
 
     async def _finish(self) -> None:
         await self._client.publish(self._subject, reply=f"{self._prefix}{self.sent + 1}.{END}.$FI")
@@ -169,7 +165,7 @@ class FastIngest:
                     await self._changed.wait()
                 continue
             if time.monotonic() - self._replied_at > self._patience:
-                why = "nobody takes the subject" if self._nobody else f"no answer in {self._patience:g} s"
+                why = "nobody takes the subject" if self._no_responders else f"no answer in {self._patience:g} s"
                 raise UnknownOutcomeError(
                     f"{self._subject}: {why}; {self.acknowledged:,} of {self.sent:,} messages are acknowledged, "
                     "the others may be stored: read the stream before sending them again",
@@ -186,9 +182,9 @@ class FastIngest:
 
     async def _on_reply(self, msg: Msg) -> None:
         if not msg.data:  # 503: no leader takes the subject at this moment, or no stream ever did
-            self._nobody = True
+            self._no_responders = True
             return
-        self._replied_at, self._nobody = time.monotonic(), False
+        self._replied_at, self._no_responders = time.monotonic(), False
         reply = self._decoder.decode(msg.data)
         if reply.type == "ack":
             self.acknowledged = max(self.acknowledged, reply.seq)

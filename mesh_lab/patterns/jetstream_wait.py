@@ -1,9 +1,9 @@
-"""Wait until a stream or a consumer is routable: until a client's own server knows who replies for it.
+"""Wait until a stream or a consumer is routable: until a client's own server knows of its subscriptions.
 
 ``add_stream`` returns when the stream stands. In a cluster it may stand on another server, and its subscriptions reach
-the other servers on a way of their own: for some milliseconds, the server of this client knows of nobody who would
-reply, and says so. A service tries again, as :class:`~mesh_lab.patterns.WindowedPublisher` does; a lesson or a test
-that makes a stream and uses it in the next line waits here.
+the other servers on a way of their own: for some milliseconds, a request from this client finds no responders. A
+service tries again, as :class:`~mesh_lab.patterns.WindowedPublisher` does; a lesson or a test that makes a stream and
+uses it in the next line waits here.
 """
 
 from functools import partial
@@ -86,7 +86,7 @@ async def wait_stream(js: JetStreamContext, stream: str) -> nats.js.api.StreamIn
     """Return the servers' information about a stream that may have been made a moment ago.
 
     In a mesh of regions, a new stream's own leader may confirm it before the meta leader, which replies for streams
-    that nobody leads, has it in its list. With nats-server 2.15.1, that gave "not found" in 3 of 25 meshes.
+    without a leader, has it in its list. With nats-server 2.15.1, that gave "not found" in 3 of 25 meshes.
 
     Args:
         js: A client's JetStream context.

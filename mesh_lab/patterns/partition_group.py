@@ -1,7 +1,7 @@
 """A partitioned consumer group: many workers, and the messages of one key still handled one after the other.
 
 A stream's subject transform (``{{partition(8,2)}}``) writes a partition number into each subject, the same one for the
-same key. Each partition is owned by one member of the group at a time, who handles its messages in the order of the
+same key. Each partition is owned by one member of the group at a time, which handles its messages in the order of the
 stream. Members join, leave and die; the others share what becomes free.
 
 Ownership is a lease in a key-value bucket (:mod:`~mesh_lab.patterns.group_bucket`), beside the partition's
@@ -22,7 +22,7 @@ What holds:
   middle of may run to its next ``await`` beside the successor's; ``partition.mine`` is false by then, and what it
   writes carries a smaller ``partition.fence``, by which a store can refuse it.
 - *Time*: partitions of a member that leaves are handed over at once, those of one that dies within the lease (3 s)
-  and a second. While the bucket has no leader nobody can renew, and work pauses when the leases run out.
+  and a second. While the bucket has no leader no lease can be renewed, and work pauses when the leases run out.
 """
 
 import asyncio
@@ -345,7 +345,7 @@ class GroupMember:
         try:
             revision = await self._bucket.write(f"partition.{number}", claim, last=entry.revision if entry else 0)
         except (ConflictError, NoReplyError):
-            return False  # another member was quicker, or nobody knows: the view will show what the bucket holds
+            return False  # another member was quicker, or perhaps it is ours: the view will show what the bucket holds
         partition = Partition(self._bucket, number, claim, revision, since=since, lease=self._lease)
         self.partitions[number] = partition
         self._owning[number] = asyncio.create_task(partition.own(self._client, self._group, handle, self._prefetch))

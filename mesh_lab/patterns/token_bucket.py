@@ -1,4 +1,4 @@
-"""Keep to a rate: a token bucket, for a publisher that must not be faster, or for a service that promised so much.
+"""A token bucket: keeps a publisher to a rate, or a service to the rate that it promised.
 
 Tokens fall into the bucket at a steady rate, as long as it is not full; each message takes one. What was saved up
 while nothing was sent may leave in one burst, and no more than that.
@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 
 class TokenBucket:
-    """Lets so many messages a second pass, in bursts of a bounded size."""
+    """Lets messages pass at a rate, in bursts of a bounded size."""
 
     def __init__(self, rate_per_s: float, *, burst: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
         """Begin with a full bucket.
@@ -44,7 +44,7 @@ class TokenBucket:
         return 0.0
 
     async def wait(self) -> None:
-        """Take a token, and return when it is there; whoever came first goes first."""
+        """Take a token, and return when it is there; callers are served in their order."""
         self._fill()
         # A token that is not there yet is taken all the same: the next in the queue owes one more, and waits longer.
         self._tokens -= 1

@@ -1,5 +1,7 @@
 """What is a transient error, error by error: the one definition that publishers, readers, retries and leases share."""
 
+from pathlib import Path
+
 import nats.errors
 import pytest
 from nats.js.errors import (
@@ -12,8 +14,15 @@ from nats.js.errors import (
 )
 
 from mesh_lab.errors import MeshLabError, NotReadyError, PublishRefusedError, UnknownOutcomeError
-from mesh_lab.patterns.jetstream_api import PERMANENT_ERR_CODES, TRANSIENT_ERR_CODES, ApiError, is_transient
+from mesh_lab.patterns.jetstream_api import (
+    PERMANENT_ERR_CODES,
+    TRANSIENT_ERR_CODES,
+    ApiError,
+    api_prefix,
+    is_transient,
+)
 
+PACKAGE = Path(__file__).parents[2] / "mesh_lab"
 TRANSIENT, PERMANENT = True, False
 
 # Codes and numbers as nats-server's errors.json has them; where definitions differed before, the reason decides.
@@ -100,6 +109,17 @@ def test_a_reply_of_the_server_is_transient_or_not_in_either_form(
 )  # fmt: skip
 def test_an_exception_is_transient_or_not(error: Exception, verdict: bool, reason: str) -> None:
     assert is_transient(error) is verdict, reason
+
+
+def test_the_api_has_a_prefix_for_each_domain() -> None:
+    assert api_prefix() == "$JS.API"
+    assert api_prefix("store-berlin") == "$JS.store-berlin.API"
+
+
+def test_no_other_module_of_the_order_mesh_writes_the_prefix_by_hand() -> None:
+    folders = [PACKAGE / "patterns", PACKAGE / "orders"]
+    by_hand = {path.name for folder in folders for path in folder.rglob("*.py") if "$JS" in path.read_text()}
+    assert by_hand == {"jetstream_api.py"}
 
 
 def test_no_number_is_on_both_lists() -> None:

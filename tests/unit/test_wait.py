@@ -4,10 +4,12 @@ import asyncio
 import contextlib
 import time
 
+import nats.errors
+import nats.js.errors
 import pytest
 
 from mesh_lab.errors import NotReadyError
-from mesh_lab.patterns.wait import SHOWN_CHARACTERS, cancel_and_join, eventually, run_shielded
+from mesh_lab.patterns.wait import SHOWN_CHARACTERS, cancel_and_join, eventually, retry, run_shielded
 
 
 async def test_it_returns_the_first_true_value() -> None:
@@ -139,3 +141,43 @@ async def test_what_ended_badly_meanwhile_is_the_cause() -> None:
     with pytest.raises(asyncio.CancelledError) as cancelled:
         await owner
     assert "no space left" in str(cancelled.value.__cause__)
+
+
+# retry
+
+
+async def test_a_request_is_repeated_while_its_error_is_transient() -> None:
+    errors = [TimeoutError(), nats.errors.NoRespondersError(), nats.js.errors.ServiceUnavailableError()]
+
+    async def request() -> str:
+        if errors:
+            raise errors.pop()
+        return "info"
+
+    assert await retry(request, within=5.0, every=0.001) == "info"
+    assert not errors
+
+
+async def test_an_error_that_is_not_transient_is_raised_at_once() -> None:
+    calls = []
+
+    async def request() -> None:
+        calls.append(None)
+        raise nats.js.errors.NotFoundError(code=404, err_code=10059, description="stream not found")
+
+    with pytest.raises(nats.js.errors.NotFoundError, match="stream not found"):
+        await retry(request, within=5.0)
+    assert len(calls) == 1
+
+
+async def test_the_caller_may_say_what_is_transient_and_the_last_error_is_raised_when_time_is_up() -> None:
+    calls = []
+
+    async def request() -> None:
+        calls.append(None)
+        raise KeyError(f"call {len(calls)}")
+
+    with pytest.raises(KeyError, match=r"call \d+") as last:
+        await retry(request, within=0.05, every=0.01, transient=lambda err: isinstance(err, KeyError))
+    assert len(calls) > 1
+    assert f"call {len(calls)}" in str(last.value)
