@@ -19,7 +19,7 @@ class BenchCase:
     """One way of doing it."""
 
     name: str
-    """As people call it."""
+    """Its name in tables."""
     ladder: Ladder
     kind: Kind
     """What stops the clock."""

@@ -16,20 +16,20 @@ from mesh_lab.servers.start import start_mesh
 
 ROUNDS, QUICK_ROUNDS = 5, 2
 WARMUP, QUICK_WARMUP = 1, 0  # a round to warm up would take a third of the minute
-PLACES = (StreamSetup(1, "file"), StreamSetup(3, "file"), StreamSetup(1, "memory"), StreamSetup(3, "memory"))
-QUICK_PLACES = PLACES[:2]
+SETUPS = (StreamSetup(1, "file"), StreamSetup(3, "file"), StreamSetup(1, "memory"), StreamSetup(3, "memory"))
+QUICK_SETUPS = SETUPS[:2]
 
 
 def run_bench(*, quick: bool, as_json: bool, peer: bool, ladders: Sequence[str] = ()) -> int:
-    """Run the ladder on servers of its own, print the report, and return the exit code.
+    """Run the benchmark on servers of its own, print the report, and return the exit code.
 
     Progress goes to standard error, so that standard output holds the report alone.
 
     Args:
-        quick: Only the rungs that matter most, on file streams, two rounds: under a minute.
+        quick: Only the cases that matter most, on file streams, two rounds: under a minute.
         as_json: JSON instead of tables.
         peer: The ``nats`` tool's benchmark beside it.
-        ladders: Which ladders to climb; none means all.
+        ladders: Which ladders to run; none means all.
 
     Raises:
         NoNatsCliError: ``peer`` was asked for, and the tool is not installed.
@@ -37,18 +37,18 @@ def run_bench(*, quick: bool, as_json: bool, peer: bool, ladders: Sequence[str] 
         ProcessEndedError: A child ended without a result.
     """
     path = find_nats_cli() if peer else None
-    rungs = [rung for rung in CASES if (rung.quick or not quick) and (not ladders or rung.ladder in ladders)]
-    places = QUICK_PLACES if quick else PLACES
+    cases = [case for case in CASES if (case.quick or not quick) and (not ladders or case.ladder in ladders)]
+    setups = QUICK_SETUPS if quick else SETUPS
     rounds, warmup = (QUICK_ROUNDS, QUICK_WARMUP) if quick else (ROUNDS, WARMUP)
-    results, peers = asyncio.run(_run(rungs, places, rounds, warmup, path))
+    results, peers = asyncio.run(_run(cases, setups, rounds, warmup, path))
     write(report_of(results, peers), json=as_json)
     return 0
 
 
 async def _run(
-    rungs: Sequence[BenchCase], places: Sequence[StreamSetup], rounds: int, warmup: int, path: str | None
+    cases: Sequence[BenchCase], setups: Sequence[StreamSetup], rounds: int, warmup: int, path: str | None
 ) -> tuple[list[CaseResult], list[NatsCliResult]]:
-    runs = len(rungs) * len(places) * (rounds + warmup) + (2 * len(COMMANDS) if path else 0)
+    runs = len(cases) * len(setups) * (rounds + warmup) + (2 * len(COMMANDS) if path else 0)
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task("starting servers", total=runs)
@@ -62,7 +62,7 @@ async def _run(
             await start_mesh(servers=3, backend="local") as cluster,
         ):
             meshes = {1: single, 3: cluster}
-            results = await run_suite(meshes, rungs, places, rounds=rounds, warmup=warmup, progress=step)
+            results = await run_suite(meshes, cases, setups, rounds=rounds, warmup=warmup, progress=step)
             peers: list[NatsCliResult] = []
             if path is not None:
                 for replicas, mesh in meshes.items():

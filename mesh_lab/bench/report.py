@@ -25,7 +25,7 @@ BAR_CHARACTERS = 24
 
 
 class BenchResult(msgspec.Struct, frozen=True):
-    """All runs of one rung at one place."""
+    """All runs of one case on one kind of stream."""
 
     ladder: str
     """``publish``, ``consume`` or ``end to end``."""
@@ -82,12 +82,12 @@ def report_of(results: Sequence[CaseResult], peers: Sequence[NatsCliResult] = ()
 def _result(result: CaseResult) -> BenchResult:
     measurement = result.measurement
     return BenchResult(
-        ladder=result.rung.ladder,
-        rung=result.rung.name,
+        ladder=result.case.ladder,
+        rung=result.case.name,
         kind=measurement.kind,
-        unit="orders" if result.rung.ladder == "end to end" else "messages",
-        replicas=result.place.replicas,
-        storage=result.place.storage,
+        unit="orders" if result.case.ladder == "end to end" else "messages",
+        replicas=result.setup.replicas,
+        storage=result.setup.storage,
         count=measurement.messages,
         stored_messages=result.stored,
         payload_bytes=measurement.payload_bytes,

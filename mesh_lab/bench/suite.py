@@ -37,23 +37,23 @@ SHARE_OF_REPLICATED = 0.4
 
 @dataclass(frozen=True, slots=True)
 class StreamSetup:
-    """Where a rung runs."""
+    """The stream that a case runs on."""
 
     replicas: int
     """Copies of the stream: 1 or 3."""
     storage: Storage
 
     def __str__(self) -> str:
-        """Write it as people do: ``R3 file``."""
+        """Return it in short: ``R3 file``."""
         return f"R{self.replicas} {self.storage}"
 
 
 @dataclass(frozen=True, slots=True)
 class CaseResult:
-    """All runs of a case at a place."""
+    """All runs of a case on one kind of stream."""
 
-    rung: BenchCase
-    place: StreamSetup
+    case: BenchCase
+    setup: StreamSetup
     measurement: Measurement
     stored: int
     """Messages in the stream after each run, as the server counts them."""
@@ -61,20 +61,20 @@ class CaseResult:
 
 async def run_suite(
     meshes: dict[int, Mesh],
-    rungs: Sequence[BenchCase],
-    places: Sequence[StreamSetup],
+    cases: Sequence[BenchCase],
+    setups: Sequence[StreamSetup],
     *,
     rounds: int,
     warmup: int = 1,
     seed: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> list[CaseResult]:
-    """Run every rung at every place ``rounds`` times.
+    """Run every case on every kind of stream ``rounds`` times.
 
     Args:
         meshes: A mesh for each number of replicas.
-        rungs: What to run.
-        places: Where to run it.
+        cases: What to run.
+        setups: On which streams.
         rounds: Runs that count.
         warmup: Rounds before those, which do not count: servers that have just started are slower.
         seed: Chooses the order of the runs; ``None`` for any.
@@ -88,28 +88,28 @@ async def run_suite(
     if rounds < 1 or warmup < 0:
         raise ValueError(f"rounds={rounds}, warmup={warmup}: expected rounds >= 1 and warmup >= 0")
     chance = random.Random(seed)
-    runs = [(rung, place) for rung in rungs for place in places]
-    done: dict[tuple[str, StreamSetup], list[Run]] = {(rung.name, place): [] for rung, place in runs}
+    runs = [(case, setup) for case in cases for setup in setups]
+    done: dict[tuple[str, StreamSetup], list[Run]] = {(case.name, setup): [] for case, setup in runs}
     stored: dict[tuple[str, StreamSetup], int] = {}
     for turn in range(warmup + rounds):
-        for rung, place in chance.sample(runs, len(runs)):
+        for case, setup in chance.sample(runs, len(runs)):
             if progress is not None:
-                progress(f"{rung.name}, {place}")
-            run, stored[rung.name, place] = await run_once(meshes[place.replicas], rung, place)
+                progress(f"{case.name}, {setup}")
+            run, stored[case.name, setup] = await run_once(meshes[setup.replicas], case, setup)
             if turn >= warmup:
-                done[rung.name, place].append(run)
+                done[case.name, setup].append(run)
     return [
         CaseResult(
-            rung,
-            place,
-            Measurement.of(f"{rung.name}, {place}", rung.kind, done[rung.name, place]),
-            stored[rung.name, place],
+            case,
+            setup,
+            Measurement.of(f"{case.name}, {setup}", case.kind, done[case.name, setup]),
+            stored[case.name, setup],
         )
-        for rung, place in runs
+        for case, setup in runs
     ]
 
 
-async def run_once(mesh: Mesh, rung: BenchCase, place: StreamSetup) -> tuple[Run, int]:
+async def run_once(mesh: Mesh, case: BenchCase, setup: StreamSetup) -> tuple[Run, int]:
     """Run one case once and return the run, and the number of messages that the server counts in the stream.
 
     Raises:
@@ -120,75 +120,75 @@ async def run_once(mesh: Mesh, rung: BenchCase, place: StreamSetup) -> tuple[Run
         js = client.jetstream(timeout=10.0)
         await _remove_streams(js)
         try:
-            count = messages_of(rung, place)
-            await _prepare(client, js, rung, place, count)
-            jobs = _jobs(mesh, rung, count)
+            count = messages_of(case, setup)
+            await _prepare(client, js, case, setup, count)
+            jobs = _jobs(mesh, case, count)
             [first], workers = await run_children(jobs[:1], jobs[1:], within=WITHIN_S)
-            stored = (await js.stream_info(bulk_lane.STREAM if rung.bulk else STREAM)).state.messages
-            if not rung.bulk and stored != count:
-                raise WrongTotalsError(f"{rung.name}: the stream holds {stored:,} messages, expected {count:,}")
+            stored = (await js.stream_info(bulk_lane.STREAM if case.bulk else STREAM)).state.messages
+            if not case.bulk and stored != count:
+                raise WrongTotalsError(f"{case.name}: the stream holds {stored:,} messages, expected {count:,}")
             for result in (first, *workers):
-                check_counts(rung, count, result)
+                check_counts(case, count, result)
             ended_ns = max(result.ended_ns for result in (first, *workers))
-            elapsed_s, size = (ended_ns - first.began_ns) / 1e9, 0 if rung.ladder == "end to end" else PAYLOAD_BYTES
+            elapsed_s, size = (ended_ns - first.began_ns) / 1e9, 0 if case.ladder == "end to end" else PAYLOAD_BYTES
             return Run(count, elapsed_s, payload_bytes=size, server_version=first.server_version), stored
         finally:
             await _remove_streams(js)
 
 
-def messages_of(rung: BenchCase, place: StreamSetup) -> int:
-    """Return how many messages, or orders, a case has at a place; whole repeats of the real orders in the bulk lane."""
-    share = SHARE_OF_REPLICATED if place.replicas > 1 else 1
-    if rung.bulk:
-        return max(1, round(rung.messages / EVERYTHING.orders * share)) * EVERYTHING.orders
-    return rung.messages if rung.ladder == "end to end" else int(rung.messages * share)
+def messages_of(case: BenchCase, setup: StreamSetup) -> int:
+    """Return how many messages, or orders, a case has on a stream; in the bulk lane, whole repeats of the data set."""
+    share = SHARE_OF_REPLICATED if setup.replicas > 1 else 1
+    if case.bulk:
+        return max(1, round(case.messages / EVERYTHING.orders * share)) * EVERYTHING.orders
+    return case.messages if case.ladder == "end to end" else int(case.messages * share)
 
 
-async def _prepare(client: Client, js: JetStreamContext, rung: BenchCase, place: StreamSetup, count: int) -> None:
-    storage = StorageType.FILE if place.storage == "file" else StorageType.MEMORY
-    if rung.bulk:
-        await bulk_lane.create_bulk_lane(js, replicas=place.replicas, storage=storage)
+async def _prepare(client: Client, js: JetStreamContext, case: BenchCase, setup: StreamSetup, count: int) -> None:
+    storage = StorageType.FILE if setup.storage == "file" else StorageType.MEMORY
+    if case.bulk:
+        await bulk_lane.create_bulk_lane(js, replicas=setup.replicas, storage=storage)
         await wait_routable(client, bulk_lane.STREAM)
         return
-    settings = {"allow_batched": True} if rung.ladder == "consume" else rung.stream
+    settings = {"allow_batched": True} if case.ladder == "consume" else case.stream
     await js.add_stream(
-        StreamConfig(name=STREAM, subjects=["bench.*"], storage=storage, num_replicas=place.replicas, **settings)
+        StreamConfig(name=STREAM, subjects=["bench.*"], storage=storage, num_replicas=setup.replicas, **settings)
     )
     await wait_routable(client, STREAM)
-    if rung.ladder == "consume":
+    if case.ladder == "consume":
         await ingest(client, ((f"bench.{n}", bytes(PAYLOAD_BYTES)) for n in range(count)))
-    if rung.ladder != "publish":
-        await js.add_consumer(STREAM, ConsumerConfig(durable_name=CONSUMER, ack_policy=rung.ack, max_ack_pending=-1))
+    if case.ladder != "publish":
+        await js.add_consumer(STREAM, ConsumerConfig(durable_name=CONSUMER, ack_policy=case.ack, max_ack_pending=-1))
         await wait_routable(client, STREAM, CONSUMER)
 
 
-def _jobs(mesh: Mesh, rung: BenchCase, count: int) -> list[BenchJob[Any]]:
-    options = {**mesh.connect_options(), **({} if rung.documented else {"skip_subject_validation": True})}
+def _jobs(mesh: Mesh, case: BenchCase, count: int) -> list[BenchJob[Any]]:
+    options = {**mesh.connect_options(), **({} if case.documented else {"skip_subject_validation": True})}
     common = {
         "options": options,
         "within": WITHIN_S,
-        "plain_loop": rung.documented,
+        "plain_loop": case.documented,
         "count": count,
-        "window": rung.window,
+        "window": case.window,
     }
-    if rung.ladder == "publish":
+    if case.ladder == "publish":
         common["payload_bytes"] = PAYLOAD_BYTES
-    return [job(role=f"{rung.name} {part}", **common) for part, job in enumerate(rung.jobs, 1)]
+    return [job(role=f"{case.name} {part}", **common) for part, job in enumerate(case.jobs, 1)]
 
 
-def check_counts(rung: BenchCase, count: int, result: Result) -> None:
+def check_counts(case: BenchCase, count: int, result: Result) -> None:
     """Return when a child got what it should.
 
     Raises:
         WrongTotalsError: It did not.
     """
     if isinstance(result, Consumed) and result.received != count:
-        raise WrongTotalsError(f"{rung.name}: {result.received:,} messages received, expected {count:,}")
+        raise WrongTotalsError(f"{case.name}: {result.received:,} messages received, expected {count:,}")
     if isinstance(result, Counted):
         received = result.totals.orders + result.doubled
         if received != count or result.doubled:
             raise WrongTotalsError(
-                f"{rung.name}: the worker counted {received:,} orders, {result.doubled:,} of them twice, "
+                f"{case.name}: the worker counted {received:,} orders, {result.doubled:,} of them twice, "
                 f"expected {count:,}, each once"
             )
         repeats = count // EVERYTHING.orders

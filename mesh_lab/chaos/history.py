@@ -29,7 +29,7 @@ class Attempt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     outcome: Outcome
     """``stored``: acknowledged. ``refused``: the server said no. ``unknown``: no answer; it may be stored."""
     seq: int = 0
-    """Its number in the stream, as the acknowledgement said; 0 without one."""
+    """Its number in the stream, from the acknowledgement; 0 without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class History:
         return len(self.attempts)
 
     def __repr__(self) -> str:
-        """Say how many attempts met which end."""
+        """Return how many attempts met which end."""
         ends = Counter(attempt.outcome for attempt in self.attempts)
         counts = ", ".join(f"{ends[outcome]:,} {outcome}" for outcome in get_args(Outcome))
         return f"{len(self):,} attempts in {self.length_s:.1f} s: {counts}"

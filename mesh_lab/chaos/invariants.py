@@ -19,7 +19,7 @@ class Audit:
     attempted: int
     """Orders that were sent."""
     acknowledged: int
-    """Orders of which the publisher was told that they are stored."""
+    """Orders that were acknowledged: the server promised that they are stored."""
     stored: int
     """Messages that a client reads in the end."""
     recovered: int
@@ -42,7 +42,7 @@ class Audit:
     reversed: tuple[str, ...] = ()
     """Acknowledged, and stored before an order that their writer had sent earlier."""
     misplaced: tuple[str, ...] = ()
-    """There, under another number than the acknowledgement said."""
+    """There, under another number than in the acknowledgement."""
 
     @property
     def valid(self) -> bool:
@@ -65,7 +65,7 @@ class Audit:
         return {way: ids for way, ids in ways.items() if ids}
 
     def __str__(self) -> str:
-        """Say it in a line."""
+        """Return the findings in one line."""
         counts = f"{self.attempted:,} sent, {self.acknowledged:,} acknowledged, {self.stored:,} stored"
         broken = "; ".join(f"{len(ids):,} {way} ({_some(ids)})" for way, ids in self.broken.items())
         where = ", ".join(f"{number:,} at the {place}" for place, number in self.lost_where.items() if number)
@@ -137,7 +137,7 @@ def _missing(acknowledged: Iterable[str], messages: Iterable[Stored]) -> tuple[s
 
 
 def _places(lost: Iterable[Attempt], there: Iterable[Attempt]) -> dict[str, int]:
-    """Say where in its writer's sequence each lost order stood.
+    """Return where in its writer's sequence each lost order stood.
 
     A hole in the middle is a loss beyond doubt; one at the end may be a reader that stopped too early.
     """

@@ -42,7 +42,7 @@ def why_not() -> str | None:
     if sys.platform != "linux":
         return f"{sys.platform}, expected Linux"
     if os.geteuid() != 0:
-        return "not root, who alone may mount"
+        return "not root, and only root may mount"
     if missing := [tool for tool in _TOOLS if shutil.which(tool) is None]:
         return f"no {missing[0]} on the path"
     with tempfile.TemporaryDirectory(prefix="mesh-lab-disk-") as place:

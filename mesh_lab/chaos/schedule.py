@@ -101,7 +101,7 @@ async def inject(
     Raises:
         UnsupportedByBackendError: The mesh has no links to cut, or no servers to kill.
         NotReadyError: A server was not well again in time, or the stream named no leader.
-        TimeoutError: No server replied who leads the stream.
+        TimeoutError: No server replied which one leads the stream.
     """
     faults = []
     async with await mesh.connect(name="chaos") as client:
@@ -128,7 +128,7 @@ async def _target(client: Client, stream: str, target: Target, servers: Sequence
         info = await retry(lambda: client.jetstream(timeout=1.0).stream_info(stream))
         return info.cluster.leader if info.cluster is not None else None
 
-    # While servers elect, the old leader may still be named, and a moment later nobody.
+    # While servers elect, the old leader may still be named, and a moment later none.
     leader: str | None = await eventually(leader_named, within=LEADER_WITHIN_S, every=0.2)
     if leader is None or len(servers) < 2:
         raise NotReadyError(f"stream {stream} has no leader or no followers; expected one on three servers")

@@ -108,7 +108,7 @@ class Writers:
                 end: Ack | Failure | None = None
                 try:
                     end = await _place(publisher, order)
-                finally:  # also when it is cancelled: then nobody knows
+                finally:  # also when it is cancelled: then its end is unknown
                     self.history.add(
                         Attempt(
                             writer=writer,

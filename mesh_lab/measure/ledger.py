@@ -85,7 +85,7 @@ def latest(notebook: str) -> list[Measurement]:
 
 
 def compare(notebook: str) -> "pd.DataFrame":
-    """Return this machine's newest results beside the reference run, as a table for people.
+    """Return this machine's newest results beside the reference run, as a table.
 
     What one of the two has and the other has not shows a dash. The rates of two machines differ; what should
     agree is which of two rows is faster, and by about how much.

@@ -189,7 +189,7 @@ def count_faults(results: Sequence[Received], *, messages: int, shared: bool) ->
 async def run_children(
     publishers: Sequence[Job[S]], subscribers: Sequence[Job[R]] = (), *, within: float
 ) -> tuple[list[S], list[R]]:
-    """Run a load: every child ready, publishers off together, then subscribers told that all was sent.
+    """Run a load: every child ready, publishers off together, then the signal to subscribers that all was sent.
 
     Args:
         publishers: Jobs that begin when every child is ready.
@@ -238,7 +238,7 @@ async def run_children(
         async with asyncio.timeout(within + GRACE_S):
             await loop.run_in_executor(threads, start)
             await receive(children)
-            # Subscribers are heard from the beginning, so that the death of one is noticed at once.
+            # Subscribers are listened to from the beginning, so that the death of one is noticed at once.
             sent, got = await asyncio.gather(lead(), receive(receiving))
     except TimeoutError as err:
         raise ProcessEndedError(f"the load was not done after {within + GRACE_S:g} s; its children hang") from err

@@ -88,7 +88,7 @@ class Job(msgspec.Struct, Generic[R_co], frozen=True, kw_only=True, forbid_unkno
     """What one child has to do; a subclass for each kind of job."""
 
     role: str
-    """How people call this child, for example ``"publisher 2"``."""
+    """Name of this child in errors, for example ``"publisher 2"``."""
     options: dict[str, Any]
     """Arguments of ``nats.connect``, as :func:`mesh_lab.tls.pack` returns them."""
     within: float
@@ -211,7 +211,7 @@ class Receive(NumberedJob[Received], frozen=True, kw_only=True):
             if len(msg.data) < HEADER.size:
                 return
             mark, n = HEADER.unpack_from(msg.data)
-            if mark == run and n < count:  # anything else on the subject is somebody else's
+            if mark == run and n < count:  # other messages on the subject are not of this run
                 last_ns = time.perf_counter_ns()
                 received += 1
                 seen[n] = 1

@@ -47,7 +47,7 @@ class Run:
 class Measurement:
     """The result of several runs, with what it takes to read it a year later.
 
-    ``repr`` is one line for people; a spread of 10 % or more is said in words.
+    ``repr`` is one line, which warns in words of a spread of 10 % or more.
     """
 
     name: str
@@ -141,7 +141,7 @@ class Measurement:
         return f"{rounded(self.median_s)} s" if self.kind == "ready" else f"{rounded(self.rate_per_s)}/s"
 
     def __repr__(self) -> str:
-        """Say everything in one line."""
+        """Return everything in one line."""
         # Rounded down, so that a line that shows 10 % is always one that warns.
         percent = int(self.spread * 100)
         facts = ["1 run" if self.runs == 1 else f"{self.runs} runs, spread {percent} %"]
@@ -167,7 +167,7 @@ async def measure(
         name: What is done, in the words of the notebook.
         run: Does it once and returns how it went.
         kind: What stops the clock.
-        runs: Runs that count; with 1 there is no spread, so nobody can tell whether the number is any good.
+        runs: Runs that count; with 1 there is no spread, and nothing tells whether the number is any good.
         warmup: Runs before those, whose times do not count. The first run pays for cold caches and new
             connections; 0 where just that is what you want to see.
 
@@ -182,7 +182,7 @@ async def measure(
 
 
 def rounded(value: float, digits: int = 3) -> str:
-    """Return a number with so many significant digits, as people write it: ``"312,000"``, ``"0.372"``.
+    """Return a number with so many significant digits and thousands separators: ``"312,000"``, ``"0.372"``.
 
     Args:
         value: Any finite number.

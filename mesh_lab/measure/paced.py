@@ -46,7 +46,7 @@ class PacedRun:
     outcome: bytes
     """How it ended, a byte each; :meth:`frame` has it in words."""
     gave_up_ns: int = 0
-    """When nobody waited any longer for answers, on the same clock."""
+    """When the generator stopped waiting for answers, on the same clock."""
     closed: bool = False
     """Whether each message waited for the end of the one before."""
     server_version: str = ""
@@ -74,7 +74,7 @@ class PacedRun:
 
     @property
     def lost(self) -> int:
-        """Messages that nobody took, or to which no answer came in time."""
+        """Messages for which there was no subscriber, or to which no answer came in time."""
         return self.messages - self.answered - self.refused
 
     def latencies_ms(self, *, since: Since = "due") -> list[float]:
@@ -161,15 +161,15 @@ class PacedRun:
         return table
 
     def __repr__(self) -> str:
-        """Say everything in one line, and in words when the generator itself was late."""
-        said = f"{self.messages:,} messages at {self.offered_per_s:,.0f}/s, {'closed' if self.closed else 'open'} loop"
-        said += f": answered {self.answered:,}, refused {self.refused:,}, lost {self.lost:,}"
+        """Return everything in one line, with a warning in words when the generator itself was late."""
+        line = f"{self.messages:,} messages at {self.offered_per_s:,.0f}/s, {'closed' if self.closed else 'open'} loop"
+        line += f": answered {self.answered:,}, refused {self.refused:,}, lost {self.lost:,}"
         if self.answered:
             p50, p99, longest = (self.percentile_ms(percent) for percent in (50, 99, 100))
-            said += f"; p50 {p50:,.3g} ms, p99 {p99:,.3g} ms, longest {longest:,.3g} ms since due"
+            line += f"; p50 {p50:,.3g} ms, p99 {p99:,.3g} ms, longest {longest:,.3g} ms since due"
         if not self.closed and (late := self.lateness_ms()) > LATE_MS:
-            said += f"; of 100 messages, 1 left {late:,.3g} ms late or more: those latencies are the generator's own"
-        return said
+            line += f"; of 100 messages, 1 left {late:,.3g} ms late or more: those latencies are the generator's own"
+        return line
 
 
 async def paced_load(
@@ -198,7 +198,7 @@ async def paced_load(
         until: What ends a message: ``"reply"`` to a request, ``"ack"`` of a stream, ``"received"`` by a subscriber.
             A stream that listens to the subject answers a request, too.
         closed: Wait for each answer before the next message leaves, however long ago that was due: the closed loop.
-        arrivals: ``"steady"`` gaps, or ``"random"`` ones as of senders who know nothing of each other (Poisson).
+        arrivals: ``"steady"`` gaps, or ``"random"`` ones as of senders that know nothing of each other (Poisson).
         seed: Chooses the random gaps; the same seed gives the same ones.
         payloads: What to send, in turn; ``None`` sends numbers. ``"received"`` needs the numbers.
         payload_bytes: Size of each payload without ``payloads``, 8 or more.

@@ -87,7 +87,7 @@ class Paced(NumberedJob[PacedResult], frozen=True, kw_only=True):
             if len(msg.data) < HEADER.size:
                 return
             mark, n = HEADER.unpack_from(msg.data)
-            if mark == run:  # anything else on the subject is somebody else's
+            if mark == run:  # other messages on the subject are not of this run
                 note(n, ANSWERED)
 
         async def send(n: int) -> None:
@@ -155,7 +155,7 @@ class _Ack(msgspec.Struct):
 
 
 def _stored(answer: bytes) -> bool:
-    """Say whether an answer is a stream's acknowledgement, and not its refusal or a service's reply."""
+    """Return whether an answer is a stream's acknowledgement, and not its refusal or a service's reply."""
     try:
         ack = msgspec.json.decode(answer, type=_Ack)
     except msgspec.DecodeError:

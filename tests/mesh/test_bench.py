@@ -21,29 +21,29 @@ from mesh_lab.orders.dataset import EVERYTHING
 from mesh_lab.servers.mesh import Mesh
 
 HERE = StreamSetup(3, "file")
-WINDOWED = next(rung for rung in PUBLISH if rung.name == "windowed publisher")
+WINDOWED = next(case for case in PUBLISH if case.name == "windowed publisher")
 
 
-def _small(rung: BenchCase) -> BenchCase:
-    return dataclasses.replace(rung, messages=1_500)
+def _small(case: BenchCase) -> BenchCase:
+    return dataclasses.replace(case, messages=1_500)
 
 
-@pytest.mark.parametrize("rung", CASES, ids=lambda rung: rung.name)
-async def test_every_rung_runs_and_stores_or_counts_all_of_it(mesh: Mesh, rung: BenchCase) -> None:
-    run, stored = await run_once(mesh, _small(rung), HERE)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+async def test_every_rung_runs_and_stores_or_counts_all_of_it(mesh: Mesh, case: BenchCase) -> None:
+    run, stored = await run_once(mesh, _small(case), HERE)
     assert run.elapsed_s > 0
     assert run.server_version.startswith("2.")
-    if rung.bulk:
-        assert messages_of(_small(rung), HERE) == EVERYTHING.orders
-        assert EVERYTHING.orders / rung.window <= stored < EVERYTHING.orders / rung.window + 3
+    if case.bulk:
+        assert messages_of(_small(case), HERE) == EVERYTHING.orders
+        assert EVERYTHING.orders / case.window <= stored < EVERYTHING.orders / case.window + 3
     else:
-        assert stored == messages_of(_small(rung), HERE)
+        assert stored == messages_of(_small(case), HERE)
 
 
 async def test_a_climb_has_its_runs_without_the_first_and_the_report_has_the_schema(mesh: Mesh) -> None:
-    rungs = [_small(PUBLISH[-1]), _small(END_TO_END[0])]
+    cases = [_small(PUBLISH[-1]), _small(END_TO_END[0])]
     started: list[str] = []
-    results = await run_suite({3: mesh}, rungs, [HERE], rounds=2, seed=1, progress=started.append)
+    results = await run_suite({3: mesh}, cases, [HERE], rounds=2, seed=1, progress=started.append)
     assert len(started) == 6
     assert [result.measurement.runs for result in results] == [2, 2]
     report = report_of(results)

@@ -205,6 +205,6 @@ async def test_an_order_that_was_not_synced_is_lost_in_a_power_cut_and_that_is_s
 
 
 def test_a_machine_that_allows_no_power_cut_says_why(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("mesh_lab.chaos.power_cut.why_not", lambda: "not root, who alone may mount")
+    monkeypatch.setattr("mesh_lab.chaos.power_cut.why_not", lambda: "not root, and only root may mount")
     with pytest.raises(NoPowerCutError, match="no power cut here: not root.*--privileged"):
         run_power_cuts(seconds=1.0)

@@ -131,7 +131,7 @@ def _expectation(file: Path | None, first: int | None) -> tuple[Totals, dict[Eve
     orders = list(read_orders(file, first=first))
     follow = [(order, ("placed", *next_events(order))) for order in orders]
     totals = msgspec.structs.replace(
-        totals_of(orders),  # who is declined does not pay, and gets nothing
+        totals_of(orders),  # a declined order is not paid, and nothing is shipped
         cds=sum(order.cds for order, events in follow if "shipped" in events),
         cents=sum(order.cents for order, events in follow if "paid" in events),
     )
