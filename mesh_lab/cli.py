@@ -209,8 +209,7 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _project() -> "Project":
-    from mesh_lab.servers.compose import Project
-    from mesh_lab.servers.engine import Engine
+    from mesh_lab.servers.compose import Engine, Project
 
     return Project(Engine.find())
 

@@ -8,11 +8,11 @@ reader expects. A message says what happened with its numbers, what was expected
     MeshLabError
     ├── NoServerBinaryError (FileNotFoundError)   no nats-server that is new enough was found
     ├── NoEngineError (ConnectionError)           no Docker engine answers, or Compose 2 is missing
-    ├── EngineRefusedError (OSError)              the engine failed: a port taken, an image not to be had
     ├── SettingsError (ValueError)                docker/ or its .env is not as the containers need it
     ├── NoNatsCliError (FileNotFoundError)        the nats command-line tool was asked for and is not installed
     ├── ProcessEndedError (ChildProcessError)     a child process ended while it was needed, or failed
-    │   └── ServerExitedError                     a server is not running, or ended by itself
+    │   ├── ServerExitedError                     a server is not running, or ended by itself
+    │   └── EngineRefusedError                    a Docker command failed: a port taken, an image not to be had
     ├── NotReadyError (TimeoutError)              a server or a service was not ready in time
     ├── BadConfigError (ValueError)               nats-server does not understand a configuration
     ├── BadTokenError (ValueError)                a signed token is none, or was changed
@@ -20,7 +20,6 @@ reader expects. A message says what happened with its numbers, what was expected
     ├── BadLayoutError (ValueError)               regions and leaf nodes cannot be as asked for
     ├── UnknownServerError (LookupError)          no server of the mesh has that name
     ├── UnknownLinkError (LookupError)            no link of the mesh joins the two
-    ├── LinksFailedError (ChildProcessError)      the process of the links ended or refused
     ├── UnknownServiceError (LookupError)         no service or replica has that name
     ├── MeshClosedError (RuntimeError)            the mesh was closed before
     ├── NoMeshError (RuntimeError)                a service needs a mesh and none is open
@@ -57,10 +56,6 @@ class NoEngineError(MeshLabError, ConnectionError):
     """No Docker engine answers, or Compose 2 is missing; the message says which, and what to do."""
 
 
-class EngineRefusedError(MeshLabError, OSError):
-    """The Docker engine could not do what was asked: a port is taken, or an image cannot be had."""
-
-
 class SettingsError(MeshLabError, ValueError):
     """The folder ``docker/`` or its ``.env`` is not as the containers need it."""
 
@@ -95,8 +90,21 @@ class ServerExitedError(ProcessEndedError):
     """A server is not running, or ended by itself; the message carries its last log lines."""
 
 
+class EngineRefusedError(ProcessEndedError):
+    """The Docker engine could not do what was asked: a port is taken, or an image cannot be had."""
+
+
 class NotReadyError(MeshLabError, TimeoutError):
-    """A server or a service was not ready before the deadline."""
+    """A server or a service was not ready before the deadline.
+
+    Attributes:
+        waited_s: Seconds that were waited, where that is known.
+        missing: What was seen instead, where servers were asked.
+    """
+
+    def __init__(self, message: str, *, waited_s: float | None = None, missing: str = "") -> None:
+        super().__init__(message)
+        self.waited_s, self.missing = waited_s, missing
 
 
 class StoreError(MeshLabError, OSError):
@@ -113,10 +121,6 @@ class UnknownServerError(MeshLabError, LookupError):
 
 class UnknownLinkError(MeshLabError, LookupError):
     """No link of the mesh joins the two."""
-
-
-class LinksFailedError(MeshLabError, ChildProcessError):
-    """The process that runs the links ended, or could not do what it was told; the message carries what it said."""
 
 
 class UnknownServiceError(MeshLabError, LookupError):

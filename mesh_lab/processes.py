@@ -262,6 +262,7 @@ def output_of(
     within: float,
     environment: Mapping[str, str] | None = None,
     directory: Path | None = None,
+    stderr: bool = False,
 ) -> str:
     """Run a command to its end and return its standard output; its standard input is empty.
 
@@ -270,6 +271,7 @@ def output_of(
         within: Seconds after which it is killed.
         environment: Variables on top of this process's own.
         directory: Where it runs; ``None`` for this process's own.
+        stderr: Whether its standard error is returned too, in the order in which it was printed.
 
     Raises:
         ProcessEndedError: It failed, or was not done in time (``exit_code`` is ``None`` then); ``log`` is the end of
@@ -282,7 +284,8 @@ def output_of(
             env={**os.environ, **(environment or {})},
             cwd=directory,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT if stderr else subprocess.PIPE,
             encoding="utf-8",
             errors="replace",
             timeout=within,
@@ -290,7 +293,7 @@ def output_of(
     except subprocess.TimeoutExpired as err:
         raise ProcessEndedError(f"`{' '.join(command)}` was not done after {within:g} s", name=command[0]) from err
     if done.returncode != 0:
-        printed = (done.stderr.strip() or done.stdout.strip())[-ERROR_LOG_BYTES:]
+        printed = ((done.stderr or "").strip() or done.stdout.strip())[-ERROR_LOG_BYTES:]
         message = f"`{' '.join(command)}` ended with code {done.returncode}: {printed or 'it printed nothing'}"
         raise ProcessEndedError(message, name=command[0], exit_code=done.returncode, log=printed)
     return done.stdout

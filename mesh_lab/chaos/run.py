@@ -83,7 +83,7 @@ async def chaos_run(
     """
     _check_mesh(mesh)
     if kinds is None:
-        kinds = [kind for kind in KINDS if mesh.linked or kind not in LINKED]
+        kinds = [kind for kind in KINDS if mesh.links is not None or kind not in LINKED]
     schedule = draw_schedule(seed, seconds=seconds, kinds=kinds)
     async with await mesh.connect(name="chaos") as client:
         messages = (await open_event_store(client, replicas=REPLICAS)).state.messages
@@ -148,7 +148,7 @@ async def _stop_all(mesh: Mesh) -> None:
 
 
 def _check_mesh(mesh: Mesh) -> None:
-    if mesh.backend != "local" or len(mesh.servers) != REPLICAS:
+    if not mesh.traits.temporary or len(mesh.servers) != REPLICAS:
         raise UnsupportedByBackendError(
             f"{len(mesh.servers)} servers of backend {mesh.backend!r}, expected 3 local ones, each with a copy of "
             "every order on its disk; use start_mesh(servers=3, backend='local')"

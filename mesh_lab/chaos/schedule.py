@@ -159,7 +159,7 @@ async def _recover(mesh: Mesh, kind: Kind, server: str) -> None:
             if mesh.servers[server].state == "paused":
                 await mesh.resume(server)
         case "cut" | "reset":
-            if mesh.linked:
+            if mesh.links is not None:
                 await mesh.heal()
         case "kill all":
             await start_all(mesh)

@@ -5,6 +5,7 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING
 
+from mesh_lab.notebook.mesh_card import mesh_card
 from mesh_lab.notebook.service_cell import service_magic
 from mesh_lab.notebook.services import Services
 from mesh_lab.servers.mesh import Mesh
@@ -26,6 +27,8 @@ def load(shell: "InteractiveShell") -> None:
     allow_nested_loops()
     shell.magics_manager.register_function(service_magic(services), magic_kind="cell", magic_name="service")
     shell.push({"services": services}, interactive=False)  # type: ignore[no-untyped-call]
+    html = shell.display_formatter.formatters["text/html"]  # type: ignore[union-attr]
+    html.for_type(Mesh, mesh_card)
     # Before a cell: what crashed between cells. After it: what the cell made crash.
     for event in ("pre_run_cell", "post_run_cell"):
         shell.events.register(event, report_crashes)

@@ -24,7 +24,7 @@ from mesh_lab.notebook.chart_style import (
     new_chart,
 )
 from mesh_lab.observe.snapshots import ServerSnapshot, rate_per_s
-from mesh_lab.servers.card import COLOURS
+from mesh_lab.notebook.mesh_card import COLOURS
 from mesh_lab.servers.layout import Layout
 
 if TYPE_CHECKING:

@@ -44,7 +44,7 @@ class MeshMap:
         self._one_at_a_time = asyncio.Lock()
         self._drawing, self._message = ipywidgets.HTML(), ipywidgets.Label()
         self._chosen = ipywidgets.Dropdown(options=list(mesh.servers), layout={"width": "150px"})
-        buttons = [self._button(fault) for fault in FAULTS if mesh.backend != "external"]
+        buttons = [self._button(fault) for fault in FAULTS if mesh.traits.stoppable]
         controls = ipywidgets.HBox([self._chosen, *buttons, self._message] if buttons else [self._message])
         self._box = ipywidgets.VBox([self._drawing, controls])
         self._draw(mesh, {})
@@ -135,7 +135,7 @@ class MeshMap:
 
 def _ask(mesh: Mesh) -> tuple[dict[str, str], dict[str, ServerSnapshot]]:
     """Return each server's process's state, and what each reports; it blocks, on the engine of containers too."""
-    processes: dict[str, str] = {name: server.state for name, server in mesh.servers.items()}
+    processes: dict[str, str] = {name: server.observe() for name, server in mesh.servers.items()}
     monitors = {
         name: server.monitor
         for name, server in mesh.servers.items()

@@ -454,7 +454,7 @@ def _run_apart(work: Coroutine[Any, Any, T]) -> T:
 async def _wait_ready(replicas: Sequence[Replica], mesh: Mesh, token: str) -> None:
     numbered = {str(replica.number): replica for replica in replicas}
     arrived: dict[str, set[str]] = {replica.name: set() for replica in replicas}
-    servers = {name for name, server in mesh.servers.items() if server.state == "running"}
+    servers = {name for name, server in mesh.servers.items() if server.observe() == "running"}
     if not servers:
         raise NotReadyError(f"no server of the mesh runs, expected one at least: {mesh!r}")
 

@@ -1,17 +1,22 @@
-"""The Compose project in ``docker/``: make its passwords, bring it up, look at it, take it down."""
+"""The Docker engine, and the Compose project in ``docker/`` on it: its passwords, its containers, up and down.
+
+Docker's own command line is used, as a reader would. All of it blocks: a coroutine sends it through
+``asyncio.to_thread``.
+"""
 
 import json
 import os
 import re
 import secrets
+import shutil
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from mesh_lab.errors import EngineRefusedError, SettingsError
-from mesh_lab.servers.engine import Engine
+from mesh_lab.errors import EngineRefusedError, NoEngineError, ProcessEndedError, SettingsError
+from mesh_lab.processes import output_of
 
 FOLDER_VARIABLE = "MESH_LAB_DOCKER"
 SERVERS = ("n1", "n2", "n3")
@@ -20,6 +25,116 @@ _LABEL = "com.docker.compose"
 _PASSWORDS = ("MESH_LAB_USER_PASSWORD", "MESH_LAB_SYSTEM_PASSWORD", "MESH_LAB_ROUTE_PASSWORD")
 # The first is Docker's own word, where another container has the port; the second the operating system's.
 _PORT_TAKEN = re.compile(r"127\.0\.0\.1:(\d+).*(?:port is already allocated|address already in use)")
+
+
+LOCAL_NEEDS_NONE = "start_mesh() without backend='docker' needs no Docker"
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """An engine that answers, and the Compose 2 that belongs to it."""
+
+    compose_command: tuple[str, ...]
+    """``docker compose``, or the program ``docker-compose`` where the plugin is missing."""
+
+    @classmethod
+    def find(cls) -> Self:
+        """Return the engine that the ``docker`` command reaches.
+
+        Raises:
+            NoEngineError: There is no ``docker`` command, no engine answers it, or Compose 2 is missing.
+        """
+        if shutil.which("docker") is None:
+            raise NoEngineError(f"there is no program docker on PATH; install Docker ({LOCAL_NEEDS_NONE})")
+        try:
+            _run("docker", "version", "--format", "{{.Server.Version}}")
+        except EngineRefusedError as err:
+            raise NoEngineError(
+                f"no Docker engine answers: {err.log}; start Docker, and on Linux let your user reach it "
+                f"(group docker; {LOCAL_NEEDS_NONE})"
+            ) from err
+        seen = []
+        for command in (("docker", "compose"), ("docker-compose",)):
+            if shutil.which(command[0]) is None:
+                continue
+            try:
+                printed = _run(*command, "version", "--short").strip()
+                version = re.match(r"v?(\d+)\.", printed)
+            except EngineRefusedError as err:
+                printed, version = err.log, None
+            if version is not None and int(version[1]) >= 2:
+                return cls(command)
+            seen.append(f"`{' '.join(command)} version` printed {printed!r}")
+        raise NoEngineError(
+            f"Docker has no Compose 2: {'; '.join(seen)}; install Docker's compose plugin, version 2 or newer "
+            f"({LOCAL_NEEDS_NONE})"
+        )
+
+    def docker(self, *arguments: str, within: float = 60.0) -> str:
+        """Return what a ``docker`` command prints.
+
+        Args:
+            arguments: The command's own arguments.
+            within: Seconds until it is given up.
+
+        Raises:
+            EngineRefusedError: It failed; the message carries its last words.
+        """
+        return _run("docker", *arguments, within=within)
+
+    def compose(self, *arguments: str, within: float, variables: Mapping[str, str]) -> str:
+        """Return what a Compose command prints.
+
+        Args:
+            arguments: The command's own arguments.
+            within: Seconds until it is given up.
+            variables: What wins over the file of variables.
+
+        Raises:
+            EngineRefusedError: It failed; the message carries its last words.
+        """
+        return _run(*self.compose_command, *arguments, within=within, variables=variables)
+
+    def logs(self, container: str, *, last: int | None = None) -> str:
+        """Return what a container's program wrote to stdout and stderr.
+
+        Args:
+            container: Id or name.
+            last: Number of lines from the end; ``None`` for all.
+
+        Raises:
+            EngineRefusedError: There is no such container.
+        """
+        tail = "all" if last is None else str(max(last, 0))
+        return _run("docker", "logs", "--tail", tail, container, within=60.0, stderr=True).rstrip("\n")
+
+    def has_image(self, image: str) -> bool:
+        """Return whether the engine has an image already."""
+        try:
+            _run("docker", "image", "inspect", image)
+        except EngineRefusedError:
+            return False
+        return True
+
+
+def _run(*command: str, within: float = 30.0, variables: Mapping[str, str] | None = None, stderr: bool = False) -> str:
+    """Return what a command prints.
+
+    Raises:
+        EngineRefusedError: It failed; its attribute ``log`` is the last line that it printed.
+    """
+    try:
+        return output_of(command, within=within, environment=variables, stderr=stderr)
+    except (ProcessEndedError, OSError) as err:
+        code, last = None, str(err)
+        if isinstance(err, ProcessEndedError):
+            code = err.exit_code
+            last = f"it did not end within {within:g} s" if code is None else "it printed nothing"
+            last = err.log.rsplit("\n", 1)[-1].strip() or last
+        # Without the paths that come with every Compose call.
+        text = re.sub(r" (?:-f|--env-file|-p) \S+", "", " ".join(command))
+        short = text if len(text) <= 100 else f"{text[:100]}…"
+        raise EngineRefusedError(f"`{short}` failed: {last}", name=command[0], exit_code=code, log=last) from err
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The configuration file of one local server.
+"""The configuration of one local server: a value, which is rendered into the file that the server reads.
 
 What each setting means: https://docs.nats.io/running-a-nats-service/configuration.
 """
@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 from mesh_lab.tls import TlsFiles, server_block
 
-KnownBy = Literal["password", "certificate"]
+ClientAuth = Literal["password", "certificate"]
 ACCOUNT = "LAB"
 USER, SYSTEM_USER, ROUTE_USER = "lab", "sys", "route"
 
@@ -56,7 +56,7 @@ class Dials:
     """Servers that a leaf node may connect to; it takes one."""
 
 
-class Further(NamedTuple):
+class ExtraConfig(NamedTuple):
     """Further settings in nats-server's own syntax, for lessons that need them."""
 
     server: str = ""
@@ -76,147 +76,130 @@ class Further(NamedTuple):
         return bool(self.account or self.users or self.accounts)
 
 
-def server_config(
-    name: str,
-    *,
-    ports: Ports,
-    store: Path,
-    passwords: Passwords,
-    cluster: str | None = None,
-    dials: Dials | None = None,
-    domain: str | None = None,
-    dead_port: int | None = None,
-    tls: TlsFiles | None = None,
-    known_by: KnownBy = "password",
-    operator: str | None = None,
-    further: Further,
-) -> str:
-    """Return the text of a server's configuration file.
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """How one server is set up. What runs otherwise is a changed value, written anew."""
 
-    Args:
-        name: Name of the server in its cluster.
-        ports: Where it listens.
-        store: Directory for JetStream's files.
-        passwords: The mesh's passwords; the file must be readable by its owner only.
-        cluster: Name of the cluster; ``None`` for a server on its own.
-        dials: What it dials, itself left out.
-        domain: Its JetStream domain; ``None`` for none.
-        dead_port: Port on which nothing ever listens, to be told to other servers in place of its own. Servers
-            gossip their addresses, and dial those that they hear of: with a dead one, the links are the only way.
-        tls: Its certificate, with which it takes connections from clients and other servers; ``None`` for none.
-        known_by: Whether a client with TLS is who its password says, or who its certificate says.
-        operator: Whom the server believes about accounts, as :func:`mesh_lab.security.accounts.server_block` says it;
-            ``None`` for accounts that stand in the configuration.
-        further: Further settings.
-    """
-    dials = dials or Dials()
-    route = _quoted(passwords.route)
-    among_servers = f"  authorization {{ user: {ROUTE_USER}, password: {route} }}"
-    advertise = [f'  advertise: "127.0.0.1:{dead_port}"'] if dead_port else []
-    for_clients = server_block(tls, verify="verify_and_map" if known_by == "certificate" else None) if tls else ""
-    # Servers always show each other a certificate: the password alone would let in whoever has read it.
-    for_servers = f"  {server_block(tls, verify='verify')}" if tls else ""
+    name: str
+    """Name of the server in its cluster."""
+    ports: Ports
+    """Where it listens."""
+    store: Path
+    """Directory for JetStream's files."""
+    passwords: Passwords
+    """The mesh's passwords; the file must be readable by its owner only."""
+    cluster: str | None = None
+    """Name of the cluster; ``None`` for a server on its own."""
+    dials: Dials = field(default_factory=Dials)
+    """What it dials, itself left out."""
+    domain: str | None = None
+    """Its JetStream domain; ``None`` for none."""
+    dead_port: int | None = None
+    """Port on which nothing ever listens, to be named to other servers in place of its own. Servers gossip their
+    addresses, and dial those that they hear of: with a dead one, the links are the only way."""
+    tls: TlsFiles | None = None
+    """Its certificate, with which it takes connections from clients and other servers; ``None`` for none."""
+    client_auth: ClientAuth = "password"
+    """Whether a client with TLS is who its password says, or who its certificate says."""
+    operator: str | None = None
+    """The accounts of an operator, as :func:`mesh_lab.security.accounts.server_block` renders them; ``None`` for
+    accounts that stand in the configuration."""
+    extra: ExtraConfig = field(default_factory=ExtraConfig)
+    """Further settings."""
+    jetstream: bool = True
+    """Whether JetStream is on."""
 
-    own_domain = f", domain: {_quoted(domain)}" if domain else ""
-    lines = [
-        f"server_name: {_quoted(name)}",
-        f"listen: 127.0.0.1:{ports.client}",
-        f"http: 127.0.0.1:{ports.monitor}",
-        for_clients,
-        # The limits are ceilings, nothing is set aside; a laptop's lessons stay far below them.
-        f"jetstream {{ store_dir: {_quoted(str(store))}, max_mem: 1GB, max_file: 8GB{own_domain}",
-        f"  {further.jetstream}",
-        "}",
-        operator or _accounts(passwords, further, known_by),
-    ]
-    if cluster is not None and ports.cluster:
-        lines += [
-            "cluster {",
-            f"  name: {_quoted(cluster)}",
-            f"  listen: 127.0.0.1:{ports.cluster}",
-            *advertise,
-            among_servers,
-            for_servers,
-            # JetStream wants a route to be named also where a region has one server, which knows its own address.
-            f"  routes: [{_urls('nats', passwords, dials.routes or [ports.cluster])}]",
+    def render(self) -> str:
+        """Return the text of the configuration file."""
+        tls = self.tls
+        for_clients = "verify_and_map" if self.client_auth == "certificate" else None
+        switch = "" if self.jetstream else "enabled: false, "
+        own_domain = f", domain: {_quoted(self.domain)}" if self.domain else ""
+        lines = [
+            f"server_name: {_quoted(self.name)}",
+            f"listen: 127.0.0.1:{self.ports.client}",
+            f"http: 127.0.0.1:{self.ports.monitor}",
+            server_block(tls, verify=for_clients) if tls else "",
+            # The limits are ceilings, nothing is set aside; a laptop's lessons stay far below them.
+            f"jetstream {{ {switch}store_dir: {_quoted(str(self.store))}, max_mem: 1GB, max_file: 8GB{own_domain}",
+            f"  {self.extra.jetstream}",
             "}",
+            self.operator or self._accounts(),
         ]
-    if cluster is not None and ports.gateway:
-        lines += [
-            "gateway {",
-            f"  name: {_quoted(cluster)}",
-            f"  listen: 127.0.0.1:{ports.gateway}",
-            *advertise,
-            among_servers,
-            for_servers,
-            "  gateways: [",
-            *(
-                f"    {{ name: {_quoted(region)}, urls: [{_urls('nats', passwords, there)}] }}"
-                for region, there in dials.gateways.items()
-            ),
-            "  ]",
-            "}",
+        if self.cluster is not None and self.ports.cluster:
+            lines += [
+                "cluster {",
+                f"  name: {_quoted(self.cluster)}",
+                f"  listen: 127.0.0.1:{self.ports.cluster}",
+                *self._among_servers(),
+                # JetStream wants a route to be named also where a region has one server, which knows its own address.
+                f"  routes: [{self._urls('nats', self.dials.routes or [self.ports.cluster])}]",
+                "}",
+            ]
+        if self.cluster is not None and self.ports.gateway:
+            lines += [
+                "gateway {",
+                f"  name: {_quoted(self.cluster)}",
+                f"  listen: 127.0.0.1:{self.ports.gateway}",
+                *self._among_servers(),
+                "  gateways: [",
+                *(
+                    f"    {{ name: {_quoted(region)}, urls: [{self._urls('nats', there)}] }}"
+                    for region, there in self.dials.gateways.items()
+                ),
+                "  ]",
+                "}",
+            ]
+        if self.ports.leafnodes:
+            lines += [
+                "leafnodes {",
+                f"  listen: 127.0.0.1:{self.ports.leafnodes}",
+                *self._among_servers(f", account: {ACCOUNT}"),
+                "}",
+            ]
+        elif self.dials.hub:
+            remote = f"account: {ACCOUNT}, urls: [{self._urls('nats-leaf', self.dials.hub)}]"
+            remote += f", {server_block(tls)}" if tls else ""
+            lines += [f"leafnodes {{ reconnect: 1s, remotes: [{{ {remote} }}] }}"]
+        return "\n".join([*lines, self.extra.server, ""])
+
+    def _accounts(self) -> str:
+        """Return who may come in, where the configuration lists the accounts."""
+
+        def user(name: str, password: str) -> str:
+            # Whom a certificate names must not have a password too: the server would ask for both.
+            secret = "" if self.client_auth == "certificate" else f", password: {_quoted(password)}"
+            return f"{{ user: {name}{secret} }}"
+
+        return "\n".join(
+            [
+                'system_account: "$SYS"',
+                "accounts {",
+                f"  $SYS {{ users: [{user(SYSTEM_USER, self.passwords.system)}] }}",
+                f"  {ACCOUNT} {{",
+                "    jetstream: enabled",
+                f"    users: [{user(USER, self.passwords.user)}",
+                self.extra.users,
+                "    ]",
+                f"    {self.extra.account}",
+                "  }",
+                self.extra.accounts,
+                "}",
+            ]
+        )
+
+    def _among_servers(self, account: str = "") -> list[str]:
+        """Return what the blocks have in common in which a server takes connections from other servers."""
+        return [
+            f'  advertise: "127.0.0.1:{self.dead_port}"' if self.dead_port else "",
+            f"  authorization {{ user: {ROUTE_USER}, password: {_quoted(self.passwords.route)}{account} }}",
+            # Servers always show each other a certificate: the password alone would let in whoever has read it.
+            f"  {server_block(self.tls, verify='verify')}" if self.tls else "",
         ]
-    if ports.leafnodes:
-        lines += [
-            "leafnodes {",
-            f"  listen: 127.0.0.1:{ports.leafnodes}",
-            *advertise,
-            f"  authorization {{ user: {ROUTE_USER}, password: {route}, account: {ACCOUNT} }}",
-            for_servers,
-            "}",
-        ]
-    elif dials.hub:
-        remote = f"account: {ACCOUNT}, urls: [{_urls('nats-leaf', passwords, dials.hub)}]"
-        remote += f", {server_block(tls)}" if tls else ""
-        lines += [f"leafnodes {{ reconnect: 1s, remotes: [{{ {remote} }}] }}"]
-    return "\n".join([*lines, further.server, ""])
 
-
-def _accounts(passwords: Passwords, further: Further, known_by: KnownBy) -> str:
-    """Return who may come in, where the configuration says so."""
-
-    def user(name: str, password: str) -> str:
-        # Whom a certificate names must not have a password too: the server would ask for both.
-        return f"{{ user: {name}{'' if known_by == 'certificate' else f', password: {_quoted(password)}'} }}"
-
-    return "\n".join(
-        [
-            'system_account: "$SYS"',
-            "accounts {",
-            f"  $SYS {{ users: [{user(SYSTEM_USER, passwords.system)}] }}",
-            f"  {ACCOUNT} {{",
-            "    jetstream: enabled",
-            f"    users: [{user(USER, passwords.user)}",
-            *_marked("users", further.users),
-            "    ]",
-            f"    {further.account}",
-            "  }",
-            *_marked("accounts", further.accounts),
-            "}",
-        ]
-    )
-
-
-def rewritten(text: str, what: Literal["users", "accounts"], more: str) -> str:
-    """Return a configuration with other further users or accounts in place of those it has.
-
-    Args:
-        text: What :func:`server_config` returned.
-        what: Which of the two.
-        more: The new ones; an empty text for none.
-    """
-    begin, *_, end = _marked(what, "")
-    head, rest = text.split(begin + "\n", 1)
-    return head + "\n".join(_marked(what, more)) + rest[rest.index(end) + len(end) :]
-
-
-def _marked(what: str, more: str) -> list[str]:
-    return [f"# more {what}: from here", more.strip("\n"), f"# more {what}: to here"]
-
-
-def _urls(scheme: str, passwords: Passwords, ports: Sequence[int]) -> str:
-    return ", ".join(_quoted(f"{scheme}://{ROUTE_USER}:{passwords.route}@127.0.0.1:{port}") for port in ports)
+    def _urls(self, scheme: str, ports: Sequence[int]) -> str:
+        route = f"{ROUTE_USER}:{self.passwords.route}"
+        return ", ".join(_quoted(f"{scheme}://{route}@127.0.0.1:{port}") for port in ports)
 
 
 def _quoted(text: str) -> str:

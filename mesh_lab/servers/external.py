@@ -1,30 +1,29 @@
 """A mesh that somebody else runs: the same lessons on any NATS that the reader may use."""
 
 import asyncio
+import os
 from pathlib import Path
 from typing import NoReturn
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from mesh_lab.errors import NotReadyError, UnsupportedByBackendError
-from mesh_lab.observe.monitor import Monitor
+from mesh_lab.errors import NotReadyError, SettingsError, UnsupportedByBackendError
 from mesh_lab.patterns import connection
+from mesh_lab.servers.backend import MeshRequest, MeshServer, State
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.workspace import Workspace
 
+URL_VARIABLE, CREDS_VARIABLE = "MESH_LAB_URL", "MESH_LAB_CREDS"
 _PORTS = {"ws": 80, "wss": 443}
 
 
-class ExternalServer:
-    """A server that this lab did not start: it can be used, not stopped."""
+class ExternalServer(MeshServer):
+    """A server that this lab did not start: it can be used, not stopped. It runs as far as the lab knows."""
 
-    backend = "external"
-    monitor: Monitor | None = None
-    state = "running"
+    state: State = "running"
 
     def __init__(self, name: str, *, url: str) -> None:
         parts = urlsplit(url)
-        self.name, self.url = name, url
-        self.host, self.port = str(parts.hostname), int(parts.port or 0)
+        super().__init__(name, host=str(parts.hostname), port=int(parts.port or 0), url=url)
 
     def _refuse(self) -> NoReturn:
         raise UnsupportedByBackendError(
@@ -53,11 +52,29 @@ class ExternalServer:
         self._refuse()
 
     def log(self, last: int | None = None) -> str:
-        """Say where the log is not."""
+        """Return a sentence on where its log is."""
         return f"server {self.name!r} is external: its log (last {last} lines) is with whoever runs it"
 
     def check_alive(self) -> None:
-        """Do nothing: a client finds out by connection."""
+        """Return: whether it lives is what a client finds out."""
+
+
+async def start(request: MeshRequest) -> Mesh:
+    """Return a mesh that stands for the servers at the address in ``MESH_LAB_URL``.
+
+    Raises:
+        SettingsError: The variable is not set.
+        UnsupportedByBackendError: The servers cannot be set up as asked for.
+        NotReadyError: The credentials file is missing, or no server answered.
+    """
+    if any(request.extra):
+        raise UnsupportedByBackendError(
+            "further settings asked for, but external servers stand as they are; use backend='local' here"
+        )
+    if not (url := os.environ.get(URL_VARIABLE)):
+        raise SettingsError(f"backend 'external' needs an address; set {URL_VARIABLE}=nats://host:4222")
+    credentials = os.environ.get(CREDS_VARIABLE)
+    return await join_external(url, credentials=Path(credentials) if credentials else None, directory=request.directory)
 
 
 async def join_external(url: str, *, credentials: Path | None, directory: Path | None = None) -> Mesh:
@@ -96,7 +113,9 @@ async def join_external(url: str, *, credentials: Path | None, directory: Path |
         servers[label] = ExternalServer(label, url=address)
     options.pop("servers")
     workspace = await asyncio.to_thread(Workspace, directory)
-    return Mesh(servers, backend="external", credentials=options, workspace=workspace)
+    mesh = Mesh(servers, backend="external", credentials=options, workspace=workspace)
+    await mesh.states()
+    return mesh
 
 
 def _address(parts: SplitResult) -> str:

@@ -11,75 +11,73 @@ a guard of its own.
 
 import os
 import shutil
-import subprocess
 import sys
 import time
 import weakref
 from pathlib import Path
 
-OWNER_VARIABLE = "MESH_LAB_OWNER"
-CLOSED = b"closed"
+from mesh_lab.processes import OWNER_VARIABLE, ChildProcess
+
+DISMISSED = b"dismissed"
+KILL_WITHIN_S = 4.0
+"""A process that cannot be killed until then hangs in the kernel."""
 
 
 class Guard:
     """The guard process of one mesh, seen from the mesh."""
 
     def __init__(self, directory: Path, owner: str) -> None:
-        self._process = subprocess.Popen(
+        self._process = ChildProcess(
             [sys.executable, "-m", "mesh_lab.servers.guard", str(directory), owner],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Jupyter interrupts and kills the kernel's whole process group
-            # Unmarked: it has to outlive also those that another mesh's guard kills.
-            env={name: value for name, value in os.environ.items() if name != OWNER_VARIABLE},
-        )
+            name="the mesh's guard",
+            owner="",  # unmarked: it has to outlive also those that another mesh's guard kills
+            stdin=True,
+        ).start()
         _guards.add(self)
 
-    def forget(self) -> None:
+    def close_pipe(self) -> None:
         """Let go of the pipe in a forked child, which would otherwise keep the guard waiting for its own end."""
-        if self._process.stdin:
-            self._process.stdin.close()
+        self._process.close_input()
 
-    def stand_down(self) -> None:
+    def dismiss(self) -> None:
         """End the guard because the mesh has cleaned up by itself."""
-        try:
-            self._process.communicate(CLOSED, timeout=5.0)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self._process.send(DISMISSED)
+        self._end(within=5.0)
 
-    def release(self) -> None:
-        """Let go of the pipe and wait while the guard cleans up; for a mesh that is forgotten unclosed."""
-        self.forget()
-        self._process.wait(10.0)
+    def clean_up(self) -> None:
+        """Let the guard clean up, and wait for it; for a mesh that is forgotten unclosed."""
+        self._end(within=10.0)
+
+    def _end(self, *, within: float) -> None:
+        self._process.close_input()
+        self._process.wait(within=within)
+        self._process.close()
 
 
 _guards: "weakref.WeakSet[Guard]" = weakref.WeakSet()
 
 
-def _forget_all() -> None:
+def _close_pipes() -> None:
     for guard in tuple(_guards):
-        guard.forget()
+        guard.close_pipe()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_all)
+    os.register_at_fork(after_in_child=_close_pipes)
 
 
-def kill_owned(owner: str, *, within: float = 4.0) -> None:
+def kill_owned(owner: str) -> None:
     """Kill every process that carries this owner's mark, and return when none is left.
 
     Args:
         owner: Value of the mark in the processes' environment.
-        within: Seconds after which to give up; a process that cannot be killed hangs in the kernel.
     """
     import psutil
 
-    deadline = time.monotonic() + within
-    clean_looks = 0
-    # One more look after the first clean one: a process that was being started during the first is seen then.
-    while clean_looks < 2 and time.monotonic() < deadline:
+    deadline = time.monotonic() + KILL_WITHIN_S
+    clean_scans = 0
+    # One more scan after the first clean one: a process that was being started during the first is seen then.
+    while clean_scans < 2 and time.monotonic() < deadline:
         found = False
         for process in psutil.process_iter():
             try:
@@ -88,14 +86,14 @@ def kill_owned(owner: str, *, within: float = 4.0) -> None:
                     process.kill()
             except (psutil.Error, OSError):  # it ended meanwhile, or belongs to somebody else
                 continue
-        clean_looks = 0 if found else clean_looks + 1
+        clean_scans = 0 if found else clean_scans + 1
         time.sleep(0.05)
 
 
 def main() -> None:
-    """Wait for the end of standard input, then clean up unless told that all is done."""
+    """Wait for the end of standard input, then clean up unless the mesh has."""
     directory, owner = Path(sys.argv[1]), sys.argv[2]
-    if sys.stdin.buffer.read() == CLOSED:
+    if sys.stdin.buffer.read().strip() == DISMISSED:
         return
     kill_owned(owner)
     shutil.rmtree(directory, ignore_errors=True)

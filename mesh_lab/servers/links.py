@@ -1,24 +1,19 @@
 """Links between servers that can be slowed or cut, on every platform and without root.
 
 Each connection from one server to another, be it a route, a gateway or a leaf node's, runs through a TCP relay in
-a process of its own (:mod:`mesh_lab.servers.link_process`), which ends with the mesh. Servers gossip addresses and
-would dial each other past the relays: :func:`mesh_lab.servers.config.server_config` makes them gossip a dead one.
+a process of its own (:mod:`mesh_lab.servers.relay`), which ends with the mesh. Servers gossip addresses and would dial
+each other past the relays: their configuration (``dead_port``) makes them gossip one where nothing listens.
 """
 
-import contextlib
-import json
-import os
-import subprocess
 import sys
-import threading
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mesh_lab.errors import LinksFailedError
+from mesh_lab.errors import ProcessEndedError
+from mesh_lab.processes import ChildProcess
 from mesh_lab.servers.config import Dials, Ports
-from mesh_lab.servers.guard import OWNER_VARIABLE
 from mesh_lab.servers.layout import Join, Layout, Pair
 
 CutMode = Literal["silent", "reset"]
@@ -69,83 +64,70 @@ class Links:
             }
             for join, listen in joins.items()
         ]
-        self._log = directory / "links.log"
-        self._owner = owner
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[str] | None = None
+        self._process = ChildProcess(
+            [sys.executable, "-m", "mesh_lab.servers.relay"],
+            name="the process of the links",
+            log=directory / "links.log",
+            owner=owner,
+            stdin=True,
+            stdout=True,
+        )
 
     def start(self) -> None:
         """Start the process, and return when every link is open.
 
         Raises:
-            LinksFailedError: A port was taken, or the process ended.
+            ProcessEndedError: A port was taken, or the process ended.
         """
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "mesh_lab.servers.link_process"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                env={**os.environ, OWNER_VARIABLE: self._owner},
-                start_new_session=True,  # as for the servers: Ctrl-C is for the kernel
-            )
-        self._send(self._wanted)
+        self._process.start()
+        self._request(self._wanted)
 
     @property
     def pid(self) -> int | None:
         """Process id, ``None`` while it does not run."""
-        return self._process.pid if self._process is not None else None
+        return self._process.pid
 
     def slow(self, pairs: Collection[Pair], *, latency: float, rate: float | None) -> None:
         """Delay and limit what runs between pairs of servers, in both directions."""
-        self._send({"do": "slow", "pairs": list(pairs), "latency": latency, "rate": rate})
+        self._request({"do": "slow", "pairs": list(pairs), "latency": latency, "rate": rate})
 
     def cut(self, pairs: Collection[Pair], *, mode: CutMode) -> None:
         """Cut what runs between pairs of servers, in both directions."""
-        self._send({"do": "cut", "pairs": list(pairs), "mode": mode})
+        self._request({"do": "cut", "pairs": list(pairs), "mode": mode})
 
     def heal(self) -> None:
         """Let every link carry again, without delay or limit."""
-        self._send({"do": "heal"})
+        self._request({"do": "heal"})
 
     def lanes(self) -> list[Lane]:
         """Return every direction of every link."""
-        return [Lane(**lane) for lane in self._send({"do": "look"})]
+        return [Lane(**lane) for lane in self._request({"do": "lanes"})]
 
     def stop(self) -> None:
         """End the process; stopping twice does nothing."""
-        process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                if pipe:
-                    with contextlib.suppress(BrokenPipeError):
-                        pipe.close()
+        self._process.close()
 
-    def _send(self, order: Any) -> Any:
-        process = self._process
-        if process is None or process.stdin is None or process.stdout is None:
-            raise LinksFailedError("the links of this mesh do not run: it was closed")
-        with self._lock:
-            try:
-                process.stdin.write(json.dumps(order) + "\n")
-                process.stdin.flush()
-                answer = json.loads(process.stdout.readline() or "{}")
-            except (OSError, ValueError):
-                answer = {}
-        if "ok" not in answer:
-            said = answer.get("error") or self._log.read_text(errors="replace").strip()[-500:] or "nothing"
-            raise LinksFailedError(f"the process of the links failed, it said: {said}; start the mesh anew")
-        return answer["ok"]
+    def _request(self, request: Any) -> Any:
+        try:
+            reply = self._process.request(request)
+        except (ProcessEndedError, ValueError):
+            reply = {}
+        if "ok" not in reply:
+            words = reply.get("error") or self._process.log()[-500:].strip() or "nothing"
+            raise ProcessEndedError(
+                f"the process of the links failed, it said: {words}; start the mesh anew",
+                name=self._process.name,
+                exit_code=self._process.exit_code,
+                log=words,
+            )
+        return reply["ok"]
 
 
 def dials(layout: Layout, ports: Mapping[str, Ports], joins: Mapping[Join, int] | None) -> dict[str, Dials]:
     """Return what each server dials: other servers' own ports, or those of the links.
 
     Args:
-        layout: Who is joined to whom.
+        layout: Which servers are joined.
         ports: Where each server listens.
         joins: For each connection, the port on which its link listens; ``None`` where there are no links.
     """

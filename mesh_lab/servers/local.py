@@ -1,126 +1,131 @@
 """The servers of a mesh as processes on this machine: their ports, their configuration files, their links."""
 
+import asyncio
 import signal
+from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING
 
+from mesh_lab.errors import ProcessEndedError
 from mesh_lab.patterns.connection import ConnectOptions
-from mesh_lab.patterns.wait import eventually
 from mesh_lab.servers import config
+from mesh_lab.servers.backend import MeshRequest
+from mesh_lab.servers.binary import find_server
 from mesh_lab.servers.layout import HUB, Layout
 from mesh_lab.servers.links import Links, dials
 from mesh_lab.servers.mesh import Mesh
-from mesh_lab.servers.polling import ask
+from mesh_lab.servers.readiness import Deadline, View, ask, gateways_stand, routed, wait_for, wait_until_ready
 from mesh_lab.servers.server import LocalServer
 from mesh_lab.servers.workspace import Workspace
 
 if TYPE_CHECKING:  # its library takes a while to load, and most meshes need none
     from mesh_lab.security.accounts import Account, Operator
-    from mesh_lab.security.certificates import Authority
+
+PORT_CLASH_TRIES = 5
+"""A program that takes a port between the probe and the server's start is rare; five in a row are not chance."""
 
 
-class Settings(TypedDict):
-    """How the servers of a mesh are set up."""
+async def start(request: MeshRequest) -> Mesh:
+    """Return a mesh of processes, ready.
 
-    linked: bool
-    """Whether every connection between servers runs through a link."""
-    further: config.Further
-    """Further settings for every server."""
-    tls: "Authority | None"
-    """Who certifies the servers; ``None`` for connections in plain text."""
-    known_by: config.KnownBy
-    """Whether the mesh's own clients have a password or a certificate."""
-    operator: "Operator | None"
-    """Who vouches for accounts; ``None`` where the configuration does."""
+    Raises:
+        NoServerBinaryError: There is no nats-server and none can be had.
+        StoreError: The directory cannot be written, or its disk is full.
+        ServerExitedError: A server ended at its start; the message carries its last log lines.
+        NotReadyError: The servers were not ready in time; the message says what was missing.
+    """
+    binary = (await asyncio.to_thread(find_server)).path
+    deadline = Deadline(request.within)
+    tries = PORT_CLASH_TRIES
+    while True:
+        tries -= 1
+        workspace = await asyncio.to_thread(Workspace, request.directory)
+        try:
+            mesh, servers = _configured(request, binary, workspace)
+        except BaseException:
+            workspace.remove()
+            raise
+        try:
+            await _bring_up(mesh, servers, deadline)
+        except BaseException as err:
+            await mesh.close()
+            clash = isinstance(err, ProcessEndedError) and "address already in use" in err.log
+            if not clash or not tries or not deadline.left:
+                raise
+        else:
+            return mesh
 
 
-def local_mesh(
-    layout: Layout,
-    binary: Path,
-    workspace: Workspace,
-    **settings: Unpack[Settings],
-) -> tuple[Mesh, Links | None]:
-    """Return a mesh whose servers are configured, and its links, where it has some; nothing runs yet.
+async def _bring_up(mesh: Mesh, servers: dict[str, LocalServer], deadline: Deadline) -> None:
+    if mesh.links is not None:  # before the servers: a server that is refused waits for a second
+        await asyncio.to_thread(mesh.links.start)
+    await _start_in_turn(mesh.view, servers, deadline)
+    if len(mesh.layout.regions) > 1:
+        await wait_for(mesh.view, [gateways_stand, routed], deadline)
+        members = [server for name, server in servers.items() if name not in mesh.layout.leaves]
+        await _elect_at_once(mesh.view, members, deadline)
+    await wait_until_ready(mesh.view, deadline)
 
-    Args:
-        layout: Who is joined to whom.
-        binary: The nats-server program.
-        workspace: Where the files go, and which ports are free.
-        settings: How they are set up.
+
+def _configured(request: MeshRequest, binary: Path, workspace: Workspace) -> tuple[Mesh, dict[str, LocalServer]]:
+    """Return a mesh whose servers are configured, and its servers; nothing runs yet.
 
     Raises:
         NotReadyError: The workspace has too few ports for a mesh of this size.
     """
-    linked, tls, known_by = settings["linked"], settings["tls"], settings["known_by"]
+    layout, tls, operator, directory = request.layout, request.tls, request.operator, workspace.directory
     ports = {name: _ports(name, layout, workspace) for name in layout.servers}
-    joins = {join: workspace.ports.take() for join in layout.joins()} if linked else None
+    joins = {join: workspace.ports.take() for join in layout.joins()} if request.links else None
     dialled = dials(layout, ports, joins)
     passwords = config.Passwords()
-    operator = settings["operator"]
     lab = operator.account("LAB") if operator is not None else None
     servers = {}
     for name in layout.servers:
-        text = config.server_config(
+        accounts = _accounts_block(operator, lab, directory / f"{name}-accounts") if operator and lab else None
+        settings = config.ServerConfig(
             name,
             ports=ports[name],
-            store=workspace.directory / name,
+            store=directory / name,
             passwords=passwords,
             cluster=layout.cluster or layout.region_of(name),
             dials=dialled[name],
             domain=name if name in layout.leaves else HUB if layout.leaves else None,
-            dead_port=workspace.ports.dead if linked else None,
-            tls=tls.issue(workspace.directory, name, "127.0.0.1", "localhost") if tls else None,
-            known_by=known_by,
-            operator=_believed(operator, lab, workspace.directory / f"{name}-accounts") if operator and lab else None,
-            further=settings["further"],
+            dead_port=workspace.ports.dead if request.links else None,
+            tls=tls.issue(directory, name, "127.0.0.1", "localhost") if tls else None,
+            client_auth=request.client_auth,
+            operator=accounts,
+            extra=request.extra,
         )
-        path = workspace.directory / f"{name}.conf"
-        path.touch(mode=0o600)
-        path.write_text(text)
-        servers[name] = LocalServer(
-            name, binary=binary, directory=workspace.directory, ports=ports[name], owner=workspace.owner
-        )
-
-    def who(user: str, password: str, account: "Account | None") -> ConnectOptions:
-        return _who(user, password, account, workspace.directory, tls=tls, known_by=known_by)
-
-    links = Links(joins, ports, directory=workspace.directory, owner=workspace.owner) if joins else None
+        servers[name] = LocalServer(settings, binary=binary, directory=directory, owner=workspace.owner)
     mesh = Mesh(
         servers,
         backend="local",
-        credentials=who(config.USER, passwords.user, lab),
-        system=who(config.SYSTEM_USER, passwords.system, operator.system if operator is not None else None),
+        credentials=_credentials(config.USER, passwords.user, lab, directory, request),
+        system=_credentials(
+            config.SYSTEM_USER, passwords.system, operator.system if operator is not None else None, directory, request
+        ),
         workspace=workspace,
         layout=layout,
-        links=links,
+        links=Links(joins, ports, directory=directory, owner=workspace.owner) if joins else None,
     )
-    return mesh, links
+    return mesh, servers
 
 
-def _takes_routes(server: LocalServer) -> bool:
-    server.check_alive()
-    return server.takes_routes
-
-
-def _believed(operator: "Operator", lab: "Account", directory: Path) -> str:
+def _accounts_block(operator: "Operator", lab: "Account", directory: Path) -> str:
+    """Return the lines by which a server goes by an operator's accounts."""
     from mesh_lab.security.accounts import server_block
 
     return server_block(operator, {lab.public: lab.token()}, directory=str(directory))
 
 
-def _who(
-    user: str,
-    password: str,
-    account: "Account | None",
-    directory: Path,
-    *,
-    tls: "Authority | None",
-    known_by: config.KnownBy,
+def _credentials(
+    user: str, password: str, account: "Account | None", directory: Path, request: MeshRequest
 ) -> ConnectOptions:
     """Return how one of the mesh's own users signs in: by certificate, by token or by password."""
-    if known_by == "certificate" and tls is not None:
+    tls = request.tls
+    if request.client_auth == "certificate" and tls is not None:
         return ConnectOptions(tls=tls.context(directory, user))
     options = ConnectOptions(user=user, password=password)
     if account is not None:
@@ -147,32 +152,32 @@ def _ports(name: str, layout: Layout, workspace: Workspace) -> config.Ports:
     )
 
 
-async def start_in_turn(mesh: Mesh, *, within: float) -> None:
+async def _start_in_turn(view: View, servers: dict[str, LocalServer], deadline: Deadline) -> None:
     """Start the servers of each region one after the other, a moment apart; none is ready when this returns.
 
     Two servers that dial each other at the same moment may each hang up the call that the other one keeps, and try
     again after a second (``reConnectToRoute`` in server/route.go). So each waits until the one before takes calls.
 
-    Args:
-        mesh: Mesh whose servers are configured.
-        within: Seconds until it is too late.
-
     Raises:
         NotReadyError: A server did not listen in time.
         ServerExitedError: A server ended.
     """
-    servers = {name: server for name, server in mesh.servers.items() if isinstance(server, LocalServer)}
-    for turn in zip_longest(*mesh.layout.regions.values()):
+
+    async def listens(_view: View, *, server: LocalServer) -> str:
+        server.check_alive()
+        return "" if server.takes_routes() else f"server {server.name!r} does not listen for routes"
+
+    for turn in zip_longest(*view.layout.regions.values()):
         started = [servers[name] for name in turn if name is not None]
         for server in started:
             server.start()
-        for server in (server for server in started if server.ports.cluster):
-            await eventually(partial(_takes_routes, server), within=within, every=0.002)
-    for leaf in mesh.layout.leaves:
+        clustered = [server for server in started if server.ports.cluster]
+        await wait_for(view, [partial(listens, server=server) for server in clustered], deadline, every=0.002)
+    for leaf in view.layout.leaves:
         servers[leaf].start()
 
 
-async def elect_at_once(mesh: Mesh, *, within: float) -> None:
+async def _elect_at_once(view: View, servers: list[LocalServer], deadline: Deadline) -> None:
     """Let regions that are joined elect their first meta leader now, in 1 s, and not in 4 to 9 s.
 
     A server dials other regions one second after its start (``gatewaySolicitDelay`` in server/gateway.go). Right
@@ -181,29 +186,22 @@ async def elect_at_once(mesh: Mesh, *, within: float) -> None:
     JetStream is switched off and on again here, by two reloads: nothing is stored yet, and its second first try
     finds the gateways standing. Where there is no signal to reload, the election comes when it comes.
 
-    Args:
-        mesh: Mesh that was just started, whose gateways stand.
-        within: Seconds until it is too late.
-
     Raises:
         NotReadyError: JetStream did not stop in time.
         ServerExitedError: A server ended.
     """
-    servers = [s for n, s in mesh.servers.items() if n not in mesh.layout.leaves and isinstance(s, LocalServer)]
+    requests = {server.name: server.monitor.jsz for server in servers}
 
-    async def states() -> list[dict[str, Any]]:
-        return list((await ask({server.name: server.monitor.jsz for server in servers})).values())
+    async def off(_view: View) -> str:
+        running = [name for name, reply in (await ask(requests)).items() if not reply.get("disabled")]
+        return f"JetStream was not switched off on {', '.join(running)}" if running else ""
 
-    async def off() -> bool:
-        return all(state.get("disabled") for state in await states())
-
-    if not hasattr(signal, "SIGHUP") or any(state.get("meta_cluster", {}).get("leader") for state in await states()):
+    led = any(reply.get("meta_cluster", {}).get("leader") for reply in (await ask(requests)).values())
+    if led or not hasattr(signal, "SIGHUP"):
         return
-    texts = [server.configuration.read_text() for server in servers]
-    for server, text in zip(servers, texts, strict=True):
-        server.configuration.write_text(text.replace("jetstream {", "jetstream { enabled: false,", 1))
-        server.reload()
-    await eventually(off, within=within)
-    for server, text in zip(servers, texts, strict=True):
-        server.configuration.write_text(text)
-        server.reload()
+    for jetstream in (False, True):
+        for server in servers:
+            server.configure(replace(server.config, jetstream=jetstream))
+            server.reload()
+        if not jetstream:
+            await wait_for(view, [off], deadline)

@@ -2,28 +2,55 @@
 
 import asyncio
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 from nats.aio.client import Client
 
-from mesh_lab.errors import MeshClosedError, UnknownServerError, UnsupportedByBackendError
+from mesh_lab.errors import MeshClosedError, NotReadyError, UnknownServerError, UnsupportedByBackendError
 from mesh_lab.patterns import connection
 from mesh_lab.patterns.wait import run_shielded
-from mesh_lab.servers import card
-from mesh_lab.servers.backend import Backend, MeshServer
-from mesh_lab.servers.faults import Faults
+from mesh_lab.servers.backend import Backend, BackendTraits, MeshServer, traits_of
 from mesh_lab.servers.layout import Layout
-from mesh_lab.servers.links import Links
+from mesh_lab.servers.links import CutMode, Lane, Links
+from mesh_lab.servers.readiness import Deadline, View, healthy, placeable, routed, wait_for, wait_until_ready
+from mesh_lab.servers.server import LocalServer, reload_all
 from mesh_lab.servers.workspace import Workspace
 
+PLACE_WITHIN_S = 6.0
+"""Seconds for a restarted server to be found by those that run: an election may fall into them."""
+ASK_WITHIN_S = 2.0
+"""Seconds that a server without monitoring has to let a client in, before it counts as not ready."""
 
-class Mesh(Faults):
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A fault that was put into the mesh."""
+
+    target: str
+    """What it was put into: a server, or what lies between two places, such as ``"eu and us"``."""
+    kind: Literal["killed", "paused", "slowed", "cut"]
+    """What was done to it."""
+
+    def __str__(self) -> str:
+        """Return it in a few words."""
+        return f"{self.target} {self.kind}"
+
+
+class Mesh:
     """Servers that run, and what one can do with them.
 
-    Facts are properties, effects are methods. ``connect`` returns plain nats-py clients.
+    Facts are properties, and are known without asking anybody: of a server's health, what was last seen. What has to
+    ask the servers is a coroutine, and so is what does something to them. ``connect`` returns plain nats-py clients.
+
+    Attributes:
+        backend: Where its servers run.
+        traits: What that backend can do.
+        layout: Its regions and leaf nodes.
+        links: What joins its servers, where that can be slowed and cut; ``None`` where they are joined directly.
     """
 
     def __init__(
@@ -37,15 +64,16 @@ class Mesh(Faults):
         layout: Layout | None = None,
         links: Links | None = None,
     ) -> None:
+        self.backend: Backend = backend
+        self.traits: BackendTraits = traits_of(backend)
+        self.layout = layout or Layout({"mesh": tuple(servers)}, {}, cluster="mesh")
+        self.links = links
         self._servers = dict(servers)
         self._credentials = credentials
         self._system = system
         self._workspace = workspace
-        self._links = links
         self._clients: weakref.WeakSet[Client] = weakref.WeakSet()
         self._closed = False
-        self.backend: Backend = backend
-        self.layout = layout or Layout({"mesh": tuple(servers)}, {}, cluster="mesh")
 
     # Facts
 
@@ -65,14 +93,17 @@ class Mesh(Faults):
         return self._closed
 
     @property
-    def healthy(self) -> bool:
-        """Whether every server runs and calls itself healthy."""
-        return not self._closed and all(self._state(name) == "ready" for name in self._servers)
+    def last_states(self) -> dict[str, str]:
+        """Each server's state, such as ``killed``, or whether it was ``ready`` when that was last seen.
+
+        :meth:`states` asks them now.
+        """
+        return {name: server.condition for name, server in self._servers.items()}
 
     @property
-    def linked(self) -> bool:
-        """Whether its servers are joined by links that can be slowed and cut."""
-        return self._links is not None
+    def view(self) -> View:
+        """What probes look at, to wait until it is ready."""
+        return View(self._servers, self.layout, self.connect)
 
     @property
     def directory(self) -> Path:
@@ -107,6 +138,22 @@ class Mesh(Faults):
                 "the system account of this mesh is not ours; unset MESH_LAB_URL for a mesh that is"
             )
         return {**who, "servers": self._urls(names)}
+
+    async def states(self) -> dict[str, str]:
+        """Ask every server now, and return each one's state, or whether it is ``ready`` or ``not ready``.
+
+        It is ready when its monitoring calls it healthy, JetStream included. One whose monitoring cannot be reached is
+        ready when it lets a client in.
+
+        Raises:
+            ServerExitedError: The container of a server was removed.
+        """
+        await asyncio.gather(*(self._ask(server) for server in self._servers.values()))
+        return self.last_states
+
+    async def is_healthy(self) -> bool:
+        """Ask every server now, and return whether all run and are ready; ``False`` when the mesh was closed."""
+        return not self._closed and set((await self.states()).values()) == {"ready"}
 
     # Effects
 
@@ -155,10 +202,8 @@ class Mesh(Faults):
             NotReadyError: It was not; the message says what was missing.
             ServerExitedError: A server ended, or was killed and is not back.
         """
-        from mesh_lab.servers.readiness import wait_until_ready
-
         self._check_open()
-        await wait_until_ready(self, within=within)
+        await wait_until_ready(self.view, Deadline(within))
 
     async def reload(
         self, *, users_config: str | None = None, accounts_config: str | None = None, within: float = 10.0
@@ -175,12 +220,17 @@ class Mesh(Faults):
 
         Raises:
             BadConfigError: A server refused the text; the message says why. All keep what they had.
-            UnsupportedByBackendError: The servers are not local processes.
+            UnsupportedByBackendError: The servers are not local processes, or their users are an operator's.
+            ServerExitedError: A server does not run; nothing is changed.
+            NotReadyError: A server did not read its file in time.
         """
-        from mesh_lab.servers.reloading import reload
-
         self._check_open()
-        await reload(self.servers, {"users": users_config, "accounts": accounts_config}, within=within)
+        servers = [server for server in self._servers.values() if isinstance(server, LocalServer)]
+        if not self.traits.configurable or len(servers) < len(self._servers):
+            raise UnsupportedByBackendError("these servers' users are not ours to change; use backend='local' here")
+        given = {"users": users_config, "accounts": accounts_config}
+        changed = {name: text for name, text in given.items() if text is not None}
+        await reload_all(servers, lambda config: replace(config, extra=config.extra._replace(**changed)), within=within)
 
     def logs(self, server: str, *, last: int | None = 20) -> str:
         """Return the end of a server's log.
@@ -194,6 +244,128 @@ class Mesh(Faults):
         """
         return self._server(server).log(last)
 
+    async def kill(self, server: str) -> Fault:
+        """Kill one server with SIGKILL and return when it stopped answering.
+
+        Args:
+            server: Name as the mesh shows it, for example ``"n2"``.
+
+        Raises:
+            UnknownServerError: No server has that name; the message lists those there are.
+            UnsupportedByBackendError: The mesh is external.
+            EngineRefusedError: The mesh is of containers, and the engine refused; so for pause, resume, restart.
+        """
+        await asyncio.to_thread(self._server(server).kill)
+        return Fault(server, "killed")
+
+    async def pause(self, server: str) -> Fault:
+        """Freeze one server with SIGSTOP: its connections stay open, and nothing answers.
+
+        Raises:
+            UnknownServerError: No server has that name.
+            ServerExitedError: It does not run.
+            UnsupportedByBackendError: The mesh is external.
+        """
+        await asyncio.to_thread(self._server(server).pause)
+        return Fault(server, "paused")
+
+    async def resume(self, server: str) -> None:
+        """Let a paused server go on.
+
+        Raises:
+            UnknownServerError: No server has that name.
+            ServerExitedError: It does not run.
+            UnsupportedByBackendError: The mesh is external.
+        """
+        await asyncio.to_thread(self._server(server).resume)
+
+    async def restart(self, server: str, *, within: float = 40.0) -> bool:
+        """Stop a server in good order if it runs, start it again, and return when it is ready.
+
+        It keeps its name, ports and store, so it catches up with what it missed.
+
+        Args:
+            server: Name as the mesh shows it.
+            within: Seconds to wait until it is ready. An election takes 4 to 9, and may need a second try.
+
+        Returns:
+            Whether streams may be placed on every server by now. They may not while others are dead or cut off: then
+            this returns all the same, after a few seconds.
+
+        Raises:
+            UnknownServerError: No server has that name.
+            NotReadyError: It was not ready in time.
+            UnsupportedByBackendError: The mesh is external.
+        """
+        target = self._server(server)
+        await asyncio.to_thread(target.stop)
+        await asyncio.to_thread(target.start)
+        await wait_for(View({server: target}, self.layout, self.connect), [healthy], Deadline(within))
+        try:
+            await wait_for(self.view, [routed, placeable], Deadline(PLACE_WITHIN_S))
+        except NotReadyError:
+            return False
+        return True
+
+    async def slow(self, one: str, other: str, *, latency: float, rate: float | None = None) -> Fault:
+        """Delay what runs between two places, in both directions, until :meth:`heal`.
+
+        Args:
+            one: A server, a region or a leaf node.
+            other: Another one; the same region stands for the routes inside of it.
+            latency: Seconds that each byte is on its way, in one direction; 0 for none. It does not limit the rate.
+            rate: Bytes a second that each direction between two servers carries; ``None`` for as many as come.
+
+        Raises:
+            ValueError: The latency is negative, or the rate is not above 0.
+            UnknownServerError: Nothing has that name.
+            UnknownLinkError: The two are not joined.
+            UnsupportedByBackendError: The mesh has no links that could be slowed.
+        """
+        if not 0 <= latency < float("inf") or (rate is not None and not 0 < rate < float("inf")):
+            raise ValueError(f"latency={latency!r} s, rate={rate!r} bytes/s, expected 0 or more, and above 0 or None")
+        links, pairs = self._running_links(), self.layout.pairs(one, other)
+        await asyncio.to_thread(links.slow, pairs, latency=latency, rate=rate)
+        return Fault(f"{one} and {other}", "slowed")
+
+    async def cut(self, one: str, other: str, *, mode: CutMode = "silent") -> Fault:
+        """Cut every connection between two places, in both directions, until :meth:`heal`.
+
+        Args:
+            one: A server, a region or a leaf node.
+            other: Another one; the same region stands for the routes inside of it.
+            mode: ``"silent"``: nothing arrives and nobody is told, as when a cable is pulled; what was sent arrives
+                late, as TCP sends it again. ``"reset"``: connections break and new ones are refused, as when a
+                process dies.
+
+        Raises:
+            ValueError: There is no such mode.
+            UnknownServerError: Nothing has that name.
+            UnknownLinkError: The two are not joined.
+            UnsupportedByBackendError: The mesh has no links that could be cut.
+        """
+        if mode not in get_args(CutMode):
+            raise ValueError(f"mode {mode!r} asked for, expected one of {', '.join(get_args(CutMode))}")
+        links, pairs = self._running_links(), self.layout.pairs(one, other)
+        await asyncio.to_thread(links.cut, pairs, mode=mode)
+        return Fault(f"{one} and {other}", "cut")
+
+    async def heal(self) -> None:
+        """Let every link carry again, without delay or limit; the servers find each other again within seconds.
+
+        Raises:
+            UnsupportedByBackendError: The mesh has no links.
+        """
+        await asyncio.to_thread(self._running_links().heal)
+
+    async def lanes(self) -> list[Lane]:
+        """Return what each direction of each link is doing, and how many bytes it has carried.
+
+        Raises:
+            UnsupportedByBackendError: The mesh has no links.
+        """
+        return await asyncio.to_thread(self._running_links().lanes)
+
     async def close(self) -> None:
         """Close the clients, stop local servers, remove their stores; closing twice does nothing.
 
@@ -204,15 +376,18 @@ class Mesh(Faults):
             await run_shielded(self._end())
 
     async def _end(self) -> None:
-        ends = await asyncio.gather(*(_close_client(client) for client in self._clients), return_exceptions=True)
-        # Not in good order but at once: nothing of a temporary store will be read again.
-        if self.backend == "local":
-            await asyncio.gather(*(asyncio.to_thread(server.kill) for server in self._servers.values()))
-            if self._links is not None:
-                await asyncio.to_thread(self._links.stop)
-        await asyncio.to_thread(self._workspace.remove)
-        for failure in (end for end in ends if end is not None):  # it must not keep servers alive
-            raise failure
+        # Whatever fails must not keep servers alive.
+        failures = await _failures(_close_client(client) for client in self._clients)
+        if self.traits.temporary:
+            # Not in good order but at once: nothing of a temporary store will be read again.
+            failures += await _failures(asyncio.to_thread(server.kill) for server in self._servers.values())
+        if self.links is not None:
+            failures += await _failures([asyncio.to_thread(self.links.stop)])
+        failures += await _failures([asyncio.to_thread(self._workspace.remove)])
+        if len(failures) == 1:
+            raise failures[0]
+        if failures:
+            raise BaseExceptionGroup(f"{len(failures)} things failed while the mesh was closed", failures)
 
     async def __aenter__(self) -> Self:
         return self
@@ -222,32 +397,49 @@ class Mesh(Faults):
     ) -> None:
         await self.close()
 
-    # How it looks
-
-    def _state(self, name: str) -> str:
-        server = self._servers[name]
-        if server.state != "running" or server.monitor is None:
-            return server.state
-        return "ready" if server.monitor.health().ok else "not ready"
-
     def __repr__(self) -> str:
-        """Name the servers and their states, without ports or secrets."""
-        return "Mesh(closed)" if self._closed else card.line(self.layout, self._states())
-
-    def _repr_html_(self) -> str:
-        """Draw a card for notebooks: a box for each server, without ports or secrets."""
+        """Name the servers and what is known of their states, without ports or secrets."""
         if self._closed:
-            return "<b>mesh</b>: closed"
-        return card.table(self.layout, self._states(), backend=self.backend)
+            return "Mesh(closed)"
+        states, layout = self.last_states, self.layout
+
+        def named(names: Iterable[str]) -> str:
+            return ", ".join(f"{name} {states[name]}" for name in names)
+
+        if layout.cluster is not None:
+            return f"Mesh({named(states)})"
+        parts = [f"{region}: {named(names)}" for region, names in layout.regions.items()]
+        parts += [f"leaf nodes: {named(layout.leaves)}"] if layout.leaves else []
+        return f"Mesh({'; '.join(parts)})"
 
     # Helpers
+
+    async def _ask(self, server: MeshServer) -> None:
+        if await asyncio.to_thread(server.observe) != "running":
+            return
+        if server.monitor is not None:
+            await asyncio.to_thread(server.health)
+            return
+        # No other server in its place: the first failure is the end of it.
+        options: connection.ConnectOptions = {**self._credentials, "servers": [server.url]}
+        try:
+            client = await connection.connect(options, within=ASK_WITHIN_S, name="health", allow_reconnect=False)
+        except NotReadyError:
+            server.was_healthy = False
+        else:
+            server.was_healthy = True
+            await _close_client(client)
 
     def _check_open(self) -> None:
         if self._closed:
             raise MeshClosedError("this mesh was closed; start another one with start_mesh()")
 
-    def _states(self) -> dict[str, str]:
-        return {name: self._state(name) for name in self._servers}
+    def _running_links(self) -> Links:
+        self._check_open()
+        if self.links is None:
+            ours = "start_mesh(links=True)" if self.traits.configurable else "start_mesh(backend='local', links=True)"
+            raise UnsupportedByBackendError(f"the servers of this mesh are joined directly, not by links; use {ours}")
+        return self.links
 
     def _urls(self, names: Iterable[str]) -> list[str]:
         return [self._servers[name].url for name in names]
@@ -270,3 +462,9 @@ async def _close_client(client: Client) -> None:
     except RuntimeError as err:
         if not connection.is_send_failure(err):
             raise
+
+
+async def _failures(work: Iterable[Awaitable[None]]) -> list[BaseException]:
+    """Do several things side by side, whatever becomes of the others, and return what they raised."""
+    ends = await asyncio.gather(*work, return_exceptions=True)
+    return [end for end in ends if end is not None]

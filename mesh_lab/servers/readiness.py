@@ -1,163 +1,293 @@
-"""When servers are ready in truth, and not by the word of a log line."""
+"""When servers are ready: probes that ask the servers themselves, since a line in a log is no proof.
+
+A *probe* looks at the servers once and returns what is missing, or ``""``. :func:`wait_for` runs probes one after the
+other, each until nothing is missing, under one deadline for all. A probe takes a :class:`View` and not a mesh, so that
+one can wait for servers that are not a mesh yet.
+"""
 
 import asyncio
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import nats.errors
+from nats.aio.client import Client
 
+from mesh_lab.errors import NotReadyError
+from mesh_lab.observe.monitor import Monitor
+from mesh_lab.patterns.wait import cancel_and_join
 from mesh_lab.servers.backend import MeshServer
-from mesh_lab.servers.joining import wait_until_joined, wait_until_routed
-from mesh_lab.servers.mesh import Mesh
-from mesh_lab.servers.placing import wait_until_placeable
-from mesh_lab.servers.polling import ask, cluster_members, until
+from mesh_lab.servers.layout import Layout
 
+POLL_S = 0.02
 API_REPLIES = "_R_."
 """How the subject begins on which a server waits for answers to what its clients ask of another account, JetStream's
 API included."""
+NOWHERE = "mesh-lab-readiness"
+NO_PLACE = ("peer offline", "miscellaneous issue")  # it has not heard enough of a server, or nothing
 
 
-async def wait_until_healthy(servers: Sequence[MeshServer], *, within: float) -> None:
-    """Return when every server answers ``/healthz`` with 200, JetStream included.
+class Deadline:
+    """A moment by which several things must be done, one after the other.
+
+    Attributes:
+        within: Seconds that there were when it was set.
+    """
+
+    def __init__(self, within: float) -> None:
+        self.within = within
+        self._end = time.monotonic() + within
+
+    @property
+    def left(self) -> float:
+        """Seconds until then, 0 when it has passed."""
+        return max(self._end - time.monotonic(), 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What a probe looks at."""
+
+    servers: Mapping[str, MeshServer]
+    """The servers by name."""
+    layout: Layout
+    """Who is joined to whom."""
+    connect: Callable[..., Awaitable[Client]]
+    """Connects a client, by the arguments ``name`` and ``to`` of :meth:`mesh_lab.servers.mesh.Mesh.connect`."""
+
+    @property
+    def monitors(self) -> dict[str, Monitor]:
+        """The monitoring of each server that has some."""
+        return {name: server.monitor for name, server in self.servers.items() if server.monitor is not None}
+
+    @property
+    def members(self) -> dict[str, Monitor]:
+        """The monitoring of the servers that share a meta leader: of all but leaf nodes."""
+        return {name: monitor for name, monitor in self.monitors.items() if name not in self.layout.leaves}
+
+
+Probe = Callable[[View], Awaitable[str]]
+
+
+async def wait_for(view: View, probes: Sequence[Probe], deadline: Deadline, *, every: float = POLL_S) -> None:
+    """Return when each probe, in this order, has found nothing missing.
 
     Args:
-        servers: Servers that were started.
-        within: Seconds until it is too late.
+        view: What the probes look at.
+        probes: What to wait for. One that hangs is cut off at the deadline.
+        deadline: When it is too late.
+        every: Seconds between two looks of a probe.
 
     Raises:
-        NotReadyError: One was not; the message says what each last answered.
-        ServerExitedError: One ended; the message carries its last log lines.
+        NotReadyError: It was too late; the message says what was missing, and after how long.
+        ServerExitedError: A server ended.
     """
-    monitored = [(server, server.monitor) for server in servers if server.monitor is not None]
-    seen = {server.name: "nothing yet" for server, _ in monitored}
+    for probe in probes:
+        missing = "the servers have not replied"
+        while True:
+            look = asyncio.ensure_future(probe(view))
+            try:
+                await asyncio.wait({look}, timeout=deadline.left)
+            finally:
+                await cancel_and_join(look, again_after=0.1)
+            if look.cancelled():
+                break
+            if not (missing := look.result()):
+                break
+            if not deadline.left:
+                break
+            await asyncio.sleep(every)
+        if missing:
+            raise NotReadyError(
+                f"mesh not ready after {deadline.within:g} s: {missing}", waited_s=deadline.within, missing=missing
+            )
 
-    async def healthy() -> bool:
-        # In threads: of a container, this asks the engine.
-        await asyncio.gather(*(asyncio.to_thread(server.check_alive) for server, _ in monitored))
-        answers = await asyncio.gather(*(asyncio.to_thread(monitor.health) for _, monitor in monitored))
-        seen.update({server.name: answer.seen for (server, _), answer in zip(monitored, answers, strict=True)})
-        return all(answer.ok for answer in answers)
 
-    await until(
-        healthy,
-        within=within,
-        problem=lambda: "; ".join(
-            f"server {name!r} not ready after {within} s (last /healthz: {answer}); see mesh.logs({name!r})"
-            for name, answer in seen.items()
-            if answer != "200 ok"
-        ),
-    )
-
-
-async def wait_until_ready(mesh: Mesh, *, within: float) -> None:
+async def wait_until_ready(view: View, deadline: Deadline) -> None:
     """Return when the mesh can take a stream with a replica on every server of a region, and is joined throughout.
 
     ``/healthz`` on all servers is not enough: right after it, the meta leader may not yet count every peer,
-    and a stream of three replicas is refused. So all servers must name one meta leader and it every peer as current,
-    every server must have its gateway to each other region, each leaf node its connection, and JetStream must have
-    answered through each server and, from its region, in each leaf node's domain; each server must know where its
-    peers wait for such answers; all routes must be there; and the meta leader must know of each peer how much room it
-    has.
+    and a stream of three replicas is refused.
 
     Args:
-        mesh: Mesh whose servers were started.
-        within: Seconds until it is too late.
+        view: Servers that were started.
+        deadline: When it is too late.
 
     Raises:
         NotReadyError: It was not; the message says what was missing.
         ServerExitedError: A server ended.
     """
-    started = time.monotonic()
-
-    def left() -> float:
-        return within - (time.monotonic() - started)
-
-    layout = mesh.layout
-    await wait_until_healthy(list(mesh.servers.values()), within=within)
-    await wait_until_joined(mesh, within=left())
-    monitors = {name: server.monitor for name, server in mesh.servers.items() if server.monitor is not None}
-    clustered = cluster_members(mesh)
-    seen = ""
-
-    def problem() -> str:
-        return f"mesh not ready after {within} s ({seen}); see mesh.logs({layout.servers[0]!r})"
-
-    async def whole() -> bool:
-        nonlocal seen
-        # Only the leader knows how far its peers are: on the others, `current` is always false for the rest.
-        answers = await ask({name: monitors[name].jsz for name in clustered})
-        views = {name: answer.get("meta_cluster", {}) for name, answer in answers.items()}
-        # After a cut there may be two: the one that was cut off has not heard yet that another one was elected.
-        leaders = {view.get("leader") or "" for view in views.values()}
-        led = views.get(next(iter(leaders)))
-        if len(leaders) > 1 or led is None:
-            seen = f"the servers name {' and '.join(sorted(leader or 'nobody' for leader in leaders))} as meta leader"
-            return False
-        # Each server has its own idea of who is there, and any of them may be asked to place a stream.
-        missed = {r["name"] for view in views.values() for r in view.get("replicas", []) if r.get("offline")}
-        if missed:
-            seen = f"{', '.join(sorted(missed))} not heard of everywhere"
-            return False
-        current = sum(1 for r in led.get("replicas", []) if r["current"])
-        seen = f"the meta leader counts {current} current peers"
-        return current == len(clustered) - 1
-
-    async def connected() -> bool:
-        nonlocal seen
-        for name, answer in (await ask({name: monitors[name].leafz for name in layout.leaves})).items():
-            if not answer.get("leafs"):
-                seen = f"leaf node {name!r} is not connected to {layout.leaves[name]!r}"
-                return False
-        return True
-
-    async def asked_through(name: str) -> bool:
-        nonlocal seen
-        client = await mesh.connect(name="readiness", to=name)
-        try:
-            there = client.connected_url is not None and client.connected_url.port == mesh.servers[name].port
-            if name in monitors and not there:
-                seen = f"server {name!r} let nobody in, and a neighbour did"
-                return False
-            for domain in (None, *(leaf for leaf, region in layout.leaves.items() if layout.region_of(name) == region)):
-                await client.jetstream(timeout=0.5, domain=domain).account_info()
-        except (TimeoutError, nats.errors.Error) as err:
-            seen = f"JetStream's API, asked through {name!r}: {err!r}"
-            return False
-        finally:
-            await client.close()
-        return True
-
-    async def heard() -> bool:
-        nonlocal seen
-        # A server hears the API's answers on a subject that it makes up at the first request through it, and tells
-        # the others of. Who makes a stream is asked by way of the leader: it may have the stream, and its answer
-        # dropped, before it has heard of the subject. (nats-server 2.15.1, two busy cores: in 8 of 480 meshes.)
-        known = await ask({name: partial(monitors[name].routez, "subs=1") for name in clustered})
-        for name, answer in known.items():
-            waiting = _reply_subjects(answer)
-            peers = [peer for peer in layout.regions[str(layout.region_of(name))] if peer != name]
-            if deaf := [peer for peer in peers if not waiting.get(peer)]:
-                seen = f"{name} has not heard where {', '.join(deaf)} waits for JetStream's answers"
-                return False
-        return True
-
-    if len(clustered) > 1:
-        await until(whole, within=left(), problem=problem)
-    await until(connected, within=left(), problem=problem)
     # Through each server, so that each has told the others where it waits for answers.
-    for name in (name for name in layout.servers if name not in layout.leaves):
-        await until(partial(asked_through, name), within=left(), problem=problem)
-    await until(heard, within=left(), problem=problem)
-    await wait_until_routed(mesh, within=left())
-    await wait_until_placeable(mesh, within=left())
+    through = [partial(api_replies, server=name) for name in view.layout.servers if name not in view.layout.leaves]
+    first = (healthy, gateways_stand, one_meta_leader, leaf_nodes_connected)
+    await wait_for(view, [*first, *through, reply_subjects_known, routed, placeable], deadline)
 
 
-def _reply_subjects(routes: dict[str, Any]) -> dict[str, set[str]]:
-    """Return, for each peer in a server's ``/routez?subs=1``, on which subjects it is known to wait for the API."""
-    found: dict[str, set[str]] = {}
-    for route in routes.get("routes") or ():
-        waiting = {subject for subject in route.get("subscriptions_list") or () if subject.startswith(API_REPLIES)}
-        found.setdefault(route.get("remote_name", ""), set()).update(waiting)
-    return found
+async def healthy(view: View) -> str:
+    """Return the servers that do not answer ``/healthz`` with 200, JetStream included.
+
+    Raises:
+        ServerExitedError: One ended; the message carries its last log lines.
+    """
+    await _check_alive(view.servers.values())
+    servers = [server for server in view.servers.values() if server.monitor is not None]
+    replies = await asyncio.gather(*(asyncio.to_thread(server.health) for server in servers))
+    return "; ".join(
+        f"server {server.name!r} last answered /healthz with {reply}; see mesh.logs({server.name!r})"
+        for server, reply in zip(servers, replies, strict=True)
+        if reply != "200 ok"
+    )
+
+
+async def gateways_stand(view: View) -> str:
+    """Return the server of a region that has no gateway to another region.
+
+    Raises:
+        ServerExitedError: A server ended.
+    """
+    if len(view.layout.regions) < 2:
+        return ""
+    await _check_alive(view.servers[name] for name in view.members)
+    for name, reply in (await ask({name: monitor.gatewayz for name, monitor in view.members.items()})).items():
+        there = set(view.layout.regions) - {view.layout.region_of(name)}
+        if missing := there - set(reply.get("outbound_gateways") or ()):
+            return f"server {name!r} has no gateway to {', '.join(sorted(missing))}; see mesh.logs({name!r})"
+    return ""
+
+
+async def one_meta_leader(view: View) -> str:
+    """Return whom the servers name as meta leader, until it is one for all, and it counts every peer as current."""
+    members = view.members
+    if len(members) < 2:
+        return ""
+    # Only the leader knows how far its peers are: on the others, `current` is always false for the rest.
+    replies = await ask({name: monitor.jsz for name, monitor in members.items()})
+    views = {name: reply.get("meta_cluster", {}) for name, reply in replies.items()}
+    # After a cut there may be two: the one that was cut off has not heard yet that another one was elected.
+    leaders = {seen.get("leader") or "" for seen in views.values()}
+    led = views.get(next(iter(leaders)))
+    if len(leaders) > 1 or led is None:
+        return f"the servers name {' and '.join(sorted(leader or 'nobody' for leader in leaders))} as meta leader"
+    # Each server has its own idea of who is there, and any of them may be asked to place a stream.
+    missed = {r["name"] for seen in views.values() for r in seen.get("replicas", []) if r.get("offline")}
+    if missed:
+        return f"{', '.join(sorted(missed))} not heard of everywhere"
+    current = sum(1 for r in led.get("replicas", []) if r["current"])
+    return "" if current == len(members) - 1 else f"the meta leader counts {current} current peers"
+
+
+async def leaf_nodes_connected(view: View) -> str:
+    """Return the leaf node that is not connected to its region."""
+    leaves = {name: view.monitors[name].leafz for name in view.layout.leaves}
+    for name, reply in (await ask(leaves)).items():
+        if not reply.get("leafs"):
+            return f"leaf node {name!r} is not connected to {view.layout.leaves[name]!r}"
+    return ""
+
+
+async def api_replies(view: View, *, server: str) -> str:
+    """Return why JetStream's API does not reply through a server, or from there in the domain of a leaf node."""
+    region = view.layout.region_of(server)
+    leaves = [leaf for leaf, there in view.layout.leaves.items() if there == region]
+    try:
+        async with await view.connect(name="readiness", to=server) as client:
+            there = client.connected_url is not None and client.connected_url.port == view.servers[server].port
+            if server in view.monitors and not there:
+                return f"server {server!r} let nobody in, and a neighbour did"
+            for domain in (None, *leaves):
+                await client.jetstream(timeout=0.5, domain=domain).account_info()
+    except (TimeoutError, nats.errors.Error) as err:
+        return f"JetStream's API, asked through {server!r}: {err!r}"
+    return ""
+
+
+async def reply_subjects_known(view: View) -> str:
+    """Return the server that does not know where a peer waits for replies of JetStream's API.
+
+    A server hears the API's answers on a subject that it makes up at the first request through it, and tells the
+    others of. Who makes a stream is asked by way of the leader: it may have the stream, and its answer dropped, before
+    it has heard of the subject. (nats-server 2.15.1, two busy cores: in 8 of 480 meshes.)
+    """
+    known = await ask({name: partial(monitor.routez, "subs=1") for name, monitor in view.members.items()})
+    for name, reply in known.items():
+        waiting = {
+            route.get("remote_name", "")
+            for route in reply.get("routes") or ()
+            if any(subject.startswith(API_REPLIES) for subject in route.get("subscriptions_list") or ())
+        }
+        if deaf := [peer for peer in view.layout.near(name, None)[1:] if peer not in waiting]:
+            return f"{name} has not heard where {', '.join(deaf)} waits for JetStream's answers"
+    return ""
+
+
+async def routed(view: View) -> str:
+    """Return the running server that has not all its routes to a running server of its region.
+
+    Two servers share several: a pool, over which the accounts are dealt out, and one of the system account, which is
+    the one that Raft needs. With that alone a cluster elects its leader and calls itself healthy, and a new stream is
+    not heard of next door. Servers that dial each other at the same moment may both hang up, and try again after a
+    second. (nats-server 2.15.1: in 4 of 37 meshes, for up to 0.9 s; reConnectToRoute in server/route.go)
+    """
+    members = view.members
+    states = await asyncio.gather(*(asyncio.to_thread(view.servers[name].observe) for name in members))
+    running = {name: members[name] for name, state in zip(members, states, strict=True) if state == "running"}
+    pairs = [(one, peer) for one in running for peer in view.layout.near(one, None)[1:] if peer in running]
+    if not pairs:
+        return ""
+    settings = await ask({name: monitor.varz for name, monitor in running.items()})
+    found = await ask({name: monitor.routez for name, monitor in running.items()})
+    for name, peer in pairs:
+        pool = settings[name].get("cluster", {}).get("pool_size")
+        there = [route for route in found[name].get("routes") or () if route.get("remote_name") == peer]
+        pooled = sum("account" not in route for route in there)
+        if pool is None or pooled < pool or len(there) == pooled:
+            others = len(there) - pooled
+            return f"server {name!r} has {pooled} routes to {peer!r} of a pool of {pool}, {others} others"
+    return ""
+
+
+async def placeable(view: View) -> str:
+    """Return why a stream may not be placed on every server of a cluster; ``""`` also where there is none."""
+    if len(view.members) < 2:  # a server without peers would make the stream that is asked for
+        return ""
+    try:
+        async with await view.connect(name="readiness") as client:
+            why = await no_place_for_streams(client)
+    except (TimeoutError, nats.errors.Error, NotReadyError) as err:
+        return f"JetStream's API: {err!r}"
+    return f"no place for streams: {why}" if why else ""
+
+
+async def no_place_for_streams(client: Client) -> str:
+    """Return why some server could not hold a stream now, in the meta leader's words; nothing, if all could.
+
+    A peer of which the leader knows the name, and not yet what it holds, is current in ``/jsz``, and no place for a
+    stream, for up to a quarter of a second: "peer offline". Only who places a stream is told. This asks for a place
+    that no server has, so that nothing is made, and the refusal gives all reasons.
+    (nats-server 2.15.1, processNewServer in server/events.go, selectPeerGroup in server/jetstream_cluster.go)
+
+    Args:
+        client: A client of a cluster of two servers or more; a single one would make the stream.
+
+    Raises:
+        TimeoutError: Nobody answered within half a second.
+        nats.errors.NoRespondersError: Nobody is there to answer.
+    """
+    wish = {"name": NOWHERE, "subjects": [NOWHERE], "placement": {"tags": [NOWHERE]}}
+    answer = await client.request(f"$JS.API.STREAM.CREATE.{NOWHERE}", json.dumps(wish).encode(), timeout=0.5)
+    refusal = str(json.loads(answer.data).get("error", {}).get("description", ""))
+    return refusal if any(reason in refusal for reason in NO_PLACE) else ""
+
+
+async def ask(requests: Mapping[str, Callable[[], dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Return each server's reply, an empty one where none came."""
+    replies = await asyncio.gather(*map(asyncio.to_thread, requests.values()), return_exceptions=True)
+    return {name: reply if isinstance(reply, dict) else {} for name, reply in zip(requests, replies, strict=True)}
+
+
+async def _check_alive(servers: Iterable[MeshServer]) -> None:
+    # In threads: of a container, this asks the engine.
+    await asyncio.gather(*(asyncio.to_thread(server.check_alive) for server in servers))

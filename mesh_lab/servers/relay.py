@@ -1,4 +1,7 @@
-"""A relayed TCP connection that takes time, and the lane that it shares with others.
+"""The process that runs a mesh's links: TCP relays whose latency, bandwidth and life can be changed.
+
+:mod:`mesh_lab.servers.links` starts it and talks to it: a line of JSON in, a line of JSON out. It ends when its
+standard input does, so it never outlives the program that started it.
 
 A *lane* is one direction between two servers. All connections between the two share it, whichever side dialled,
 as they would share a cable. Data waits in a queue until it is due, and more is read meanwhile: latency delays, and
@@ -6,10 +9,15 @@ does not throttle. Only a lane's rate does.
 """
 
 import asyncio
+import json
 import socket
 import struct
+import sys
 from collections import deque
-from typing import cast
+from collections.abc import Coroutine
+from typing import Any, cast
+
+from mesh_lab.processes import on_input_line, run
 
 ROOM_BYTES = 16 * 2**20
 """Bytes that may be on their way on one connection: more than latency times bandwidth of any lesson."""
@@ -17,7 +25,7 @@ TICK_S = 0.0005
 LINGER_NOT = struct.pack("ii", 1, 0)  # close() then sends RST, as a firewall that rejects would
 
 
-class Lane:
+class RelayLane:
     """One direction between two servers."""
 
     def __init__(self, source: str, target: str, kind: str) -> None:
@@ -26,7 +34,7 @@ class Lane:
         self.rate: float | None = None
         self.cut: str | None = None
         self.carried = 0
-        self.ends: set[End] = set()
+        self.ends: set[RelayEnd] = set()
         self._free_at = 0.0
 
     @property
@@ -58,14 +66,14 @@ class Lane:
                 end.pump()
 
 
-class End(asyncio.Protocol):
+class RelayEnd(asyncio.Protocol):
     """One socket of a relayed connection. What arrives here travels along the lane and leaves at the other end."""
 
     transport: asyncio.Transport
 
-    def __init__(self, lane: Lane, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, lane: RelayLane, loop: asyncio.AbstractEventLoop) -> None:
         self.lane, self.loop = lane, loop
-        self.other: End | None = None
+        self.other: RelayEnd | None = None
         self._queue: deque[tuple[float, bytes | None]] = deque()
         self._queued = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -79,7 +87,7 @@ class End(asyncio.Protocol):
         self.lane.ends.add(self)
         self._read(self.other is not None)
 
-    def join(self, other: "End") -> None:
+    def join(self, other: "RelayEnd") -> None:
         """Make two ends one connection."""
         self.other, other.other = other, self
         self.pump()
@@ -144,3 +152,133 @@ class End(asyncio.Protocol):
         if wanted != self._reading and not self.transport.is_closing():
             self._reading = wanted
             (self.transport.resume_reading if wanted else self.transport.pause_reading)()
+
+
+class RelayLink:
+    """A port at which one server reaches another, and the two lanes in between."""
+
+    def __init__(self, there: RelayLane, back: RelayLane, *, listen: int, target: int) -> None:
+        self.there, self.back = there, back
+        self._listen, self._target = listen, target
+        self._server: asyncio.Server | None = None
+        self._whole = asyncio.Event()
+        self._whole.set()
+        self._dialling: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> None:
+        """Listen, if it does not yet."""
+        if self._server is None:
+            loop = asyncio.get_running_loop()
+            self._server = await loop.create_server(self._accept, "127.0.0.1", self._listen)
+
+    async def set_cut(self, mode: str | None) -> None:
+        """Follow what happened to the lanes: a link that is reset refuses, one that is silent lets wait."""
+        if mode == "reset" and self._server is not None:
+            self._server.close()
+            self._server = None
+            for task in self._dialling:
+                task.cancel()
+        if mode != "reset":
+            await self.open()
+        if mode is None:
+            self._whole.set()
+        else:
+            self._whole.clear()
+
+    def _accept(self) -> RelayEnd:
+        near = RelayEnd(self.there, asyncio.get_running_loop())
+        task = asyncio.ensure_future(self._dial(near))
+        self._dialling.add(task)
+        task.add_done_callback(self._dialling.discard)
+        return near
+
+    async def _dial(self, near: RelayEnd) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            await self._whole.wait()
+            _, far = await loop.create_connection(lambda: RelayEnd(self.back, loop), "127.0.0.1", self._target)
+        except (OSError, asyncio.CancelledError):  # that server is dead, or the link was cut meanwhile
+            near.reset()
+        else:
+            near.join(far)
+
+
+class Relay:
+    """All links of a mesh, and what can be done to them."""
+
+    def __init__(self, wanted: list[dict[str, Any]]) -> None:
+        self._lanes: dict[tuple[str, str], RelayLane] = {}
+        self._links = [
+            RelayLink(
+                self._lane(link["dialler"], link["target"], link["kind"]),
+                self._lane(link["target"], link["dialler"], link["kind"]),
+                listen=link["listen"],
+                target=link["port"],
+            )
+            for link in wanted
+        ]
+
+    def _lane(self, source: str, target: str, kind: str) -> RelayLane:
+        return self._lanes.setdefault((source, target), RelayLane(source, target, kind))
+
+    async def open(self) -> None:
+        """Listen on every link's port."""
+        for link in self._links:
+            await link.open()
+
+    async def handle(self, request: dict[str, Any]) -> Any:
+        """Do what a line of JSON asks for, and return the reply."""
+        lanes = [self._lanes[way] for one, other in request.get("pairs", ()) for way in ((one, other), (other, one))]
+        match request["do"]:
+            case "slow":
+                for lane in lanes:
+                    lane.latency, lane.rate = request["latency"], request["rate"]
+            case "cut":
+                await self._cut(lanes, request["mode"])
+            case "heal":
+                for lane in self._lanes.values():
+                    lane.latency, lane.rate = 0.0, None
+                await self._cut([lane for lane in self._lanes.values() if lane.cut], None)
+            case "lanes":
+                return [
+                    {
+                        "source": lane.source,
+                        "target": lane.target,
+                        "kind": lane.kind,
+                        "latency_s": lane.latency,
+                        "rate_bytes_per_s": lane.rate,
+                        "cut": lane.cut,
+                        "connections": len(lane.ends),
+                        "carried_bytes": lane.carried,
+                    }
+                    for lane in self._lanes.values()
+                ]
+        return None
+
+    async def _cut(self, lanes: list[RelayLane], mode: str | None) -> None:
+        # Ports first: what was refused must not find a lane that carries again, nor the other way round.
+        for link in self._links:
+            if link.there in lanes:
+                await link.set_cut(mode)
+        for lane in lanes:
+            lane.set_cut(mode)
+
+
+async def serve() -> None:
+    """Open the links that the first line names, then handle each further line, until there is none."""
+    lines: asyncio.Queue[bytes] = asyncio.Queue()
+    on_input_line(lines.put_nowait)
+    relay = Relay(json.loads(await lines.get()))
+    work: Coroutine[Any, Any, Any] = relay.open()
+    while True:
+        try:
+            reply = {"ok": await work}
+        except OSError as err:
+            reply = {"error": str(err)}
+        sys.stdout.write(json.dumps(reply) + "\n")
+        sys.stdout.flush()
+        work = relay.handle(json.loads(await lines.get()))
+
+
+if __name__ == "__main__":
+    run(serve())

@@ -1,78 +1,75 @@
-"""One nats-server process on this machine."""
+"""One nats-server process on this machine, and how several of them change their users while they run."""
 
+import asyncio
 import os
 import signal
-import subprocess
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
 
 import psutil
 
-from mesh_lab.errors import BadConfigError, ServerExitedError
+from mesh_lab.errors import BadConfigError, ProcessEndedError, ServerExitedError, UnsupportedByBackendError
 from mesh_lab.observe.monitor import Monitor
-from mesh_lab.servers.config import Ports
-from mesh_lab.servers.guard import OWNER_VARIABLE
+from mesh_lab.patterns.wait import eventually
+from mesh_lab.processes import ChildProcess, output_of
+from mesh_lab.servers.backend import MeshServer, State
+from mesh_lab.servers.config import Ports, ServerConfig
 
-State = Literal["running", "paused", "stopped", "killed", "exited"]
+HOST = "127.0.0.1"
+CHECK_WITHIN_S = 30.0
+"""Seconds that a server may take to read a configuration: it needs some hundredths, on a busy machine a few."""
 
 
-class LocalServer:
+class LocalServer(MeshServer):
     """A nats-server process: its facts, and what can be done to it.
 
     Attributes:
-        name: Name in the mesh, for example ``"n1"``.
-        host: Always ``"127.0.0.1"``.
-        ports: Where it listens.
-        monitor: Reads its monitoring endpoints.
-        configuration: Its configuration file.
+        config: How it is set up. :meth:`configure` changes it.
+        config_file: Where that is written for it to read.
     """
 
-    backend = "local"
-    host = "127.0.0.1"
+    monitor: Monitor
 
-    def __init__(self, name: str, *, binary: Path, directory: Path, ports: Ports, owner: str) -> None:
-        self.name = name
-        self.ports = ports
-        self.monitor = Monitor(self.host, ports.monitor)
-        self.configuration = directory / f"{name}.conf"
-        self._command = [str(binary), "--config", str(self.configuration)]
-        self._log = directory / f"{name}.log"
-        self._owner = owner
-        self._process: subprocess.Popen[bytes] | None = None
-        self._ended: State = "stopped"
+    def __init__(self, config: ServerConfig, *, binary: Path, directory: Path, owner: str) -> None:
+        """Prepare it and write its configuration; nothing is started yet.
+
+        Args:
+            config: How it is set up.
+            binary: The nats-server program.
+            directory: The mesh's own; takes configuration and log.
+            owner: The mesh's mark in the environment of its processes.
+        """
+        ports, name = config.ports, config.name
+        super().__init__(name, host=HOST, port=ports.client, monitor=Monitor(HOST, ports.monitor))
+        self.config_file = directory / f"{name}.conf"
+        self.config_file.touch(mode=0o600)
+        self.configure(config)
+        self._command = [str(binary), "--config", str(self.config_file)]
+        self._process = ChildProcess(self._command, name=f"server {name!r}", log=directory / f"{name}.log", owner=owner)
+        self._ended: State | None = "stopped"
         self._paused = False
 
-    def __repr__(self) -> str:
-        """Return name and state, without ports."""
-        return f"<server {self.name}: {self.state}>"
+    @property
+    def ports(self) -> Ports:
+        """Where it listens."""
+        return self.config.ports
 
     @property
     def state(self) -> State:
         """What the process is doing now; ``exited`` means that it ended by itself."""
-        if self._process is None:
+        if self._ended is not None:
             return self._ended
-        if self._process.poll() is not None:
+        if self._process.exit_code is not None:
             return "exited"
         return "paused" if self._paused else "running"
 
     @property
     def pid(self) -> int | None:
         """Process id, ``None`` while it does not run."""
-        return self._process.pid if self._process is not None else None
+        return self._process.pid
 
-    @property
-    def port(self) -> int:
-        """Port for clients."""
-        return self.ports.client
-
-    @property
-    def url(self) -> str:
-        """Address for clients."""
-        return f"nats://{self.host}:{self.port}"
-
-    @property
     def takes_routes(self) -> bool:
-        """Whether other servers can dial it by now."""
+        """Return whether other servers can dial it by now."""
         try:
             sockets = self._running().net_connections(kind="tcp4")
         except (psutil.Error, ServerExitedError):  # it has ended, or is ending: check_alive tells why
@@ -81,16 +78,8 @@ class LocalServer:
 
     def start(self) -> None:
         """Start the process; it is not ready yet when this returns."""
-        self._paused = False
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                self._command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env={**os.environ, OWNER_VARIABLE: self._owner},
-                start_new_session=True,  # Ctrl-C in the terminal is for the kernel, not for the servers
-            )
+        self._process.start()
+        self._ended, self._paused, self.was_healthy = None, False, None
 
     def stop(self, *, within: float = 10.0) -> None:
         """Ask the server to end in good order (SIGTERM) and wait; kill it when it has not ended in time.
@@ -98,25 +87,17 @@ class LocalServer:
         Args:
             within: Seconds to wait before it is killed.
         """
-        if self._process is None:
+        if self._ended is not None:
             return
         if self.state == "paused":
             self.resume()
-        self._process.terminate()
-        try:
-            self._process.wait(within)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            return
-        self._process, self._ended, self._paused = None, "stopped", False
+        self._ended = "stopped" if self._process.terminate(within=within) else "killed"
 
     def kill(self) -> None:
         """Kill the server (SIGKILL: no clean-up, no goodbye) and wait until it is gone."""
-        if self._process is None:
-            return
-        self._process.kill()
-        self._process.wait()
-        self._process, self._ended, self._paused = None, "killed", False
+        if self._ended is None:
+            self._process.kill()
+            self._ended = "killed"
 
     def pause(self) -> None:
         """Stop the process where it stands (SIGSTOP), as a hung machine or a frozen VM would.
@@ -134,7 +115,12 @@ class LocalServer:
             ServerExitedError: It is not running.
         """
         self._running().resume()
-        self._paused = False
+        self._paused, self.was_healthy = False, None
+
+    def configure(self, config: ServerConfig) -> None:
+        """Set the server up otherwise; one that runs goes by it after :meth:`reload` or the next start."""
+        self.config = config
+        self.config_file.write_text(config.render())
 
     def check_config(self) -> None:
         """Return when nats-server understands the configuration file; the server that runs is not touched.
@@ -142,10 +128,11 @@ class LocalServer:
         Raises:
             BadConfigError: It does not; the message says what and where.
         """
-        done = subprocess.run([*self._command, "-t"], capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            said = (done.stderr or done.stdout).strip().replace(str(self.configuration.parent) + os.sep, "")
-            raise BadConfigError(f"nats-server refuses the configuration of {self.name!r}: {said}")
+        try:
+            output_of([*self._command, "-t"], within=CHECK_WITHIN_S)
+        except ProcessEndedError as err:
+            words = (err.log or str(err)).replace(str(self.config_file.parent) + os.sep, "")
+            raise BadConfigError(f"nats-server refuses the configuration of {self.name!r}: {words}") from err
 
     def reload(self) -> None:
         """Let the server read its configuration file again (SIGHUP, which Windows does not have).
@@ -155,27 +142,92 @@ class LocalServer:
         """
         self._running().send_signal(signal.SIGHUP)
 
-    def _running(self) -> psutil.Process:
-        if self._process is None or self._process.poll() is not None:
-            raise ServerExitedError(f"server {self.name!r} is {self.state}, expected running; restart it first")
-        return psutil.Process(self._process.pid)
-
     def log(self, last: int | None = None) -> str:
         """Return the server's log since the mesh started, across restarts.
 
         Args:
             last: Number of lines from the end; ``None`` for all.
         """
-        lines = self._log.read_text(errors="replace").splitlines() if self._log.exists() else []
-        return "\n".join(lines if last is None else lines[-last:] if last > 0 else [])
+        return self._process.log(last=last)
 
     def check_alive(self) -> None:
-        """Return when the process lives.
+        """Return when the process lives, or was ended on purpose.
 
         Raises:
             ServerExitedError: It ended by itself; the message ends with its last log lines.
         """
-        if self._process is not None and (code := self._process.poll()) is not None:
+        if self._ended is None and (code := self._process.exit_code) is not None:
+            log = self.log(last=8)
             raise ServerExitedError(
-                f"server {self.name!r} exited with code {code}; its last log lines:\n{self.log(last=8)}"
+                f"server {self.name!r} exited with code {code}; its last log lines:\n{log}",
+                name=self.name,
+                exit_code=code,
+                log=log,
             )
+
+    def _running(self) -> psutil.Process:
+        if (pid := self.pid) is None:
+            raise ServerExitedError(
+                f"server {self.name!r} is {self.state}, expected running; restart it first",
+                name=self.name,
+                exit_code=self._process.exit_code,
+            )
+        return psutil.Process(pid)
+
+
+async def reload_all(
+    servers: Sequence[LocalServer], change: Callable[[ServerConfig], ServerConfig], *, within: float
+) -> None:
+    """Set servers up otherwise while they run, and return when each goes by it.
+
+    Args:
+        servers: Servers that run.
+        change: Returns what a server's configuration becomes.
+        within: Seconds until it is too late.
+
+    Raises:
+        BadConfigError: A server refused its new configuration; all keep what they had.
+        UnsupportedByBackendError: The accounts are an operator's.
+        NotReadyError: A server did not read its file in time.
+        ServerExitedError: A server does not run.
+    """
+    if any(server.config.operator for server in servers):
+        raise UnsupportedByBackendError(
+            "this mesh's accounts and users are its operator's; send a token to $SYS.REQ.CLAIMS.UPDATE"
+        )
+    if down := [server for server in servers if server.state != "running"]:
+        name, state = down[0].name, down[0].state
+        raise ServerExitedError(f"server {name!r} is {state}, expected all to run; restart it first", name=name)
+    old = [server.config for server in servers]
+    for server in servers:
+        server.configure(change(server.config))
+    try:
+        for server in servers:
+            await asyncio.to_thread(server.check_config)
+    except BaseException:
+        for server, config in zip(servers, old, strict=True):
+            server.configure(config)
+        raise
+    await asyncio.gather(*(_reload(server, within) for server in servers))
+
+
+async def _reload(server: LocalServer, within: float) -> None:
+    if not hasattr(signal, "SIGHUP"):  # Windows has no signal for it
+        await asyncio.to_thread(server.stop)
+        await asyncio.to_thread(server.start)
+        await eventually(lambda: asyncio.to_thread(lambda: server.health() == "200 ok"), within=within)
+        return
+
+    async def loaded() -> object:
+        try:
+            return (await asyncio.to_thread(server.monitor.varz)).get("config_load_time")
+        except (OSError, ValueError):  # a busy server takes its time to answer
+            return None
+
+    before = await eventually(loaded, within=within)
+    server.reload()
+
+    async def done() -> bool:
+        return await loaded() not in (None, before)
+
+    await eventually(done, within=within)

@@ -1,39 +1,25 @@
 """Start a mesh: local processes by default, containers, or the NATS that the environment names."""
 
-import asyncio
+import contextlib
 import os
 import weakref
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack, get_args
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, get_args
 
-from mesh_lab.errors import (
-    LinksFailedError,
-    MeshLabError,
-    NoMeshError,
-    ServerExitedError,
-    SettingsError,
-    UnsupportedByBackendError,
-)
-from mesh_lab.servers.backend import Backend
-from mesh_lab.servers.binary import find_server
-from mesh_lab.servers.config import Further, KnownBy
-from mesh_lab.servers.external import join_external
-from mesh_lab.servers.joining import wait_until_joined, wait_until_routed
-from mesh_lab.servers.layout import Layout, plan
-from mesh_lab.servers.local import Settings, elect_at_once, local_mesh, start_in_turn
+from mesh_lab.errors import NoMeshError, UnsupportedByBackendError
+from mesh_lab.servers.backend import Backend, MeshRequest, traits_of
+from mesh_lab.servers.config import ClientAuth, ExtraConfig
+from mesh_lab.servers.external import URL_VARIABLE
+from mesh_lab.servers.layout import plan
 from mesh_lab.servers.mesh import Mesh
-from mesh_lab.servers.readiness import wait_until_ready
-from mesh_lab.servers.workspace import Workspace
 
 if TYPE_CHECKING:  # its library takes a while to load, and most meshes need none
     from mesh_lab.security.accounts import Operator
     from mesh_lab.security.certificates import Authority
 
-URL_VARIABLE, CREDS_VARIABLE = "MESH_LAB_URL", "MESH_LAB_CREDS"
 BACKEND_VARIABLE = "MESH_LAB_BACKEND"
-PORT_CLASHES_BORNE = 5
-_LOCAL = "use backend='local' here"
 _started: "list[weakref.ref[Mesh]]" = []  # the newest is the last
 
 
@@ -51,11 +37,11 @@ async def start_mesh(
     users_config: str = "",
     accounts_config: str = "",
     tls: "Authority | None" = None,
-    known_by: KnownBy = "password",
+    client_auth: ClientAuth = "password",
     operator: "Operator | None" = None,
     within: float = 20.0,
 ) -> Mesh:
-    """Return a mesh of real NATS servers that are ready in truth.
+    """Return a mesh of real NATS servers that are ready, by their own health checks and JetStream's replies.
 
     There are three backends: ``"local"`` processes, which end with the mesh; ``"docker"``, the three containers
     of ``docker/compose.yaml``, which are joined if they are up, and stay up until ``mesh-lab down``; and
@@ -82,9 +68,9 @@ async def start_mesh(
         users_config: More users of that account, such as ``"{ nkey: U…, permissions: { … } }"``.
         accounts_config: More accounts, such as ``"SHOP { users: [ … ] }"``.
         tls: Authority that certifies the servers; then clients and servers talk TLS only. ``None``: plain text.
-        known_by: Who a client with TLS is: what its password says, or what its certificate says.
+        client_auth: By what a client with TLS signs in: by its ``"password"``, or by its ``"certificate"``.
         operator: Who vouches for accounts by signed tokens, in place of a configuration that lists them.
-        within: Seconds until the servers must be ready.
+        within: Seconds until the servers must be ready, all steps and a second try on other ports included.
 
     Raises:
         BadLayoutError: A number of servers is not 1, 3, 5 or 7, or a name is not legal in NATS or not unique.
@@ -99,42 +85,34 @@ async def start_mesh(
         ServerExitedError: A server ended at its start; the message carries its last log lines.
         NotReadyError: The servers were not ready in time; the message says what each last answered.
     """
-    layout = plan(servers, regions, leaves)
-    joined = bool(regions or leaves)
-    place = Path(directory) if directory else None
-    further = Further(extra_config, account_config, jetstream_config, users_config, accounts_config)
-    chosen = _choose(backend)
-    if known_by not in get_args(KnownBy) or (known_by == "certificate" and tls is None):
-        raise ValueError(f"clients known by {known_by!r}; expected 'password', or 'certificate' with tls=Authority()")
-    if chosen != "local" and (tls or operator):
-        what = "tls" if tls else "an operator"
-        raise UnsupportedByBackendError(
-            f"{what} asked for, but the servers of backend {chosen!r} stand as they are; {_LOCAL}"
+    extra = ExtraConfig(extra_config, account_config, jetstream_config, users_config, accounts_config)
+    request = MeshRequest(
+        plan(servers, regions, leaves),
+        within,
+        directory=Path(directory) if directory else None,
+        links=bool(regions or leaves) if links is None else links,
+        extra=extra,
+        tls=tls,
+        client_auth=client_auth,
+        operator=operator,
+    )
+    chosen = backend or os.environ.get(BACKEND_VARIABLE) or ("external" if os.environ.get(URL_VARIABLE) else "local")
+    traits = traits_of(chosen)
+    if client_auth not in get_args(ClientAuth) or (client_auth == "certificate" and tls is None):
+        raise ValueError(
+            f"client_auth={client_auth!r} asked for, expected 'password', or 'certificate' with tls=Authority()"
         )
-    if operator is not None and (known_by == "certificate" or leaves or further.of_accounts):
+    wishes = {"tls": tls, "an operator": operator, "regions and leaf nodes": regions or leaves, "links": links}
+    for what, wish in wishes.items():
+        if wish and not traits.configurable:
+            raise UnsupportedByBackendError(
+                f"{what} asked for, but the servers of backend {chosen!r} stand as they are; use backend='local' here"
+            )
+    if operator is not None and (client_auth == "certificate" or leaves or extra.of_accounts):
         raise ValueError(
             "an operator's tokens say who may come in; no users, accounts, certificates or leaves beside it"
         )
-    if chosen != "local" and (joined or links):
-        what = "regions and leaf nodes" if joined else "links"
-        raise UnsupportedByBackendError(
-            f"{what} asked for, but the servers of backend {chosen!r} stand as they are; {_LOCAL}"
-        )
-    if chosen == "external" and any(further):
-        raise UnsupportedByBackendError(f"further settings asked for, but external servers stand as they are; {_LOCAL}")
-    match chosen:
-        case "external":
-            credentials = os.environ.get(CREDS_VARIABLE)
-            mesh = await join_external(
-                os.environ[URL_VARIABLE], credentials=Path(credentials) if credentials else None, directory=place
-            )
-        case "docker":
-            mesh = await _start_docker(servers, place, further, within)
-        case "local":
-            linked = joined if links is None else links
-            mesh = await _start_local(
-                layout, place, within, linked=linked, further=further, tls=tls, known_by=known_by, operator=operator
-            )
+    mesh: Mesh = await resolve_name(traits.start)(request)
     _started[:] = [other for other in _started if (known := other()) is not None and not known.closed]
     _started.append(weakref.ref(mesh))
     return mesh
@@ -157,55 +135,16 @@ def newest_mesh() -> Mesh:
     raise NoMeshError("no mesh is open; start one first: mesh = await start_mesh(servers=3)")
 
 
-def _choose(backend: str | None) -> Backend:
-    """Return the backend that was asked for, by the argument or by the environment."""
-    asked = backend or os.environ.get(BACKEND_VARIABLE)
-    if asked is None:
-        return "external" if os.environ.get(URL_VARIABLE) else "local"
-    known: tuple[Backend, ...] = get_args(Backend)
-    if asked not in known:
-        raise SettingsError(f"backend {asked!r} asked for, expected one of {', '.join(known)}")
-    if asked == "external" and not os.environ.get(URL_VARIABLE):
-        raise SettingsError(f"backend 'external' needs an address; set {URL_VARIABLE}=nats://host:4222")
-    return known[known.index(asked)]
+@contextlib.contextmanager
+def newest_mesh_is(mesh: Mesh | None) -> Iterator[None]:
+    """Let :func:`newest_mesh` return a mesh that was started earlier, until another one is started.
 
-
-async def _start_docker(count: int, directory: Path | None, further: Further, within: float) -> Mesh:
-    # Loaded only now: nearly every mesh is local.
-    from mesh_lab.servers.docker import start_containers
-
-    if count > 3 or any(further):
-        what = "further settings" if any(further) else f"{count} servers"
-        raise UnsupportedByBackendError(
-            f"{what} asked for, but the containers are three with the settings of docker/nats-server.conf; "
-            "use backend='local' here"
-        )
-    return await start_containers(directory=directory, within=within)
-
-
-async def _start_local(layout: Layout, parent: Path | None, within: float, **settings: Unpack[Settings]) -> Mesh:
-    binary = (await asyncio.to_thread(find_server)).path
-    for attempt in range(PORT_CLASHES_BORNE):
-        workspace = await asyncio.to_thread(Workspace, parent)
-        try:
-            mesh, links = local_mesh(layout, binary, workspace, **settings)
-        except BaseException:
-            workspace.remove()
-            raise
-        try:
-            if links is not None:  # before the servers: a server that is refused waits for a second
-                await asyncio.to_thread(links.start)
-            await start_in_turn(mesh, within=within)
-            if len(layout.regions) > 1:
-                await wait_until_joined(mesh, within=within)
-                await wait_until_routed(mesh, within=within)
-                await elect_at_once(mesh, within=within)
-            await wait_until_ready(mesh, within=within)
-        except BaseException as err:
-            await mesh.close()
-            clash = isinstance(err, ServerExitedError | LinksFailedError) and "address already in use" in str(err)
-            if not clash or attempt == PORT_CLASHES_BORNE - 1:
-                raise
-        else:
-            return mesh
-    raise MeshLabError("unreachable: the last attempt returns or raises")
+    Args:
+        mesh: An open mesh; ``None`` for none. What was the newest before is so again when the context ends.
+    """
+    before = list(_started)
+    _started[:] = [] if mesh is None else [weakref.ref(mesh)]
+    try:
+        yield
+    finally:
+        _started[:] = before

@@ -43,18 +43,18 @@ class Workspace:
         self.ports = PortBlock.reserve()
         self._guard = Guard(self.directory, self.owner)
         # A mesh that is forgotten unclosed is cleaned up by its guard, when it is collected or at exit.
-        self._forget = weakref.finalize(self, _forget, self._guard, self.ports)
+        self._forgotten = weakref.finalize(self, _clean_up, self._guard, self.ports)
 
     def remove(self) -> None:
         """End what still runs, remove the directory, give the ports back, end the guard."""
-        if self._forget.detach() is None:
+        if self._forgotten.detach() is None:
             return
         kill_owned(self.owner)
         shutil.rmtree(self.directory, ignore_errors=True)
         self.ports.release()
-        self._guard.stand_down()
+        self._guard.dismiss()
 
 
-def _forget(guard: Guard, ports: PortBlock) -> None:
-    guard.release()
+def _clean_up(guard: Guard, ports: PortBlock) -> None:
+    guard.clean_up()
     ports.release()

@@ -8,8 +8,7 @@ import engine as machine
 import pytest
 from containers import copy_of_docker
 
-from mesh_lab.servers.compose import FOLDER_VARIABLE, SERVERS, Project
-from mesh_lab.servers.engine import Engine
+from mesh_lab.servers.compose import FOLDER_VARIABLE, SERVERS, Engine, Project
 from mesh_lab.servers.ports import PortBlock
 
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mesh_lab.servers.engine import Engine
+from mesh_lab.servers.compose import Engine
 
 ROOT = Path(__file__).parents[2]
 SERVICES = ("publisher", "worker", "read-model")

@@ -20,7 +20,7 @@ from pathlib import Path
 from debian_package import NoPackageError, unpack_debian_package
 
 from mesh_lab.errors import NoEngineError
-from mesh_lab.servers.engine import Engine
+from mesh_lab.servers.compose import Engine
 
 ASKED_VARIABLE = "MESH_LAB_TEST_DOCKER"
 NATS_IMAGE = "nats:2.15.1-alpine"

@@ -9,8 +9,7 @@ import pytest
 from containers import command, copy_of_docker, leftovers
 
 from mesh_lab.errors import EngineRefusedError, NoEngineError, SettingsError
-from mesh_lab.servers.compose import FOLDER_VARIABLE, Project
-from mesh_lab.servers.engine import Engine
+from mesh_lab.servers.compose import FOLDER_VARIABLE, Engine, Project
 from mesh_lab.servers.start import start_mesh
 
 

@@ -13,6 +13,7 @@ import pytest
 from containers import assert_locked_down, command, leftovers
 
 from mesh_lab.errors import EngineRefusedError, ServerExitedError, UnsupportedByBackendError
+from mesh_lab.notebook.mesh_card import mesh_card
 from mesh_lab.patterns.connection import connect
 from mesh_lab.patterns.jetstream_wait import wait_routable
 from mesh_lab.patterns.wait import eventually
@@ -69,13 +70,13 @@ async def test_a_mesh_that_is_up_is_joined_and_closing_leaves_it_up(project: Pro
         assert other.urls == mesh.urls
         assert other.backend == "docker"
     assert started() == before
-    assert mesh.healthy
+    assert await mesh.is_healthy()
 
 
 async def test_a_mesh_shows_its_servers_and_neither_ports_nor_secrets(mesh: Mesh) -> None:
     assert repr(mesh) == "Mesh(n1 ready, n2 ready, n3 ready)"
     password = mesh.connect_options()["password"]
-    for text in (repr(mesh), mesh._repr_html_(), repr(mesh.servers), repr(mesh.project.containers())):
+    for text in (repr(mesh), mesh_card(mesh), repr(mesh.servers), repr(mesh.project.containers())):
         assert "n2" in text
         assert password not in text
 
@@ -111,12 +112,12 @@ async def test_a_client_survives_the_death_of_its_container(mesh: Mesh) -> None:
     assert client.connected_url.port == _port(mesh, "n2")
     assert str(await mesh.kill("n2")) == "n2 killed"
     assert mesh.servers["n2"].state == "killed"
-    assert not mesh.healthy
+    assert not await mesh.is_healthy()
     await eventually(lambda: client.is_connected and client.connected_url.port != _port(mesh, "n2"), within=10.0)
     with pytest.raises(ServerExitedError, match="'n2' is killed, expected running; restart it first"):
         await mesh.pause("n2")
     await mesh.restart("n2")
-    assert mesh.healthy
+    assert await mesh.is_healthy()
     assert mesh.logs("n2", last=None).count("Server is ready") >= 2
     assert len(mesh.logs("n2", last=3).splitlines()) == 3
 
@@ -126,7 +127,7 @@ async def test_a_paused_container_answers_again_when_it_is_resumed(mesh: Mesh) -
     assert mesh.servers["n3"].state == "paused"
     assert not mesh.servers["n3"].monitor.health().ok
     await mesh.resume("n3")
-    await eventually(lambda: mesh.healthy, within=15.0)
+    await eventually(mesh.is_healthy, within=15.0)
     await mesh.pause("n3")
     await mesh.kill("n3")
     assert mesh.servers["n3"].state == "killed"
@@ -137,9 +138,9 @@ async def test_joining_starts_what_somebody_killed_or_paused(project: Project, m
     servers = project.servers()
     project.engine.docker("kill", servers["n1"].id)
     project.engine.docker("pause", servers["n2"].id)
-    assert mesh.servers["n1"].state == "exited"
+    assert (await mesh.states())["n1"] == "exited"
     async with await start_mesh(servers=3, backend="docker") as other:
-        assert other.healthy
+        assert await other.is_healthy()
 
 
 async def test_a_stream_outlives_all_its_servers(mesh: Mesh) -> None:
@@ -210,7 +211,7 @@ async def test_the_environment_chooses_the_backend(project: Project, monkeypatch
     monkeypatch.setenv("MESH_LAB_BACKEND", "docker")
     async with await start_mesh(servers=3) as mesh:
         assert mesh.backend == "docker"
-        assert mesh.healthy
+        assert await mesh.is_healthy()
 
 
 async def test_down_leaves_nothing_of_ours_and_everything_of_others(project: Project) -> None:

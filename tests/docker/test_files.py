@@ -14,8 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from mesh_lab import __version__
-from mesh_lab.servers.compose import CLIENT_PORT, MONITOR_PORT, SERVERS
-from mesh_lab.servers.engine import Engine
+from mesh_lab.servers.compose import CLIENT_PORT, MONITOR_PORT, SERVERS, Engine
 
 DOCKER = ROOT / "docker"
 COMPOSE_FILES = sorted(path.name for path in DOCKER.glob("*compose.yaml"))

@@ -61,7 +61,7 @@ async def test_what_is_acknowledged_outlives_every_kind_of_fault():
         assert [fault.planned for fault in run.faults] == steps
         assert len(reported) == len(steps)
         assert run.longest_gap_s > 1.0, "six faults, and nobody was hindered: they were none"
-        await eventually(lambda: mesh.healthy, within=20.0)
+        await eventually(mesh.is_healthy, within=20.0)
 
 
 async def test_a_run_from_a_seed_breaks_servers_without_links_as_well():
@@ -105,7 +105,7 @@ async def test_the_disks_hold_what_a_client_reads():
             a.id for a in sorted(writing.history.attempts, key=lambda a: a.seq)
         ]
         assert await read_replicas(mesh, STREAM) == dict.fromkeys(mesh.servers, stored)
-        await eventually(lambda: mesh.healthy, within=20.0)
+        await eventually(mesh.is_healthy, within=20.0)
 
 
 HURT = {

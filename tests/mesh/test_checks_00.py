@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import weakref
 
 import nats
 import pytest
@@ -25,9 +24,9 @@ def _breakable_mesh():
 
 
 @pytest.fixture
-def mesh(_breakable_mesh, monkeypatch):
-    monkeypatch.setattr(start, "_started", [weakref.ref(_breakable_mesh)])
-    return _breakable_mesh
+def mesh(_breakable_mesh):
+    with start.newest_mesh_is(_breakable_mesh):
+        yield _breakable_mesh
 
 
 @pytest.mark.parametrize("number", CELLS.numbers)
@@ -39,7 +38,7 @@ async def test_the_cell_for_the_reader_is_not_attempted(mesh, number):
 async def test_the_solution_in_the_notebook_is_correct(mesh, number):
     [verdict] = await CELLS.run(CELLS.source(number, "solution"))
     assert verdict.startswith("correct: ")
-    await eventually(lambda: mesh.healthy, within=20.0)
+    await eventually(mesh.is_healthy, within=20.0)
 
 
 async def test_a_check_leaves_nothing_behind_that_spoils_the_next_one(mesh):
@@ -226,4 +225,4 @@ async def keeps_it(mesh, server, news):
 )
 async def test_0_4_refuses(mesh, answer, reason):
     await refused("0.4", answer, reason)
-    await eventually(lambda: mesh.healthy, within=20.0)
+    await eventually(mesh.is_healthy, within=20.0)

@@ -78,7 +78,7 @@ def test_a_first_cell_that_runs_again_leaves_no_servers_of_the_mesh_before() -> 
     start = "%load_ext mesh_lab\nfrom mesh_lab import start_mesh\nmesh = await start_mesh(servers=1)\nmesh"
     count = textwrap.dedent("""
         import gc, psutil
-        from mesh_lab.servers.guard import OWNER_VARIABLE
+        from mesh_lab.processes import OWNER_VARIABLE
         gc.collect()
         servers = [p for p in psutil.Process().children() if p.name() == "nats-server" and p.status() != "zombie"]
         len(servers)

@@ -10,8 +10,8 @@ import pytest
 from nats.js.api import ExternalStream, Placement, StreamSource
 
 from mesh_lab.errors import (
-    LinksFailedError,
     MeshClosedError,
+    ProcessEndedError,
     UnknownLinkError,
     UnknownServerError,
     UnsupportedByBackendError,
@@ -42,7 +42,7 @@ async def carried(mesh, one: str, other: str) -> int:
 async def whole(mesh) -> bool:
     """Whether every server calls itself healthy, and each region has its gateways, routes and leaf nodes again."""
     try:
-        return mesh.healthy and linked(mesh)
+        return await mesh.is_healthy() and linked(mesh)
     except OSError:  # too busy to answer
         return False
 
@@ -316,8 +316,8 @@ async def test_a_mesh_without_links_says_how_to_get_them(mesh) -> None:
 
 async def test_links_whose_process_died_are_an_error_that_says_so() -> None:
     mesh = await start_mesh(servers=1, leaves=["kiosk"])
-    psutil.Process(mesh._links.pid).kill()
-    with pytest.raises(LinksFailedError, match="start the mesh anew"):
+    psutil.Process(mesh.links.pid).kill()
+    with pytest.raises(ProcessEndedError, match="start the mesh anew"):
         await mesh.heal()
     await mesh.close()
     with pytest.raises(MeshClosedError, match="start another one"):

@@ -11,6 +11,7 @@ import pytest
 
 from mesh_lab.errors import BadConfigError, UnsupportedByBackendError
 from mesh_lab.measure.load import deliver_load
+from mesh_lab.notebook.mesh_card import mesh_card
 from mesh_lab.notebook.services import Services
 from mesh_lab.patterns.jetstream_wait import flush_through
 from mesh_lab.patterns.wait import eventually
@@ -23,16 +24,16 @@ async def quiet(error: Exception) -> None:
     """Refusals are what these tests provoke."""
 
 
-@pytest.mark.parametrize("known_by", ["password", "certificate"])
-async def test_a_mesh_with_tls_works_as_one_without(known_by: str) -> None:
-    async with await start_mesh(servers=3, tls=Authority(), known_by=known_by) as mesh:
+@pytest.mark.parametrize("client_auth", ["password", "certificate"])
+async def test_a_mesh_with_tls_works_as_one_without(client_auth: str) -> None:
+    async with await start_mesh(servers=3, tls=Authority(), client_auth=client_auth) as mesh:
         client = await mesh.connect()
         info = await client.jetstream().add_stream(name="ORDERS", subjects=["orders.>"], num_replicas=3)
         assert len(info.cluster.replicas) == 2
         assert (await mesh.connect(system=True)).is_connected
         run = await deliver_load(mesh.connect_options(), subject="load.tls", messages=2_000)
         assert run.lost == 0
-        assert "crt" not in repr(mesh) + mesh._repr_html_()
+        assert "crt" not in repr(mesh) + mesh_card(mesh)
 
 
 async def test_regions_and_leaf_nodes_talk_tls_too() -> None:
@@ -62,7 +63,7 @@ async def test_without_the_authority_nobody_connects_and_nobody_is_connected_to(
 async def test_a_client_known_by_its_certificate_has_to_show_one_that_names_a_user(tmp_path) -> None:
     authority = Authority()
     staff = '{ user: "billing@mesh.example" }'
-    async with await start_mesh(tls=authority, known_by="certificate", users_config=staff) as mesh:
+    async with await start_mesh(tls=authority, client_auth="certificate", users_config=staff) as mesh:
         client = await nats.connect(mesh.urls, tls=authority.context(tmp_path, "billing@mesh.example"))
         assert client.is_connected
         await client.close()
@@ -86,11 +87,13 @@ async def test_a_service_connects_by_tls(tmp_path) -> None:
             services.stop("greeter")
 
 
-async def test_known_by_certificate_without_tls_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"clients known by 'certificate'; expected 'password', or 'certificate' with"):
-        await start_mesh(known_by="certificate")
-    with pytest.raises(ValueError, match="clients known by 'face'"):
-        await start_mesh(known_by="face", tls=Authority())
+async def test_certificates_without_tls_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"client_auth='certificate' asked for, expected 'password', or 'certificate' with"
+    ):
+        await start_mesh(client_auth="certificate")
+    with pytest.raises(ValueError, match="client_auth='face' asked for"):
+        await start_mesh(client_auth="face", tls=Authority())
 
 
 async def test_tls_for_containers_is_refused(monkeypatch) -> None:
@@ -152,11 +155,11 @@ async def test_every_server_goes_by_the_new_users_when_reload_returns() -> None:
 async def test_users_that_a_server_does_not_understand_change_nothing(text, said) -> None:
     seed = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)
     async with await start_mesh(servers=3, users_config=user(seed)) as mesh:
-        before = [server.configuration.read_text() for server in mesh.servers.values()]
+        before = [server.config_file.read_text() for server in mesh.servers.values()]
         with pytest.raises(BadConfigError, match=f"nats-server refuses the configuration of 'n1'.*({said})") as refused:
             await mesh.reload(users_config=text)
         assert str(mesh.directory) not in str(refused.value)
-        assert [server.configuration.read_text() for server in mesh.servers.values()] == before
+        assert [server.config_file.read_text() for server in mesh.servers.values()] == before
         assert await enters(mesh, seed)
 
 

@@ -14,9 +14,9 @@ from programs import killed_at_the_end
 
 from mesh_lab.errors import ServerExitedError, UnsupportedByBackendError
 from mesh_lab.patterns.wait import eventually
+from mesh_lab.processes import OWNER_VARIABLE
 from mesh_lab.servers.binary import find_server
 from mesh_lab.servers.external import _address
-from mesh_lab.servers.guard import OWNER_VARIABLE
 from mesh_lab.servers.ports import PortBlock
 from mesh_lab.servers.start import start_mesh
 
@@ -115,10 +115,10 @@ async def test_a_server_that_dies_while_it_is_looked_at_is_quoted_all_the_same(m
 async def test_a_reload_with_a_dead_server_changes_nothing() -> None:
     async with await start_mesh(servers=3) as mesh:
         await mesh.kill("n2")
-        before = [server.configuration.read_text() for server in mesh.servers.values()]
+        before = [server.config_file.read_text() for server in mesh.servers.values()]
         with pytest.raises(ServerExitedError, match="server 'n2' is killed, expected all to run"):
             await mesh.reload(users_config="{ user: x, password: y }")
-        assert [server.configuration.read_text() for server in mesh.servers.values()] == before
+        assert [server.config_file.read_text() for server in mesh.servers.values()] == before
 
 
 async def test_settings_for_an_external_mesh_are_refused(monkeypatch) -> None:

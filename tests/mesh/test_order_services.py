@@ -207,7 +207,7 @@ async def test_the_main_job_is_exact() -> None:
 async def test_the_main_job_is_exact_while_the_streams_leader_is_killed_and_restarted() -> None:
     async with await start_mesh(servers=3) as mesh:
         run = await run_orders(mesh, workers=2, kill_one=True)
-        await eventually(lambda: mesh.healthy, within=20.0)
+        await eventually(mesh.is_healthy, within=20.0)
     assert run.totals == EVERYTHING
     assert [fault.split()[1] for fault in run.faults] == ["killed", "restarted"]
 

@@ -25,7 +25,7 @@ from mesh_lab.orders.order import decode, encode
 from mesh_lab.patterns.jetstream_wait import wait_routable
 from mesh_lab.patterns.pull_consumer import PullConsumer, read_in_order
 from mesh_lab.patterns.wait import eventually
-from mesh_lab.servers.guard import OWNER_VARIABLE
+from mesh_lab.processes import OWNER_VARIABLE
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import start_mesh
 

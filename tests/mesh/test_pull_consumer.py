@@ -185,7 +185,7 @@ async def test_a_reader_keeps_its_place_when_any_server_is_killed() -> None:
         async with asyncio.timeout(45.0), aclosing(read_in_order(client, "CON6", prefetch=200)) as batches:
             async for batch in batches:
                 got += [int(msg.data) for msg in batch]
-                if len(got) >= 5_000 and mesh.healthy:
+                if len(got) >= 5_000 and await mesh.is_healthy():
                     # The reader's consumer lives on one server; kill whichever that is.
                     (name,) = [c.cluster.leader for c in await js.consumers_info("CON6")]
                     await mesh.kill(name)
@@ -209,7 +209,7 @@ async def test_a_worker_goes_on_when_its_consumers_leader_is_killed() -> None:
                 for msg in batch:
                     got.append(int(msg.data))
                     await msg.ack()
-                if len(got) >= 1_000 and mesh.healthy:
+                if len(got) >= 1_000 and await mesh.is_healthy():
                     await mesh.kill((await js.consumer_info("CON7", "all")).cluster.leader)
                 if len(set(got)) == 3_000:
                     break

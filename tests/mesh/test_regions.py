@@ -15,10 +15,11 @@ from nats.js.api import ExternalStream, Placement, StreamSource
 from programs import killed_at_the_end
 
 from mesh_lab.errors import BadLayoutError, UnknownServerError, UnsupportedByBackendError
+from mesh_lab.notebook.mesh_card import mesh_card
 from mesh_lab.patterns.jetstream_wait import wait_routable
 from mesh_lab.patterns.pull_consumer import read_in_order
 from mesh_lab.patterns.wait import eventually
-from mesh_lab.servers.guard import OWNER_VARIABLE
+from mesh_lab.processes import OWNER_VARIABLE
 from mesh_lab.servers.start import start_mesh
 
 REGIONS, LEAVES = {"eu": 3, "us": 3}, ["store-berlin"]
@@ -28,7 +29,7 @@ async def test_regions_and_a_leaf_node_take_streams_at_once() -> None:
     for _ in range(3):
         async with await start_mesh(regions=REGIONS, leaves=LEAVES) as mesh:
             assert list(mesh.servers) == ["eu-1", "eu-2", "eu-3", "us-1", "us-2", "us-3", "store-berlin"]
-            await eventually(lambda: mesh.healthy, within=20.0)
+            await eventually(mesh.is_healthy, within=20.0)
             for region in REGIONS:
                 client = await mesh.connect(region=region)
                 js = client.jetstream(timeout=2.0)
@@ -101,7 +102,7 @@ async def test_the_mesh_shows_regions_and_leaf_nodes_and_neither_ports_nor_secre
         "Mesh(eu: eu-1 ready, eu-2 ready, eu-3 ready; us: us-1 ready, us-2 ready, us-3 ready; "
         "leaf nodes: store-berlin ready)"
     )
-    card = regions._repr_html_()
+    card = mesh_card(regions)
     assert card.count("<tr>") == 3
     assert "leaf node of eu" in card
     for text in (repr(regions), card, repr(regions.servers)):
@@ -143,7 +144,7 @@ async def test_servers_of_regions_can_be_killed_paused_resumed_and_restarted() -
         await mesh.pause("eu-2")
         assert mesh.servers["eu-2"].state == "paused"
         await mesh.resume("eu-2")
-        await eventually(lambda: mesh.healthy, within=15.0)
+        await eventually(mesh.is_healthy, within=15.0)
         monitor = mesh.servers["store-berlin"].monitor
         await eventually(lambda: monitor.leafz()["leafs"], within=10.0)
 
@@ -184,7 +185,7 @@ async def test_one_region_needs_no_gateway_and_a_plain_cluster_may_have_a_leaf_n
         assert repr(mesh) == "Mesh(eu: eu-1 ready, eu-2 ready, eu-3 ready; leaf nodes: kiosk ready)"
         assert not mesh.servers["eu-1"].monitor.gatewayz().get("outbound_gateways")
     async with await start_mesh(servers=1, leaves=["kiosk"]) as mesh:
-        assert mesh.healthy
+        assert await mesh.is_healthy()
         assert repr(mesh) == "Mesh(n1 ready, kiosk ready)"
     async with await start_mesh(regions={"eu": 1, "us": 1}, leaves={"kiosk": "us"}) as mesh:
         assert mesh.servers["us-1"].monitor.leafz()["leafs"][0]["name"] == "kiosk"

@@ -23,7 +23,7 @@ from mesh_lab.notebook.service_cell import service_magic
 from mesh_lab.notebook.services import Service, Services
 from mesh_lab.patterns.jetstream_wait import wait_routable
 from mesh_lab.patterns.wait import eventually
-from mesh_lab.servers.guard import OWNER_VARIABLE
+from mesh_lab.processes import OWNER_VARIABLE
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import start_mesh
 

@@ -27,12 +27,12 @@ from mesh_lab.errors import (
     UnknownServerError,
     UnsupportedByBackendError,
 )
+from mesh_lab.notebook.mesh_card import mesh_card
 from mesh_lab.patterns.jetstream_wait import wait_routable
 from mesh_lab.patterns.wait import eventually
-from mesh_lab.servers.guard import OWNER_VARIABLE
-from mesh_lab.servers.joining import wait_until_routed
+from mesh_lab.processes import OWNER_VARIABLE
 from mesh_lab.servers.mesh import Mesh
-from mesh_lab.servers.placing import no_place_for_streams
+from mesh_lab.servers.readiness import Deadline, no_place_for_streams, routed, wait_for
 from mesh_lab.servers.start import newest_mesh, start_mesh
 
 
@@ -69,18 +69,18 @@ async def test_servers_are_ready_when_they_have_all_their_routes() -> None:
 async def test_a_server_that_is_back_is_waited_for_until_it_has_all_its_routes(monkeypatch) -> None:
     async with await start_mesh(servers=3) as mesh:
         await mesh.kill("n3")
-        await wait_until_routed(mesh, within=0.0)  # those that run have theirs
+        assert await routed(mesh.view) == ""  # those that run have theirs
         await eventually(lambda: _routes(mesh)["n1", "n3"] == 0, within=5.0)
         with monkeypatch.context() as patch:  # one that is started is routed before one can look
             patch.setattr(type(mesh.servers["n3"]), "state", property(lambda server: "running"))
-            with pytest.raises(NotReadyError, match=r"server 'n\d' has 0 routes to 'n\d' of a pool of \w+, 0 others"):
-                await wait_until_routed(mesh, within=0.0)
+            missing = await routed(mesh.view)
+            assert re.fullmatch(r"server 'n\d' has 0 routes to 'n\d' of a pool of \w+, 0 others", missing)
         mesh.servers["n3"].start()
-        await wait_until_routed(mesh, within=20.0)
+        await wait_for(mesh.view, [routed], Deadline(20.0))
         assert set(_routes(mesh).values()) == {4}
         await mesh.kill("n3")
-        await mesh.restart("n3")
-        await wait_until_routed(mesh, within=20.0)
+        assert await mesh.restart("n3")
+        await wait_for(mesh.view, [routed], Deadline(20.0))
         assert set(_routes(mesh).values()) == {4}
 
 
@@ -99,7 +99,7 @@ async def test_starting_three_servers_is_no_slower_than_a_reader_would_wait() ->
 async def test_a_mesh_shows_its_servers_and_neither_ports_nor_secrets() -> None:
     async with await start_mesh(servers=3) as mesh:
         password = mesh.connect_options()["password"]
-        for text in (repr(mesh), mesh._repr_html_(), repr(mesh.servers)):
+        for text in (repr(mesh), mesh_card(mesh), repr(mesh.servers)):
             assert "n2" in text
             assert password not in text
             assert not any(str(server.port) in text for server in mesh.servers.values())
@@ -152,11 +152,11 @@ async def test_a_client_survives_the_death_of_its_server() -> None:
         assert client.connected_url.port == mesh.servers["n2"].port
         fault = await mesh.kill("n2")
         assert str(fault) == "n2 killed"
-        assert not mesh.healthy
+        assert not await mesh.is_healthy()
         dead = mesh.servers["n2"].port
         await eventually(lambda: client.is_connected and client.connected_url.port != dead, within=5.0)
         await mesh.restart("n2")
-        await eventually(lambda: mesh.healthy, within=20.0)
+        await eventually(mesh.is_healthy, within=20.0)
 
 
 async def test_a_server_that_was_not_heard_of_is_no_place_for_a_stream() -> None:
@@ -184,7 +184,7 @@ async def test_a_paused_server_answers_again_when_it_is_resumed() -> None:
         assert mesh.servers["n3"].state == "paused"
         assert not mesh.servers["n3"].monitor.health().ok
         await mesh.resume("n3")
-        await eventually(lambda: mesh.healthy, within=15.0)
+        await eventually(mesh.is_healthy, within=15.0)
 
 
 async def test_logs_are_kept_across_a_restart() -> None:
@@ -303,12 +303,12 @@ async def test_an_external_mesh_is_used_and_not_touched(monkeypatch) -> None:
             assert mesh.backend == "external"
             (server,) = mesh.servers.values()
             assert (server.host, server.port) == ("127.0.0.1", local.servers["n1"].port)  # for who speaks by hand
-            assert options["password"] not in repr(mesh) + mesh._repr_html_()
+            assert options["password"] not in repr(mesh) + mesh_card(mesh)
             client = await mesh.connect()
             assert (await client.jetstream().account_info()).streams == 0
             with pytest.raises(UnsupportedByBackendError, match="did not start it.*unset MESH_LAB_URL"):
                 await mesh.kill(next(iter(mesh.servers)))
-        assert local.healthy
+        assert await local.is_healthy()
 
 
 async def test_an_external_mesh_is_not_ready_when_it_does_not_answer(monkeypatch) -> None:

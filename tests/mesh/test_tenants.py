@@ -33,7 +33,7 @@ async def test_a_mesh_whose_operator_vouches_for_its_accounts_works_as_any_other
         connections = (await (await mesh.connect(system=True)).request("$SYS.REQ.SERVER.PING.CONNZ")).data
         assert b"connections" in connections
         for server in mesh.servers.values():
-            assert "SEED" not in server.configuration.read_text()
+            assert "SEED" not in server.config_file.read_text()
 
 
 async def test_tokens_go_with_tls_and_with_regions() -> None:

@@ -153,7 +153,7 @@ async def hears_that_its_server_died(mesh: Mesh, answer: Any) -> Verdict:
         await client.close()
         if mesh.servers[server].state != "running":
             await mesh.restart(server)
-        await eventually(lambda: asyncio.to_thread(lambda: mesh.healthy), within=20.0)
+        await eventually(mesh.is_healthy, within=20.0)
 
 
 async def _any_but_the_leader(mesh: Mesh) -> str:

@@ -55,7 +55,7 @@ async def run_with_progress(
                 for event, task in tasks.items():
                     bars.update(task, completed=summary.events.get(event, 0))
 
-            keep = mesh.backend == "local"  # it goes with the mesh; elsewhere it would be in the way of the next run
+            keep = mesh.traits.temporary  # it goes with the mesh; elsewhere it would be in the way of the next run
             run = await run_orders(
                 mesh, workers=workers, first=first, file=file, kill_one=kill_one, keep=keep, progress=show
             )

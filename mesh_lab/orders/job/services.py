@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from mesh_lab.errors import EngineRefusedError, ProcessEndedError
 from mesh_lab.processes import CONNECT_VARIABLE, ChildProcess
@@ -103,8 +104,8 @@ async def start_services(mesh: Mesh, job: Job, *, near: str | None) -> AsyncIter
     """
 
     def start() -> "Mapping[str, ChildProcess | _Container]":
-        if isinstance(mesh, ContainerMesh):
-            return _start_containers(mesh, job, closing)
+        if mesh.traits.services == "containers":
+            return _start_containers(cast(ContainerMesh, mesh), job, closing)
         return _start_processes(mesh, near, job, closing)
 
     closing = contextlib.ExitStack()
