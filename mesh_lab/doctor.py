@@ -16,7 +16,7 @@ from typing import Literal
 
 from mesh_lab.errors import MeshLabError, NotReadyError
 from mesh_lab.servers.binary import MINIMUM_VERSION, find_server, version_text
-from mesh_lab.servers.engine import Engine
+from mesh_lab.servers.compose import Engine
 from mesh_lab.servers.ports import PortBlock
 
 # Two regions of three servers under load, beside the kernel and JupyterLab.
