@@ -28,10 +28,12 @@ from mesh_lab.errors import (
     UnsupportedByBackendError,
 )
 from mesh_lab.notebook.mesh_card import mesh_card
+from mesh_lab.observe.monitor import Monitor
 from mesh_lab.patterns.jetstream_wait import wait_routable
 from mesh_lab.patterns.wait import eventually
 from mesh_lab.processes import OWNER_VARIABLE
 from mesh_lab.servers.mesh import Mesh
+from mesh_lab.servers.ports import PortBlock
 from mesh_lab.servers.readiness import Deadline, no_place_for_streams, routed, wait_for
 from mesh_lab.servers.start import newest_mesh, start_mesh
 
@@ -105,6 +107,62 @@ async def test_a_mesh_shows_its_servers_and_neither_ports_nor_secrets() -> None:
             assert not any(str(server.port) in text for server in mesh.servers.values())
         assert repr(mesh) == "Mesh(n1 ready, n2 ready, n3 ready)"
     assert repr(mesh) == "Mesh(closed)"
+
+
+async def test_what_a_mesh_shows_is_what_was_last_seen_and_nobody_is_asked_for_it(monkeypatch) -> None:
+    async with await start_mesh(servers=3) as mesh:
+        with monkeypatch.context() as patch:
+            patch.setattr(Monitor, "read", lambda *_: pytest.fail("a server is asked"))
+            assert repr(mesh) == "Mesh(n1 ready, n2 ready, n3 ready)"
+            await mesh.kill("n2")
+            await mesh.pause("n3")
+            assert repr(mesh) == "Mesh(n1 ready, n2 killed, n3 paused)"
+            assert mesh_card(mesh).count("ready") == 1
+            await mesh.resume("n3")
+            assert mesh.last_states["n3"] == "running"
+        os.kill(mesh.servers["n1"].pid, signal.SIGKILL)
+        await eventually(lambda: mesh.last_states["n1"] == "exited", within=5.0)
+        assert (await mesh.states())["n3"] == "not ready", "a majority is gone"
+        assert not await mesh.is_healthy()
+    assert not await mesh.is_healthy()
+
+
+async def test_a_mesh_that_does_not_answer_is_given_up_at_the_deadline() -> None:
+    async with await start_mesh(servers=3) as mesh:
+        for name in mesh.servers:
+            await mesh.pause(name)
+        begun = time.monotonic()
+        with pytest.raises(NotReadyError, match=r"^mesh not ready after 1 s: ") as info:
+            await mesh.ready(within=1.0)
+        # A read of a server that hangs takes three seconds, and connecting to it ten.
+        assert 1.0 <= time.monotonic() - begun < 2.5
+        assert info.value.waited_s == 1.0
+
+
+async def test_every_failure_of_a_close_is_raised_and_the_servers_are_gone() -> None:
+    class Broken:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        async def close(self) -> None:
+            raise ValueError(self.name)
+
+    one, two = Broken("one"), Broken("two")
+    mesh = await start_mesh(servers=1)
+    mesh._clients.add(one)
+    mesh._clients.add(two)
+    with pytest.raises(ExceptionGroup, match="2 things failed while the mesh was closed") as info:
+        await mesh.close()
+    assert {str(error) for error in info.value.exceptions} == {"one", "two"}
+    assert mesh.servers["n1"].state == "killed"
+    assert not mesh.directory.exists()
+
+
+async def test_restart_returns_whether_streams_may_be_placed() -> None:
+    async with await start_mesh(servers=3) as mesh:
+        await mesh.kill("n2")
+        assert await mesh.restart("n3") is False, "n2 is dead"
+        assert await mesh.restart("n2") is True
 
 
 async def test_nobody_without_the_password_is_let_in_and_nothing_listens_beyond_this_machine() -> None:
@@ -220,8 +278,10 @@ async def test_the_account_of_the_lessons_can_be_told_more() -> None:
 
 async def test_a_server_that_exits_at_its_start_is_quoted() -> None:
     before = _owned_servers()  # the mesh that tests share, if one of them has started it
-    with pytest.raises(ServerExitedError, match=r"'n1' exited with code 1.*\n.*no_such_setting"):
+    with pytest.raises(ServerExitedError, match=r"'n1' exited with code 1.*\n.*no_such_setting") as info:
         await start_mesh(servers=1, extra_config="no_such_setting: true")
+    assert (info.value.name, info.value.exit_code) == ("n1", 1)
+    assert "no_such_setting" in info.value.log
     assert _owned_servers() == before
 
 
@@ -246,8 +306,6 @@ async def test_a_full_disk_is_named_with_its_numbers(tmp_path) -> None:
 
 
 async def test_a_port_that_somebody_took_is_avoided(monkeypatch) -> None:
-    from mesh_lab.servers.ports import PortBlock
-
     first_block = PortBlock.reserve()
     with socket.socket() as squatter:
         port = first_block.take()
@@ -258,6 +316,17 @@ async def test_a_port_that_somebody_took_is_avoided(monkeypatch) -> None:
         # The block's lock is free again, so the mesh may get it; its own probe finds the squatter.
         async with await start_mesh(servers=3) as mesh:
             assert all(server.port != port for server in mesh.servers.values())
+
+
+async def test_a_port_that_is_taken_between_the_probe_and_the_start_is_avoided(monkeypatch) -> None:
+    probed = PortBlock.take
+    with socket.create_server(("127.0.0.1", 0)) as squatter:
+        taken = iter([squatter.getsockname()[1]])
+        monkeypatch.setattr(PortBlock, "take", lambda block: next(taken, None) or probed(block))
+        async with await start_mesh(servers=1) as mesh:
+            assert mesh.servers["n1"].port != squatter.getsockname()[1]
+            assert next(taken, None) is None
+            assert mesh.logs("n1", last=None).count("Server is ready") == 1
 
 
 @pytest.mark.parametrize("signal_name", ["SIGKILL", "SIGTERM"])
@@ -306,6 +375,8 @@ async def test_an_external_mesh_is_used_and_not_touched(monkeypatch) -> None:
             assert options["password"] not in repr(mesh) + mesh_card(mesh)
             client = await mesh.connect()
             assert (await client.jetstream().account_info()).streams == 0
+            assert await mesh.is_healthy()
+            assert repr(mesh) == "Mesh(n1 ready)"
             with pytest.raises(UnsupportedByBackendError, match="did not start it.*unset MESH_LAB_URL"):
                 await mesh.kill(next(iter(mesh.servers)))
         assert await local.is_healthy()
@@ -319,6 +390,8 @@ async def test_an_external_mesh_is_not_ready_when_it_does_not_answer(monkeypatch
         async with await start_mesh() as mesh:
             await mesh.ready(within=5.0)
             await local.kill("n1")
+            assert not await mesh.is_healthy()
+            assert repr(mesh) == "Mesh(n1 not ready)"
             with pytest.raises(NotReadyError, match="no server let us in|not ready after"):
                 await mesh.ready(within=1.0)
 
