@@ -23,8 +23,8 @@ from mesh_lab.notebook.chart_style import (
     WIDTH_IN,
     new_chart,
 )
-from mesh_lab.observe.snapshots import ServerSnapshot, rate_per_s
 from mesh_lab.notebook.mesh_card import COLOURS
+from mesh_lab.observe.snapshots import ServerSnapshot, rate_per_s
 from mesh_lab.servers.layout import Layout
 
 if TYPE_CHECKING:
