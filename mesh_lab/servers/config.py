@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from mesh_lab.servers.layout import Kind
 from mesh_lab.tls import TlsFiles, server_block
 
 ClientAuth = Literal["password", "certificate"]
@@ -38,10 +39,9 @@ class Ports:
     gateway: int = 0
     leafnodes: int = 0
 
-    @property
-    def all(self) -> tuple[int, ...]:
-        """Every port that the server listens on."""
-        return tuple(p for p in (self.client, self.monitor, self.cluster, self.gateway, self.leafnodes) if p)
+    def of(self, kind: Kind) -> int:
+        """Return where it takes a kind of connection from other servers."""
+        return {"route": self.cluster, "gateway": self.gateway, "leaf": self.leafnodes}[kind]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 import asyncio
 import os
 from pathlib import Path
-from typing import NoReturn
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from mesh_lab.errors import NotReadyError, SettingsError, UnsupportedByBackendError
@@ -25,31 +24,13 @@ class ExternalServer(MeshServer):
         parts = urlsplit(url)
         super().__init__(name, host=str(parts.hostname), port=int(parts.port or 0), url=url)
 
-    def _refuse(self) -> NoReturn:
+    def _refuse(self) -> None:
         raise UnsupportedByBackendError(
             f"server {self.name!r} is external: the lab did not start it, so it does not stop, pause or restart it; "
             "unset MESH_LAB_URL for a mesh whose servers are yours"
         )
 
-    def start(self) -> None:
-        """Refuse."""
-        self._refuse()
-
-    def stop(self) -> None:
-        """Refuse."""
-        self._refuse()
-
-    def kill(self) -> None:
-        """Refuse."""
-        self._refuse()
-
-    def pause(self) -> None:
-        """Refuse."""
-        self._refuse()
-
-    def resume(self) -> None:
-        """Refuse."""
-        self._refuse()
+    start = stop = kill = pause = resume = _refuse
 
     def log(self, last: int | None = None) -> str:
         """Return a sentence on where its log is."""

@@ -7,7 +7,7 @@ each other past the relays: their configuration (``dead_port``) makes them gossi
 
 import sys
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,15 +53,8 @@ class Links:
             directory: The mesh's own; takes the process's log.
             owner: The mesh's mark in the environment of its processes.
         """
-        listeners = {name: {"route": p.cluster, "gateway": p.gateway, "leaf": p.leafnodes} for name, p in ports.items()}
         self._wanted = [
-            {
-                "kind": join.kind,
-                "dialler": join.dialler,
-                "target": join.target,
-                "listen": listen,
-                "port": listeners[join.target][join.kind],
-            }
+            {**asdict(join), "listen": listen, "port": ports[join.target].of(join.kind)}
             for join, listen in joins.items()
         ]
         self._process = ChildProcess(
@@ -101,7 +94,7 @@ class Links:
 
     def lanes(self) -> list[Lane]:
         """Return every direction of every link."""
-        return [Lane(**lane) for lane in self._request({"do": "lanes"})]
+        return [Lane(*lane) for lane in self._request({"do": "lanes"})]
 
     def stop(self) -> None:
         """End the process; stopping twice does nothing."""
@@ -133,10 +126,7 @@ def dials(layout: Layout, ports: Mapping[str, Ports], joins: Mapping[Join, int] 
     """
 
     def port(join: Join) -> int:
-        if joins is not None:
-            return joins[join]
-        there = ports[join.target]
-        return {"route": there.cluster, "gateway": there.gateway, "leaf": there.leafnodes}[join.kind]
+        return joins[join] if joins is not None else ports[join.target].of(join.kind)
 
     def of(kind: str, dialler: str, targets: Iterable[str] | None = None) -> list[int]:
         wanted = [join for join in layout.joins() if join.kind == kind and join.dialler == dialler]

@@ -240,18 +240,10 @@ class Relay:
                     lane.latency, lane.rate = 0.0, None
                 await self._cut([lane for lane in self._lanes.values() if lane.cut], None)
             case "lanes":
+                # The fields of `mesh_lab.servers.links.Lane`, in order.
                 return [
-                    {
-                        "source": lane.source,
-                        "target": lane.target,
-                        "kind": lane.kind,
-                        "latency_s": lane.latency,
-                        "rate_bytes_per_s": lane.rate,
-                        "cut": lane.cut,
-                        "connections": len(lane.ends),
-                        "carried_bytes": lane.carried,
-                    }
-                    for lane in self._lanes.values()
+                    (one.source, one.target, one.kind, one.latency, one.rate, one.cut, len(one.ends), one.carried)
+                    for one in self._lanes.values()
                 ]
         return None
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from dataclasses import astuple
 from functools import partial
 
 import psutil
@@ -284,7 +285,9 @@ async def test_no_connection_between_servers_gets_past_a_link(regions) -> None:
             assert leaf["port"] in through
             seen["leaf"] += 1
         # And by the operating system: no server has a connection to a port on which another one listens.
-        listening = {p for other in regions.servers.values() for p in (other.ports.all if other is not server else ())}
+        listening = {
+            p for other in regions.servers.values() for p in (astuple(other.ports) if other is not server else ())
+        }
         remote = {c.raddr.port for c in psutil.Process(server.pid).net_connections("inet") if c.raddr}
         assert not remote & listening
     assert seen["route"] == 6 * 2 * 4, "two peers with three pooled routes and one for the system account"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import aclosing
+from dataclasses import astuple
 
 import psutil
 import pytest
@@ -108,7 +109,9 @@ async def test_the_mesh_shows_regions_and_leaf_nodes_and_neither_ports_nor_secre
     for text in (repr(regions), card, repr(regions.servers)):
         assert regions.connect_options()["password"] not in text
         assert regions.connect_options(system=True)["password"] not in text
-        assert not any(str(port) in text for server in regions.servers.values() for port in server.ports.all)
+        assert not any(
+            str(port) in text for server in regions.servers.values() for port in astuple(server.ports) if port
+        )
 
 
 async def test_a_message_crosses_regions_and_reaches_the_leaf_node_only_where_somebody_listens(regions) -> None:
