@@ -86,7 +86,7 @@ class MeshRequest:
     """A mesh as :func:`~mesh_lab.servers.start.start_mesh` was asked for it."""
 
     layout: Layout
-    """Which servers, and who is joined to whom."""
+    """The servers, and which of them are joined."""
     within: float
     """Seconds until the servers must be ready."""
     directory: Path | None = None
@@ -96,11 +96,11 @@ class MeshRequest:
     extra: ExtraConfig = field(default_factory=ExtraConfig)
     """Further settings."""
     tls: "Authority | None" = None
-    """Who certifies the servers; ``None`` for connections in plain text."""
+    """Authority that certifies the servers; ``None`` for connections in plain text."""
     client_auth: ClientAuth = "password"
     """Whether the mesh's own clients have a password or a certificate."""
     operator: "Operator | None" = None
-    """Who vouches for accounts; ``None`` where the configuration does."""
+    """Operator whose signed tokens are the accounts; ``None`` where the configuration lists them."""
 
 
 class MeshServer(ABC):
@@ -110,7 +110,7 @@ class MeshServer(ABC):
         name: Name in the mesh, for example ``"n1"``.
         host: Host for clients.
         port: Port for clients.
-        url: Address for clients, without who they are.
+        url: Address for clients, without their credentials.
         monitor: Reads its monitoring endpoints; ``None`` where they cannot be reached.
         was_healthy: Whether it last called itself healthy; ``None`` while it was not asked since it was started.
     """
@@ -128,7 +128,7 @@ class MeshServer(ABC):
     @property
     @abstractmethod
     def state(self) -> State:
-        """What it did when that was last seen; ``exited`` means that it ended by itself, or by somebody else."""
+        """What it did when that was last seen; ``exited`` means that it ended, and not by this mesh."""
 
     @property
     def condition(self) -> str:

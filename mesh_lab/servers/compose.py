@@ -166,7 +166,7 @@ class Removed:
     volumes: int
 
     def __str__(self) -> str:
-        """Say it in words."""
+        """Return the numbers in words."""
         counts = {"container": self.containers, "network": self.networks, "volume": self.volumes}
         return ", ".join(f"{n} {what}{'' if n == 1 else 's'}" for what, n in counts.items())
 

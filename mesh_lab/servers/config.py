@@ -100,7 +100,7 @@ class ServerConfig:
     tls: TlsFiles | None = None
     """Its certificate, with which it takes connections from clients and other servers; ``None`` for none."""
     client_auth: ClientAuth = "password"
-    """Whether a client with TLS is who its password says, or who its certificate says."""
+    """Whether a client with TLS signs in by its password, or by the name in its certificate."""
     operator: str | None = None
     """The accounts of an operator, as :func:`mesh_lab.security.accounts.server_block` renders them; ``None`` for
     accounts that stand in the configuration."""
@@ -164,10 +164,10 @@ class ServerConfig:
         return "\n".join([*lines, self.extra.server, ""])
 
     def _accounts(self) -> str:
-        """Return who may come in, where the configuration lists the accounts."""
+        """Return the accounts and their users, where no operator vouches for them."""
 
         def user(name: str, password: str) -> str:
-            # Whom a certificate names must not have a password too: the server would ask for both.
+            # A user that a certificate names must not have a password too: the server would ask for both.
             secret = "" if self.client_auth == "certificate" else f", password: {_quoted(password)}"
             return f"{{ user: {name}{secret} }}"
 

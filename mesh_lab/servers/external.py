@@ -1,4 +1,4 @@
-"""A mesh that somebody else runs: the same lessons on any NATS that the reader may use."""
+"""A mesh that the lab did not start: the same lessons on any NATS that the reader may use."""
 
 import asyncio
 import os
@@ -100,6 +100,6 @@ async def join_external(url: str, *, credentials: Path | None, directory: Path |
 
 
 def _address(parts: SplitResult) -> str:
-    """Return an address with its port, and without who goes there."""
+    """Return an address with its port, and without credentials."""
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
     return f"{parts.scheme}://{host}:{parts.port or _PORTS.get(parts.scheme, 4222)}"

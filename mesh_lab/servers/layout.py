@@ -1,4 +1,4 @@
-"""Who is joined to whom: the regions of a mesh, their servers, and the leaf nodes at its edge."""
+"""The layout of a mesh: its regions, their servers, the leaf nodes at its edge, and what is joined to what."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -81,7 +81,7 @@ class Layout:
         return (server, *(name for name in home if name != server))
 
     def joins(self) -> Iterator[Join]:
-        """Yield every connection that a server is told to dial."""
+        """Yield every connection that a server is configured to dial."""
         for region, names in self.regions.items():
             for one, other in product(names, names):
                 if one != other:

@@ -84,7 +84,7 @@ class Mesh:
 
     @property
     def urls(self) -> list[str]:
-        """Where clients connect, in the first region; who they are is said by :meth:`connect_options`."""
+        """Where clients connect, in the first region; :meth:`connect_options` has their credentials too."""
         return self._urls(self.layout.default)
 
     @property
@@ -132,12 +132,12 @@ class Mesh:
         """
         self._check_open()
         names = self.layout.near(self._server(to).name if to is not None else None, region)
-        who = self._system if system else self._credentials
-        if who is None:
+        credentials = self._system if system else self._credentials
+        if credentials is None:
             raise UnsupportedByBackendError(
                 "the system account of this mesh is not ours; unset MESH_LAB_URL for a mesh that is"
             )
-        return {**who, "servers": self._urls(names)}
+        return {**credentials, "servers": self._urls(names)}
 
     async def states(self) -> dict[str, str]:
         """Ask every server now, and return each one's state, or whether it is ``ready`` or ``not ready``.
@@ -210,7 +210,7 @@ class Mesh:
     ) -> None:
         """Let all servers read other users and accounts, and return when each goes by them; nothing is restarted.
 
-        Who is connected as a user that is no longer there, or no longer the same, is disconnected.
+        Clients whose user is no longer there, or no longer the same, are disconnected.
 
         Args:
             users_config: Users of the lessons' account, in place of those that :func:`start_mesh` or the last call was
@@ -334,8 +334,8 @@ class Mesh:
         Args:
             one: A server, a region or a leaf node.
             other: Another one; the same region stands for the routes inside of it.
-            mode: ``"silent"``: nothing arrives and nobody is told, as when a cable is pulled; what was sent arrives
-                late, as TCP sends it again. ``"reset"``: connections break and new ones are refused, as when a
+            mode: ``"silent"``: nothing arrives and neither end learns of it, as when a cable is pulled; what was sent
+                arrives late, as TCP sends it again. ``"reset"``: connections break and new ones are refused, as when a
                 process dies.
 
         Raises:
@@ -369,7 +369,7 @@ class Mesh:
     async def close(self) -> None:
         """Close the clients, stop local servers, remove their stores; closing twice does nothing.
 
-        Containers and external servers stay as they are. Who is cancelled meanwhile waits until all is done.
+        Containers and external servers stay as they are. A caller that is cancelled meanwhile waits until all is done.
         """
         if not self._closed:
             self._closed = True

@@ -19,7 +19,7 @@ class PortBlock:
     """Ports that this process holds, on 127.0.0.1.
 
     Attributes:
-        dead: The lock's own port. Nothing listens there, and nothing can: whoever dials it is refused.
+        dead: The lock's own port. Nothing listens there, and nothing can: a server that dials it is refused.
     """
 
     def __init__(self, lock: socket.socket) -> None:

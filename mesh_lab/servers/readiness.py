@@ -54,7 +54,7 @@ class View:
     servers: Mapping[str, MeshServer]
     """The servers by name."""
     layout: Layout
-    """Who is joined to whom."""
+    """Which of them are joined."""
     connect: Callable[..., Awaitable[Client]]
     """Connects a client, by the arguments ``name`` and ``to`` of :meth:`mesh_lab.servers.mesh.Mesh.connect`."""
 
@@ -120,7 +120,7 @@ async def wait_until_ready(view: View, deadline: Deadline) -> None:
         NotReadyError: It was not; the message says what was missing.
         ServerExitedError: A server ended.
     """
-    # Through each server, so that each has told the others where it waits for answers.
+    # Through each server, so that each has sent the others the subject on which it waits for replies.
     through = [partial(api_replies, server=name) for name in view.layout.servers if name not in view.layout.leaves]
     first = (healthy, gateways_stand, one_meta_leader, leaf_nodes_connected)
     await wait_for(view, [*first, *through, reply_subjects_known, routed, placeable], deadline)
@@ -171,7 +171,7 @@ async def one_meta_leader(view: View) -> str:
     led = views.get(next(iter(leaders)))
     if len(leaders) > 1 or led is None:
         return f"the servers name {' and '.join(sorted(leader or 'nobody' for leader in leaders))} as meta leader"
-    # Each server has its own idea of who is there, and any of them may be asked to place a stream.
+    # Each server has its own list of peers, and any of them may be asked to place a stream.
     missed = {r["name"] for seen in views.values() for r in seen.get("replicas", []) if r.get("offline")}
     if missed:
         return f"{', '.join(sorted(missed))} not heard of everywhere"
@@ -208,7 +208,7 @@ async def reply_subjects_known(view: View) -> str:
     """Return the server that does not know where a peer waits for replies of JetStream's API.
 
     A server hears the API's answers on a subject that it makes up at the first request through it, and tells the
-    others of. Who makes a stream is asked by way of the leader: it may have the stream, and its answer dropped, before
+    others of. A request to make a stream goes by way of the leader: it may make the stream, and drop its reply, before
     it has heard of the subject. (nats-server 2.15.1, two busy cores: in 8 of 480 meshes.)
     """
     known = await ask({name: partial(monitor.routez, "subs=1") for name, monitor in view.members.items()})
@@ -265,8 +265,8 @@ async def no_place_for_streams(client: Client) -> str:
     """Return why some server could not hold a stream now, in the meta leader's words; nothing, if all could.
 
     A peer of which the leader knows the name, and not yet what it holds, is current in ``/jsz``, and no place for a
-    stream, for up to a quarter of a second: "peer offline". Only who places a stream is told. This asks for a place
-    that no server has, so that nothing is made, and the refusal gives all reasons.
+    stream, for up to a quarter of a second: "peer offline". Only a request to place a stream learns of it. This asks for
+    a place that no server has, so that nothing is made, and the refusal gives all reasons.
     (nats-server 2.15.1, processNewServer in server/events.go, selectPeerGroup in server/jetstream_cluster.go)
 
     Args:
