@@ -265,8 +265,8 @@ async def no_place_for_streams(client: Client) -> str:
     """Return why some server could not hold a stream now, in the meta leader's words; nothing, if all could.
 
     A peer of which the leader knows the name, and not yet what it holds, is current in ``/jsz``, and no place for a
-    stream, for up to a quarter of a second: "peer offline". Only a request to place a stream learns of it. This asks for
-    a place that no server has, so that nothing is made, and the refusal gives all reasons.
+    stream, for up to a quarter of a second: "peer offline". Only a request to place a stream learns of it. This one is
+    for a place that no server has, so that nothing is made, and the refusal gives all reasons.
     (nats-server 2.15.1, processNewServer in server/events.go, selectPeerGroup in server/jetstream_cluster.go)
 
     Args:
