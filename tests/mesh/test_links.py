@@ -197,7 +197,7 @@ async def test_a_cut_carries_nothing_and_the_mesh_is_whole_after_it_heals(region
 
 
 async def test_a_silent_cut_after_a_reset_refuses_nobody(regions) -> None:
-    (listen, *_) = (w["listen"] for w in regions._links._wanted if {w["dialler"], w["target"]} == {"eu-1", "eu-2"})
+    (listen, *_) = (w["listen"] for w in regions.links._wanted if {w["dialler"], w["target"]} == {"eu-1", "eu-2"})
     try:
         await regions.cut("eu-1", "eu-2", mode="reset")
         with pytest.raises(ConnectionRefusedError):
@@ -264,7 +264,7 @@ async def stored(js, stream: str) -> list[str]:
 
 
 async def test_no_connection_between_servers_gets_past_a_link(regions) -> None:
-    links = psutil.Process(regions._links.pid)
+    links = psutil.Process(regions.links.pid)
     through = {c.laddr.port for c in links.net_connections("inet")} | {
         c.raddr.port for c in links.net_connections("inet") if c.raddr
     }
