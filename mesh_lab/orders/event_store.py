@@ -75,7 +75,7 @@ async def create_worker_group(js: JetStreamContext, *, ack_wait: float = 5.0, ma
     )
 
 
-async def open_event_store(client: Client, *, replicas: int = 1, within: float = 30.0) -> StreamInfo:
+async def open_event_store(client: Client, *, replicas: int = 1) -> StreamInfo:
     """Make the stream and the workers' group where they are missing, and return information about the stream.
 
     What is there already stays as it is, also with other settings.
@@ -85,10 +85,9 @@ async def open_event_store(client: Client, *, replicas: int = 1, within: float =
     Args:
         client: A connected nats-py client.
         replicas: Servers that hold a copy, if the stream has to be made.
-        within: Seconds until it is too late.
 
     Raises:
-        nats.errors.TimeoutError: No leader replied in time.
+        nats.errors.TimeoutError: No leader replied in half a minute.
         nats.js.errors.APIError: The servers cannot make the stream as it is asked for.
     """
     js = client.jetstream(timeout=REPLY_WITHIN_S)
@@ -104,7 +103,7 @@ async def open_event_store(client: Client, *, replicas: int = 1, within: float =
             await create_worker_group(js)
         return info
 
-    return await retry(open_once, within=within)
+    return await retry(open_once)
 
 
 async def append(js: JetStreamContext, order: Order, event: Event, *, after: int) -> PubAck:
@@ -131,16 +130,15 @@ async def append(js: JetStreamContext, order: Order, event: Event, *, after: int
     )
 
 
-async def read_order(client: Client, order_id: str, *, region: str = "*") -> list[StoredEvent]:
+async def read_order(client: Client, order_id: str) -> list[StoredEvent]:
     """Return the events of one order so far, oldest first; an unknown order has none.
 
     Args:
         client: A connected nats-py client.
         order_id: The order.
-        region: Its region, if it is known.
     """
     js = client.jetstream()
-    subject = f"orders.{region}.{order_id}.*"
+    subject = f"orders.*.{order_id}.*"
     try:
         last = (await js.get_last_msg(STREAM, subject)).seq
     except nats.js.errors.NotFoundError:

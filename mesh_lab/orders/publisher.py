@@ -7,9 +7,11 @@ from nats.aio.client import Client
 from mesh_lab.orders.order import Order, encode
 from mesh_lab.patterns.windowed_publisher import WindowedPublisher
 
+WINDOW = 2_000  # acknowledgements that may be outstanding
+
 
 async def place_orders(
-    client: Client, orders: Iterable[Order], *, window: int = 2_000, progress: Callable[[int], None] | None = None
+    client: Client, orders: Iterable[Order], *, progress: Callable[[int], None] | None = None
 ) -> int:
     """Publish the ``placed`` event of each order and return how many are stored.
 
@@ -19,7 +21,6 @@ async def place_orders(
     Args:
         client: A connected nats-py client.
         orders: What to place.
-        window: Acknowledgements that may be outstanding.
         progress: Called with the number of orders stored since its last call.
 
     Raises:
@@ -27,10 +28,10 @@ async def place_orders(
         UnknownOutcomeError: No reply came for an order within the retry budget.
     """
     reported = 0
-    async with WindowedPublisher(client, window=window) as publisher:
+    async with WindowedPublisher(client, window=WINDOW) as publisher:
         for number, order in enumerate(orders):
             await publisher.publish(order.subject("placed"), encode(order), msg_id=order.msg_id("placed"))
-            if progress is not None and number % window == 0:
+            if progress is not None and number % WINDOW == 0:
                 progress(publisher.stored - reported)
                 reported = publisher.stored
         await publisher.flush()

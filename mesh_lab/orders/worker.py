@@ -19,6 +19,7 @@ from mesh_lab.patterns.jetstream_api import Ack
 from mesh_lab.patterns.pull_consumer import PullConsumer
 from mesh_lab.patterns.windowed_publisher import Failure, WindowedPublisher
 
+PREFETCH, WINDOW = 500, 2_000  # orders requested ahead of the work, and events that may be outstanding
 REJECTED = "rejected.orders"
 """Subject of reports about messages that are no orders; the stream keeps the message itself."""
 
@@ -31,18 +32,10 @@ class Worker:
         rejected: Messages that were no orders.
     """
 
-    def __init__(self, client: Client, *, prefetch: int = 500, window: int = 2_000) -> None:
-        """Prepare.
-
-        Args:
-            client: A connected nats-py client.
-            prefetch: Orders asked for ahead of the work.
-            window: Events whose acknowledgement may be outstanding.
-        """
+    def __init__(self, client: Client) -> None:
+        """Prepare; ``client`` is a connected nats-py client."""
         self.processed = self.rejected = 0
         self._client = client
-        self._prefetch = prefetch
-        self._window = window
         self._open = 0
         self._steps: asyncio.Queue[tuple[Msg, Order, tuple[Event, ...]] | Failure] = asyncio.Queue()
         self._idle = asyncio.Event()
@@ -60,10 +53,7 @@ class Worker:
             nats.errors.ConnectionClosedError: The client was closed.
         """
         try:
-            async with (
-                WindowedPublisher(self._client, window=self._window) as publisher,
-                asyncio.TaskGroup() as tasks,
-            ):
+            async with WindowedPublisher(self._client, window=WINDOW) as publisher, asyncio.TaskGroup() as tasks:
                 steps = tasks.create_task(self._take_steps(publisher))
                 intake = tasks.create_task(self._take_orders())
                 if stop is None:
@@ -80,12 +70,12 @@ class Worker:
             raise group.exceptions[0] from None
 
     async def _take_orders(self) -> None:
-        async with PullConsumer(self._client, STREAM, WORKERS, prefetch=self._prefetch) as consumer:
+        async with PullConsumer(self._client, STREAM, WORKERS, prefetch=PREFETCH) as consumer:
             async for batch in consumer.batches():
                 for msg in batch:
                     await self._take(msg)
                 # Order after order, but never more in hand than the window lets out.
-                while self._open >= self._window:
+                while self._open >= WINDOW:
                     self._idle.clear()
                     await self._idle.wait()
 

@@ -69,8 +69,6 @@ PERMANENT_ERR_CODES = frozenset(
     | {10028, 10047, 10077}
 )
 """The server's code for these is 500 or 503 all the same."""
-TRANSIENT_STATUS = frozenset({"Leadership Change", "Server Shutdown", "Exceeded MaxWaiting"})
-"""Descriptions of status 409, a consumer's reply to a request for messages, after which to request again."""
 WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
 """``err_code`` of a conditional write that came too late; 10164 where several were under way on a replicated stream."""
 
@@ -99,9 +97,7 @@ def is_transient(err: BaseException | ApiError) -> bool:
     number, code = _number(err, "err_code"), _number(err, "code")
     if number in PERMANENT_ERR_CODES:
         return False
-    if number in TRANSIENT_ERR_CODES or code == 429 or code >= 500 or isinstance(err, ServiceUnavailableError):
-        return True
-    return code == 409 and getattr(err, "description", "") in TRANSIENT_STATUS
+    return number in TRANSIENT_ERR_CODES or code == 429 or code >= 500 or isinstance(err, ServiceUnavailableError)
 
 
 def _number(err: Any, name: str) -> int:

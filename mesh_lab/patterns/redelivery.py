@@ -91,7 +91,7 @@ async def consume_with_retries(
     nats-py takes a message with a header ``Status`` for a server's own, and fails; keep such headers out of the stream.
 
     Raises:
-        nats.js.errors.APIError: The consumer was deleted, or is none that messages can be requested from.
+        nats.js.errors.APIError: The servers refuse a request for messages, and would again.
         nats.js.errors.NoStreamResponseError: No stream takes the dead letters; the message in hand was not taken off.
         TimeoutError: The stream for them did not reply in time, likewise.
         PublishRefusedError: A letter is too large with its payload, which the stream would not keep either.

@@ -3,13 +3,12 @@
 import asyncio
 import time
 from collections import Counter
-from functools import partial
 from itertools import pairwise
 
 import pytest
 from nats.errors import ConnectionClosedError
 from nats.js.api import ConsumerConfig
-from nats.js.errors import APIError, NoStreamResponseError
+from nats.js.errors import NoStreamResponseError
 
 from mesh_lab.errors import CircuitOpenError, PoisonMessageError, PublishRefusedError
 from mesh_lab.patterns.jetstream_wait import wait_routable
@@ -253,19 +252,6 @@ async def test_a_header_that_nats_py_cannot_send_is_left_out(mesh: Mesh) -> None
         [letter] = await desk.letters()
         assert letter.headers["Trace"] == "kept"
         assert "A/B" not in letter.headers
-
-
-async def test_a_worker_whose_consumer_is_deleted_ends(mesh: Mesh) -> None:
-    async with Desk(mesh) as desk:
-        working = desk.work(lambda msg: asyncio.sleep(0))
-        await eventually(partial(_waits_for_messages, desk), within=5.0)
-        await desk.js.delete_consumer("WORK", "desk")
-        with pytest.raises(APIError, match="Consumer Deleted"):
-            await asyncio.wait_for(working, 5.0)
-
-
-async def _waits_for_messages(desk: Desk) -> bool:
-    return bool((await desk.js.consumer_info("WORK", "desk")).num_waiting)
 
 
 async def test_a_worker_whose_client_is_closed_ends(mesh: Mesh) -> None:

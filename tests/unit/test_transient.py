@@ -55,11 +55,6 @@ REPLIES = [
     (400, 10071, "wrong last sequence: 7", PERMANENT, "read again, and decide again"),
     (400, 10164, "wrong last sequence", PERMANENT, "likewise"),
     (400, 10201, "atomic publish batch contains duplicate message id", PERMANENT, "the stream has it"),
-    (409, None, "Leadership Change", TRANSIENT, "the consumer's new leader takes the next request"),
-    (409, None, "Server Shutdown", TRANSIENT, "likewise"),
-    (409, None, "Exceeded MaxWaiting", TRANSIENT, "other requests are served"),
-    (409, None, "Consumer Deleted", PERMANENT, "nobody replies for it again"),
-    (409, None, "Consumer is push based", PERMANENT, "a configuration"),
 ]
 
 
@@ -67,14 +62,14 @@ REPLIES = [
     ("code", "err_code", "description", "verdict", "reason"), REPLIES, ids=lambda value: str(value)[:40]
 )
 def test_a_reply_of_the_server_is_transient_or_not_in_either_form(
-    code: int, err_code: int | None, description: str, verdict: bool, reason: str
+    code: int, err_code: int, description: str, verdict: bool, reason: str
 ) -> None:
     try:
         raised: APIError = APIError.from_error({"code": code, "err_code": err_code, "description": description})
     except APIError as err:
         raised = err
     assert is_transient(raised) is verdict, reason
-    assert is_transient(ApiError(code, err_code or 0, description)) is verdict or err_code is None, reason
+    assert is_transient(ApiError(code, err_code, description)) is verdict, reason
 
 
 @pytest.mark.parametrize(
