@@ -6,8 +6,9 @@
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mesh_lab.errors import MeshLabError, StoreError
 from mesh_lab.measure.local_store import data_dir, open_store
@@ -18,15 +19,23 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MISSING = "—"
-COLUMNS = (
-    "name, kind, messages, elapsed_s, payload_bytes, lost, duplicates, server_version, client_version, python_version"
-)
+COLUMNS: dict[str, Callable[[Any], Any]] = {
+    "name": str,
+    "kind": str,
+    "messages": int,  # pandas hands out numbers of its own kinds, which SQLite would keep as bytes
+    "elapsed_s": lambda seconds: json.dumps([float(one) for one in seconds]),
+    "payload_bytes": int,
+    "lost": int,
+    "duplicates": int,
+    "server_version": str,
+    "client_version": str,
+    "python_version": str,
+}
+"""The fields of a measurement, and how each is stored."""
 TABLE = (
-    "measurements (id INTEGER PRIMARY KEY, notebook TEXT NOT NULL, "
-    "recorded_at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP, name TEXT NOT NULL, kind TEXT NOT NULL, "
-    "messages INTEGER NOT NULL, elapsed_s TEXT NOT NULL, payload_bytes INTEGER NOT NULL, lost INTEGER NOT NULL, "
-    "duplicates INTEGER NOT NULL, server_version TEXT NOT NULL, client_version TEXT NOT NULL, "
-    "python_version TEXT NOT NULL)"
+    "measurements (id INTEGER PRIMARY KEY, notebook TEXT NOT NULL, recorded_at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP"
+    + "".join(f", {name} {'INTEGER' if store is int else 'TEXT'} NOT NULL" for name, store in COLUMNS.items())
+    + ")"
 )
 
 
@@ -45,24 +54,10 @@ def record(notebook: str, measurement: Measurement) -> Measurement:
     """
     if not notebook.strip():
         raise ValueError("a measurement is kept under its notebook's name, and the name is empty")
+    values = [notebook, *(store(getattr(measurement, name)) for name, store in COLUMNS.items())]
     with open_store("ledger", TABLE) as database:
-        database.execute(
-            f"INSERT INTO measurements (notebook, {COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
-            (
-                notebook,
-                measurement.name,
-                measurement.kind,
-                # pandas hands out numbers of its own kinds, which SQLite would keep as bytes
-                int(measurement.messages),
-                json.dumps([float(seconds) for seconds in measurement.elapsed_s]),
-                int(measurement.payload_bytes),
-                int(measurement.lost),
-                int(measurement.duplicates),
-                measurement.server_version,
-                measurement.client_version,
-                measurement.python_version,
-            ),
-        )
+        places = ", ".join("?" for _ in values)
+        database.execute(f"INSERT INTO measurements (notebook, {', '.join(COLUMNS)}) VALUES ({places})", values)  # noqa: S608
     return measurement
 
 
@@ -133,12 +128,12 @@ def export_reference(path: Path = REFERENCE) -> Path:
 
 def _read() -> list[tuple[str, Measurement]]:
     """Return every notebook's name and measurement, oldest first."""
+    columns = ", ".join(COLUMNS)
     with open_store("ledger", TABLE) as database:
-        found = database.execute(f"SELECT notebook, {COLUMNS} FROM measurements ORDER BY id").fetchall()  # noqa: S608
-    fields = COLUMNS.split(", ")
+        found = database.execute(f"SELECT notebook, {columns} FROM measurements ORDER BY id").fetchall()  # noqa: S608
     measurements = []
     for notebook, *values in found:
-        facts = dict(zip(fields, values, strict=True))
+        facts = dict(zip(COLUMNS, values, strict=True))
         try:
             facts["elapsed_s"] = tuple(json.loads(facts["elapsed_s"]))
             measurements.append((notebook, Measurement(**facts)))
