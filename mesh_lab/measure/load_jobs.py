@@ -11,7 +11,7 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 from nats.aio.client import Client
@@ -94,7 +94,7 @@ class Job(msgspec.Struct, Generic[R_co], frozen=True, kw_only=True, forbid_unkno
     within: float
     """Seconds until the child must be done."""
 
-    survives_reconnect: ClassVar[bool] = False
+    survives_reconnect: bool = False
     """Whether the job notices what a broken connection cost, because it sends it again or counts it as lost.
 
     For the others a broken connection is an error: they would count as published what never left.
@@ -167,23 +167,15 @@ class Publish(NumberedJob[Sent], frozen=True, kw_only=True):
 
 
 class PublishAcknowledged(NumberedJob[Sent], frozen=True, kw_only=True):
-    """Publish to JetStream with ``js.publish``: the next message leaves when the one before is stored."""
-
-    async def __call__(self, client: Client, parent: Parent) -> Sent:
-        await wait_interest(client, self.subject)
-        return await publish_one_by_one(client, parent, self.messages())
-
-
-class PublishWindowed(NumberedJob[Sent], frozen=True, kw_only=True):
-    """Publish to JetStream with many acknowledgements outstanding."""
+    """Publish to JetStream once a stream listens: with ``js.publish``, or with many acknowledgements outstanding."""
 
     window: int
-    """Messages that may wait for their acknowledgement at a time."""
-
-    survives_reconnect = True
+    """Messages that may wait for their acknowledgement at a time; with 1, the next leaves when the last is stored."""
 
     async def __call__(self, client: Client, parent: Parent) -> Sent:
         await wait_interest(client, self.subject)
+        if self.window == 1:
+            return await publish_one_by_one(client, parent, self.messages())
         mark = self.mark.hex()
         messages = ((*message, f"{mark}-{n}") for n, message in enumerate(self.messages(), self.first))
         return await publish_windowed(client, parent, messages, window=self.window)
@@ -199,7 +191,7 @@ class Receive(NumberedJob[Received], frozen=True, kw_only=True):
     queue: str = ""
     """Queue group; empty for none."""
 
-    survives_reconnect = True
+    survives_reconnect: bool = True
 
     async def __call__(self, client: Client, parent: Parent) -> Received:
         run, count, seen = self.mark, self.count, bytearray(self.count)

@@ -45,7 +45,7 @@ class Paced(NumberedJob[PacedResult], frozen=True, kw_only=True):
     payloads: list[bytes]
     patience: float
 
-    survives_reconnect = True
+    survives_reconnect: bool = True
 
     def new_event_loop(self) -> asyncio.AbstractEventLoop:
         """Return a loop that waits with ``select``.
