@@ -59,7 +59,7 @@ class Writers:
             self._clients.append(await self._mesh.connect(name=name, to=server))
         self._began = time.monotonic()
         self._tasks = [
-            asyncio.create_task(self._write(client, name, _for_ever(orders[n :: self._number], name)))
+            asyncio.create_task(self._write(client, name, _endlessly(orders[n :: self._number], name)))
             for n, (client, name) in enumerate(zip(self._clients, names, strict=True))
         ]
         return self
@@ -105,46 +105,26 @@ class Writers:
                 if self._stopping:
                     return
                 began_s = self.now_s
-                end: Ack | Failure | None = None
+                outcome: Outcome = "unknown"
+                seq, ends = 0, asyncio.Queue[Ack | Failure]()
                 try:
-                    end = await _place(publisher, order)
-                finally:  # also when it is cancelled: then its end is unknown
-                    self.history.add(
-                        Attempt(
-                            writer=writer,
-                            number=number,
-                            id=order.id,
-                            began_s=began_s,
-                            ended_s=self.now_s,
-                            outcome=_outcome(end),
-                            seq=end.seq if isinstance(end, Ack) else 0,
-                        )
+                    await publisher.publish(
+                        order.subject("placed"),
+                        encode(order),
+                        msg_id=order.id,
+                        on_stored=ends.put_nowait,
+                        on_failed=ends.put_nowait,
                     )
+                    match await ends.get():
+                        case Ack(seq=seq):
+                            outcome = "stored"
+                        case PublishRefusedError():
+                            outcome = "refused"
+                finally:  # also when it is cancelled: then its end is unknown
+                    self.history.add(Attempt(writer, number, order.id, began_s, self.now_s, outcome, seq))
 
 
-async def _place(publisher: WindowedPublisher, order: Order) -> Ack | Failure:
-    """Publish an order and return what became of it."""
-    ends: asyncio.Queue[Ack | Failure] = asyncio.Queue()
-    await publisher.publish(
-        order.subject("placed"),
-        encode(order),
-        msg_id=order.id,
-        on_stored=ends.put_nowait,
-        on_failed=ends.put_nowait,
-    )
-    return await ends.get()
-
-
-def _outcome(end: Ack | Failure | None) -> Outcome:
-    match end:
-        case Ack():
-            return "stored"
-        case PublishRefusedError():
-            return "refused"
-    return "unknown"
-
-
-def _for_ever(orders: list[Order], writer: str) -> Iterator[Order]:
+def _endlessly(orders: list[Order], writer: str) -> Iterator[Order]:
     """Yield real orders, over and over, each under an id that no other order of the run has."""
     for round_ in count():
         for order in orders:
