@@ -31,7 +31,7 @@ def permissions(*, publish=("orders.*.*.shipped", NEXT, ACK), subscribe=("_INBOX
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (None, "NoneType was returned"),
+        (None, "None was returned"),
         ("publish: [", "the server did not understand it"),
         (permissions(subscribe=["_INBOX_billing.>"]), "may not listen to its inbox"),
         (permissions(publish=["orders.*.*.shipped", ACK]), "asked for an order and got none"),
@@ -108,7 +108,7 @@ def entering(*, verify=True, hostname=True, signs=True, complains=True, trust=Tr
         (entering(hostname=False), "whoever has a certificate of that authority could pose as the server"),
         (entering(complains=False), "complain did not hear of it"),
         (entering(connected=False), "a client that is not connected was returned"),
-        (entering(client=False), "NoneType was returned"),
+        (entering(client=False), "None was returned"),
     ],
     ids=["no check of the server", "any name", "deaf", "closed", "no client"],
 )

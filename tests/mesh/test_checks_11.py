@@ -78,7 +78,7 @@ def watching(*, once=True, per_user=True, early=0, subject="$SYS.SERVER.*.CLIENT
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (watching(returns=False), "NoneType was returned"),
+        (watching(returns=False), "None was returned"),
         (watching(once=False), "alarms came for ['ben', 'carl', 'carl', 'carl']"),
         (watching(per_user=False), "alarms came for ['ben']"),
         (watching(early=1), "alarms came for ['anna', 'ben', 'carl']"),

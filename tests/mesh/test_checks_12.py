@@ -212,7 +212,7 @@ def running(*, reverse=True, undo=True, retries=5, raises="same", own=False, sto
         (running(retries=1), "undoing failed 4 times"),
         (running(retries=1, stops=False), "undoing failed 4 times"),
         (running(), "undoing failed 5 times"),
-        (running(raises="nothing"), "NoneType was raised; expected the error of the step"),
+        (running(raises="nothing"), "nothing was raised; expected the error of the step"),
         (running(raises="another"), "RuntimeError was raised; expected the error of the step"),
     ],
     ids=[
