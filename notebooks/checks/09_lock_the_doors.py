@@ -10,11 +10,11 @@ import nats.errors
 from nats.aio.client import Client
 from nats.js.api import ConsumerConfig
 
+from mesh_lab import Mesh
 from mesh_lab.errors import BadConfigError
 from mesh_lab.notebook.exercises import NotYet, Trial, exercise
 from mesh_lab.patterns import cancel_and_join, eventually, flush_through, retry, wait_routable
 from mesh_lab.security import Authority, Key
-from mesh_lab.servers.mesh import Mesh
 
 REFUSED_WITHIN_S = 3.0
 ACKNOWLEDGED_WITHIN_S = 3.0
