@@ -183,7 +183,7 @@ async def test_an_order_that_was_synced_outlives_a_power_cut():
 
 @needs_power_cut
 @pytest.mark.parametrize("before", ["", "trap '' INT; "], ids=["in front", "a script's background job"])
-async def test_a_power_cut_that_is_told_to_end_leaves_no_disk(before, tmp_path):
+async def test_a_power_cut_that_is_ended_early_leaves_no_disk(before, tmp_path):
     power_cuts = shlex.join([sys.executable, "-m", "mesh_lab.cli", "chaos", "--power-cut", "--seconds", "30"])
     command = ["sh", "-c", f"{before}exec {power_cuts}"]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}

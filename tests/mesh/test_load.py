@@ -110,7 +110,7 @@ async def test_no_message_is_lost_while_a_subscription_travels_to_another_server
         assert (run.lost, run.duplicates) == (0, 0)
 
 
-async def test_a_message_that_somebody_else_took_is_counted_as_lost(mesh: Mesh, client: Client) -> None:
+async def test_a_message_that_another_member_took_is_counted_as_lost(mesh: Mesh, client: Client) -> None:
     stolen = []
 
     async def steal(msg):
@@ -123,7 +123,7 @@ async def test_a_message_that_somebody_else_took_is_counted_as_lost(mesh: Mesh, 
     assert (run.messages, run.lost, run.duplicates) == (2_000, len(stolen), 0)
 
 
-async def test_a_message_that_somebody_sent_again_is_counted_as_a_duplicate(mesh: Mesh, client: Client) -> None:
+async def test_a_message_that_was_sent_again_is_counted_as_a_duplicate(mesh: Mesh, client: Client) -> None:
     repeated = []
 
     async def repeat(msg):
@@ -139,7 +139,7 @@ async def test_a_message_that_somebody_sent_again_is_counted_as_a_duplicate(mesh
     assert (run.lost, run.duplicates) == (0, 1)
 
 
-async def test_messages_of_somebody_else_are_not_counted(mesh: Mesh, client: Client) -> None:
+async def test_other_messages_on_the_subject_are_not_counted(mesh: Mesh, client: Client) -> None:
     running = asyncio.create_task(deliver_load(mesh.connect_options(), messages=5_000, subject="orders.eu.x.placed"))
     while not running.done():
         for payload in (b"", b"short", b"not the run's mark"):
@@ -176,7 +176,7 @@ async def test_a_child_that_fails_shows_its_traceback(mesh: Mesh) -> None:
         await publish_load(mesh.connect_options(), messages=10, acknowledged=True)
 
 
-async def test_a_wrong_password_is_said_and_the_right_one_is_not(mesh: Mesh) -> None:
+async def test_a_wrong_password_is_reported_and_the_right_one_is_not_shown(mesh: Mesh) -> None:
     options = mesh.connect_options()
     with pytest.raises(ProcessEndedError, match=r"no server took the connection: .*Authorization") as caught:
         await publish_load({**options, "password": "made-up"}, messages=10)

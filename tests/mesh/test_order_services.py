@@ -148,7 +148,7 @@ async def test_bytes_that_are_no_text_are_reported_as_well(client: Client, store
         await asyncio.wait({working})
 
 
-async def test_a_worker_whose_event_is_refused_ends_also_when_it_was_told_to_stop(client: Client, store) -> None:
+async def test_a_worker_whose_event_is_refused_ends_also_when_it_has_to_stop(client: Client, store) -> None:
     await place_orders(client, read_orders(first=5))
     config = (await store.stream_info(STREAM)).config
     config.max_msgs, config.discard = 5, "new"
@@ -213,7 +213,7 @@ async def test_the_main_job_is_exact_while_the_streams_leader_is_killed_and_rest
 
 
 @pytest.mark.parametrize(("doomed", "outcome"), [({"worker-1"}, "exact"), ({"worker-1", "worker-2"}, "failed")])
-async def test_the_main_job_bears_the_death_of_a_worker_but_not_of_all(doomed: set[str], outcome: str) -> None:
+async def test_the_main_job_tolerates_the_death_of_a_worker_but_not_of_all(doomed: set[str], outcome: str) -> None:
     def kill_workers(summary: Summary) -> None:
         if summary.totals.orders > 1_000:
             for child in psutil.Process().children():
@@ -293,9 +293,7 @@ async def test_a_doubled_event_and_a_changed_amount_are_found(client: Client, st
 
 
 @pytest.mark.parametrize("service", ["worker", "read-model", "bulk-reader"])
-async def test_a_service_that_is_told_to_stop_reports_and_has_nothing_to_complain_of(
-    mesh: Mesh, client, service
-) -> None:
+async def test_a_service_that_has_to_stop_reports_and_logs_no_error(mesh: Mesh, client, service) -> None:
     options = mesh.connect_options()
     urls = [url.replace("://", f"://{options['user']}:{options['password']}@") for url in options["servers"]]
     command = [sys.executable, "-m", "mesh_lab.orders", service, "--replicas=3", f"--name={service}-told"]

@@ -97,7 +97,7 @@ async def test_a_services_reply_is_no_acknowledgement(mesh: Mesh, desk: Client) 
     assert (await paced_load(**load, until="reply")).answered == 20
 
 
-async def test_what_was_published_is_received_and_nothing_of_somebody_else_counts(mesh: Mesh, desk: Client) -> None:
+async def test_what_was_published_is_received_and_no_other_message_counts(mesh: Mesh, desk: Client) -> None:
     load = paced_load(near(mesh), subject="paced.heard.{n}", rate_per_s=500, seconds=0.5, until="received")
     running = asyncio.create_task(load)
     while not running.done():
@@ -109,7 +109,7 @@ async def test_what_was_published_is_received_and_nothing_of_somebody_else_count
     assert run.percentile_ms(100) > 0
 
 
-async def test_nobody_there_is_told_from_nobody_who_answers(mesh: Mesh, desk: Client) -> None:
+async def test_no_responder_is_distinguished_from_no_reply(mesh: Mesh, desk: Client) -> None:
     async def stay_silent(msg: Msg) -> None:
         return
 
