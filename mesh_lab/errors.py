@@ -168,7 +168,15 @@ class StoreFormatError(MeshLabError, ValueError):
 
 
 class InvariantBrokenError(MeshLabError, AssertionError):
-    """A chaos run lost, doubled or reversed an order; the message says how many and which."""
+    """A chaos run lost, doubled or reversed an order.
+
+    Attributes:
+        broken: The ids of the orders, by how the promise was broken: ``lost``, ``doubled``, ``reversed`` and so on.
+    """
+
+    def __init__(self, message: str, *, broken: Mapping[str, tuple[str, ...]]) -> None:
+        super().__init__(message)
+        self.broken = broken
 
 
 class NoPowerCutError(MeshLabError, PermissionError):

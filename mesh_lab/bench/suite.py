@@ -126,7 +126,10 @@ async def run_once(mesh: Mesh, case: BenchCase, setup: StreamSetup) -> tuple[Run
             [first], workers = await run_children(jobs[:1], jobs[1:], within=WITHIN_S)
             stored = (await js.stream_info(bulk_lane.STREAM if case.bulk else STREAM)).state.messages
             if not case.bulk and stored != count:
-                raise WrongTotalsError(f"{case.name}: the stream holds {stored:,} messages, expected {count:,}")
+                raise WrongTotalsError(
+                    f"{case.name}: the stream holds {stored:,} messages, expected {count:,}",
+                    differences={"messages": stored - count},
+                )
             for result in (first, *workers):
                 check_counts(case, count, result)
             ended_ns = max(result.ended_ns for result in (first, *workers))
@@ -183,13 +186,17 @@ def check_counts(case: BenchCase, count: int, result: Result) -> None:
         WrongTotalsError: It did not.
     """
     if isinstance(result, Consumed) and result.received != count:
-        raise WrongTotalsError(f"{case.name}: {result.received:,} messages received, expected {count:,}")
+        raise WrongTotalsError(
+            f"{case.name}: {result.received:,} messages received, expected {count:,}",
+            differences={"messages": result.received - count},
+        )
     if isinstance(result, Counted):
         received = result.totals.orders + result.doubled
         if received != count or result.doubled:
             raise WrongTotalsError(
                 f"{case.name}: the worker counted {received:,} orders, {result.doubled:,} of them twice, "
-                f"expected {count:,}, each once"
+                f"expected {count:,}, each once",
+                differences={"orders": received - count, "orders counted twice": result.doubled},
             )
         repeats = count // EVERYTHING.orders
         if count == repeats * EVERYTHING.orders:

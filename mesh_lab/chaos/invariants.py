@@ -78,7 +78,7 @@ class Audit:
             InvariantBrokenError: It was not; the message says how, with the first ids.
         """
         if not self.valid:
-            raise InvariantBrokenError(f"the stream broke its promise: {self}")
+            raise InvariantBrokenError(f"the stream broke its promise: {self}", broken=self.broken)
 
 
 def audit(history: History, stored: Sequence[Stored], replicas: Mapping[str, Sequence[Stored]] | None = None) -> Audit:
