@@ -1,0 +1,98 @@
+"""Faults of nats-server 2.15 that the package works around.
+
+Most are races between servers, met once in ten to sixty meshes, which nothing outside the servers can bring about at
+will. ``RACES`` names them with their places, so that whoever upgrades the server knows what to count again. One has
+the same outcome every time, and its test fails on the day it is repaired.
+"""
+
+import json
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from workarounds import Workaround, works_around
+
+from mesh_lab.patterns.wait import eventually
+from mesh_lab.servers.binary import find_server
+from mesh_lab.servers.ports import PortBlock
+
+RACES = [
+    Workaround(
+        "two servers that dial each other at the same moment both hang up, and try again after a second",
+        ("mesh_lab/servers:reConnectToRoute",),
+        issue="https://github.com/nats-io/nats-server/pull/547",
+    ),
+    Workaround(
+        "a peer that is current in /jsz is no place for a stream for a quarter of a second: peer offline",
+        ("mesh_lab/servers:selectPeerGroup",),
+    ),
+    Workaround(
+        "the reply to who makes a stream is dropped by a server that has not heard of its subject yet",
+        ("mesh_lab/servers:8 of 480 meshes",),
+    ),
+    Workaround(
+        "a stream that its own leader has confirmed is not found by the meta leader for a moment",
+        ("mesh_lab/patterns/jetstream_wait.py:wait_stream",),
+    ),
+]
+# Without a repair the second try comes after 4 to 9 s (server/raft.go), with one the first would do, within 2 s.
+FIRST_TRY_S, SECOND_TRY_S = 3.5, 20.0
+
+
+@works_around(
+    "servers that gateways join try to elect a meta leader before they dial each other, and then wait for seconds",
+    "mesh_lab/servers/local.py:elect_at_once",
+)
+async def test_regions_elect_their_first_meta_leader_only_at_the_second_try(tmp_path: Path) -> None:
+    ports = PortBlock.reserve()
+    gateways = {region: ports.take() for region in ("eu", "us")}
+    monitors = {region: ports.take() for region in gateways}
+    servers: list[subprocess.Popen[bytes]] = []
+    began = time.monotonic()
+    try:
+        for region in gateways:
+            config = _config(region, ports.take(), ports.take(), monitors[region], gateways, tmp_path / region)
+            path = tmp_path / f"{region}.conf"
+            path.write_text(config)
+            log = tmp_path / f"{region}.log"
+            servers.append(subprocess.Popen([find_server().path, "-c", path, "-l", log], stdin=subprocess.DEVNULL))
+        await eventually(lambda: _leader(monitors["eu"]), within=SECOND_TRY_S)
+        took = time.monotonic() - began
+    finally:
+        for server in servers:
+            server.kill()
+            server.wait()
+        ports.release()
+    assert took > FIRST_TRY_S
+
+
+def _config(region: str, client: int, cluster: int, monitor: int, gateways: dict[str, int], store: Path) -> str:
+    joined = "\n".join(
+        f'    {{ name: "{name}", url: "nats://127.0.0.1:{port}" }}' for name, port in gateways.items() if name != region
+    )
+    return f"""
+server_name: {region}-1
+listen: 127.0.0.1:{client}
+http: 127.0.0.1:{monitor}
+jetstream {{ store_dir: {json.dumps(str(store))} }}
+cluster {{ name: {region}, listen: 127.0.0.1:{cluster}, routes: [nats://127.0.0.1:{cluster}] }}
+gateway {{
+  name: {region}
+  listen: 127.0.0.1:{gateways[region]}
+  gateways: [
+{joined}
+  ]
+}}
+system_account: SYS
+accounts {{ SYS {{ users: [{{ user: sys, password: sys }}] }} }}
+"""
+
+
+def _leader(monitor: int) -> str | None:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{monitor}/jsz", timeout=2) as answer:
+            return json.load(answer).get("meta_cluster", {}).get("leader")
+    except (urllib.error.URLError, ConnectionError, TimeoutError):
+        return None
