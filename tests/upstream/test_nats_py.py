@@ -44,7 +44,7 @@ async def connect(server: Wire, **options: object) -> Client:
 @works_around(
     "flush writes its PING ahead of what publish left in the buffer",
     "mesh_lab/patterns/jetstream_wait.py:flush_through",
-    "mesh_lab/measure/load_jobs.py:publish",
+    "mesh_lab/measure:writes its PING past the messages",
     "notebooks/04_measure_without_lying.ipynb:sends its PING past what it still buffers",
 )
 async def test_a_flush_overtakes_what_was_published_before_it(server: Wire) -> None:
@@ -114,7 +114,7 @@ async def test_connect_returns_although_the_server_hung_up(server: Wire) -> None
 
 @works_around(
     "publish compares the payload with max_payload, without the headers that the server counts as well",
-    "mesh_lab/patterns/dead_letters.py:_kept",
+    "mesh_lab/patterns:compares the payload alone",
     "notebooks/01_publish_and_subscribe.ipynb:checks the payload alone",
 )
 async def test_a_full_payload_with_a_header_passes_the_client(server: Wire) -> None:

@@ -43,7 +43,7 @@ FIRST_TRY_S, SECOND_TRY_S = 3.5, 20.0
 
 @works_around(
     "servers that gateways join try to elect a meta leader before they dial each other, and then wait for seconds",
-    "mesh_lab/servers/local.py:elect_at_once",
+    "mesh_lab/servers/local.py:_elect_at_once",
 )
 async def test_regions_elect_their_first_meta_leader_only_at_the_second_try(tmp_path: Path) -> None:
     ports = PortBlock.reserve()
