@@ -67,17 +67,13 @@ class ChildProcess:
             log: File to which its standard error is appended, and its standard output where that is no pipe;
                 ``None`` for a temporary file that :meth:`close` removes.
             owner: Mark by which a mesh's guard finds and kills it; ``""`` for none, ``None`` for this process's own.
-            environment: Variables on top of this process's own.
+            environment: Variables on top of those that this process has when it starts it.
             stdin: Whether it can be sent lines; without, its standard input is empty.
             stdout: Whether it can be heard: :meth:`receive` and :meth:`rest`.
         """
         self.name, self.log_file = name, log
         self._command = list(command)
-        self._environment = {**os.environ, **(environment or {})}
-        if owner is not None:
-            self._environment[OWNER_VARIABLE] = owner
-        if not self._environment.get(OWNER_VARIABLE):
-            self._environment.pop(OWNER_VARIABLE, None)
+        self._variables = {**(environment or {}), **({} if owner is None else {OWNER_VARIABLE: owner})}
         self._stdin, self._stdout = stdin, stdout
         self._unnamed_log: IO[bytes] | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -92,6 +88,9 @@ class ChildProcess:
         if self.log_file is None:
             # A file, because a pipe that nobody reads would stop a child that prints much.
             self._unnamed_log = self._unnamed_log or tempfile.TemporaryFile()  # noqa: SIM115  # close() closes it
+        variables = {**os.environ, **self._variables}
+        if not variables.get(OWNER_VARIABLE):
+            variables.pop(OWNER_VARIABLE, None)
         with contextlib.ExitStack() as opened:
             log = self._unnamed_log or opened.enter_context(Path(str(self.log_file)).open("ab"))
             self._process = subprocess.Popen(
@@ -99,7 +98,7 @@ class ChildProcess:
                 stdin=subprocess.PIPE if self._stdin else subprocess.DEVNULL,
                 stdout=subprocess.PIPE if self._stdout else log,
                 stderr=log,
-                env=self._environment,
+                env=variables,
                 start_new_session=True,
                 creationflags=_FLAGS,
             )
@@ -220,6 +219,7 @@ class ChildProcess:
             self._process.stdout.close()
         if self._unnamed_log is not None:
             self._unnamed_log.close()
+            self._unnamed_log = None
 
     def log(self, *, last: int | None = None) -> str:
         """Return its log since it was started first.
@@ -229,7 +229,7 @@ class ChildProcess:
         """
         if self.log_file is not None:
             text = self.log_file.read_bytes() if self.log_file.exists() else b""
-        elif self._unnamed_log is not None and not self._unnamed_log.closed:
+        elif self._unnamed_log is not None:
             text = _content(self._unnamed_log)
         else:
             text = b""

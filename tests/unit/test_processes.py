@@ -74,6 +74,16 @@ def test_a_mark_is_inherited_unless_another_is_given(monkeypatch: pytest.MonkeyP
     process.close()
 
 
+def test_a_child_that_is_started_again_has_the_variables_of_that_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEY", "wrong")
+    process = child("import os; print(os.environ['KEY'], os.environ['OWN'])", environment={"OWN": "x"}, stdout=True)
+    assert process.start().receive() == b"wrong x"
+    process.close()
+    monkeypatch.setenv("KEY", "right")
+    assert process.start().receive() == b"right x"
+    process.close()
+
+
 def test_the_error_of_a_dead_child_names_exit_code_and_last_line_and_carries_the_log() -> None:
     process = child("import sys; sys.exit('first\\nit broke')", stdin=True, stdout=True).start()
     with pytest.raises(
