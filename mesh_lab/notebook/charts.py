@@ -115,7 +115,7 @@ def dots(
 ) -> "Figure":
     """Draw a dot for each pair, in a panel for each series; all panels have the same axes, so that they compare.
 
-    Lines would join what nobody measured: where no message left, there must be nothing to see.
+    Lines would join what was not measured: where no message left, there must be nothing to see.
 
     Args:
         series: For each panel, its heading in a few words: the x of every dot, and the y of every dot.
@@ -189,7 +189,7 @@ def percentiles(latencies_ms: Mapping[str, Sequence[float]], *, title: str, limi
 
 
 def _value_axis(axes: "Axes", y: str, *, log: bool) -> None:
-    """Say above the vertical axis what it counts, where a long name has room, and begin at 0 where that can be."""
+    """Name the vertical axis above it, where a long name has room, and begin it at 0 unless it is logarithmic."""
     from matplotlib.ticker import LogLocator
 
     if log:

@@ -55,7 +55,7 @@ def allow_nested_loops() -> None:
 def forget_meshes(shell: "InteractiveShell", _result: "ExecutionResult | None" = None) -> None:
     """Take meshes out of the history of results, so that a cell that is run again leaves no servers of the old one.
 
-    A mesh that nobody holds any more is cleaned up; IPython holds what a cell shows, as ``_``, ``_7`` and ``Out[7]``.
+    A mesh without a reference to it is cleaned up; IPython holds what a cell shows, as ``_``, ``_7`` and ``Out[7]``.
     """
     for names in (vars(shell.displayhook), shell.user_ns, shell.user_ns_hidden):
         names.update({name: "" for name in ("_", "__", "___") if isinstance(names.get(name), Mesh)})

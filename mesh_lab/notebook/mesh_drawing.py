@@ -1,4 +1,4 @@
-"""One drawing of a mesh, for still pictures and for the live map: servers, what joins them, and who is connected.
+"""One drawing of a mesh, for still pictures and for the live map: servers, what joins them, and their clients.
 
 Measures are points, 1/72 inch, from the upper left corner.
 """
@@ -34,7 +34,7 @@ Point = tuple[float, float]
 Clients = Mapping[str, tuple[str, str]]
 PAGE = 72 * (WIDTH_IN - 0.3)
 SERVER, SERVER_LIVE = 30.0, 88.0
-"""Height of a server's box, and the least width of one that says how the server is."""
+"""Height of a server's box, and the least width of one that shows a state."""
 CLIENT, CLIENT_EVERY, ARROW = 34.0, 44.0, 26.0
 APART, APART_LIVE = (104.0, 76.0), (146.0, 104.0)
 """From one server of a ring to the next, across and down; live ones have notes below and rates between them."""

@@ -61,7 +61,7 @@ class Host:
         Raises:
             Exception: Whatever main raised.
         """
-        # What main needs to know is its name and its connection; who it is to the server is not for its prints.
+        # Main has its name and its connection; the credentials stay out of what it may print.
         packed, ready = json.loads(os.environ.pop(CONNECT_VARIABLE)), os.environ.pop(READY_VARIABLE)
         options = cast(ConnectOptions, unpack(packed))
         client = await connect(options, name=os.environ["SERVICE_NAME"], error_cb=_log_error)
@@ -130,7 +130,7 @@ async def _finish(client: Client, main: "asyncio.Task[object]") -> None:
 
 
 def _brings_work(sub: Subscription, inbox: str) -> bool:
-    """Whether it brings more than replies to what main asked."""
+    """Whether it brings more than replies to main's requests."""
     replies = sub.subject.startswith(f"{inbox}.") and _has_callback(sub) and sub._jsi is None
     return not replies
 

@@ -403,7 +403,7 @@ def _crash_report(crashed: Sequence[Replica]) -> str:
     names: dict[str, list[str]] = defaultdict(list)
     for replica in crashed:
         names[replica.crash.rstrip()].append(replica.name)
-    return "\n".join(f"{_listed(who)} crashed:\n{report}" for report, who in names.items())
+    return "\n".join(f"{_listed(same)} crashed:\n{report}" for report, same in names.items())
 
 
 def _listed(names: Sequence[str]) -> str:
