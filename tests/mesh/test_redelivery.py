@@ -44,6 +44,10 @@ class Desk:
             await self.js.delete_stream(name)
         await self.client.close()
 
+    async def requested(self) -> bool:
+        """Return whether a worker waits for a message."""
+        return bool((await self.js.consumer_info("WORK", "desk")).num_waiting)
+
     async def put(self, *payloads: bytes) -> None:
         for number, payload in enumerate(payloads):
             await self.js.publish(f"work.{number}", payload, headers={"Trace": "kept"})
@@ -258,7 +262,7 @@ async def test_a_worker_whose_client_is_closed_ends(mesh: Mesh) -> None:
     async with Desk(mesh) as desk:
         own = await mesh.connect(name="closed")
         working = asyncio.create_task(consume_with_retries(own, "WORK", "desk", well, dead="dead.work"))
-        await asyncio.sleep(0.3)
+        await eventually(desk.requested, within=5.0)
         await own.close()
         with pytest.raises(ConnectionClosedError):
             await asyncio.wait_for(working, 5.0)
@@ -340,7 +344,7 @@ async def test_told_to_stop_it_finishes_what_it_has_in_hand(mesh: Mesh) -> None:
 
     async def handle(msg) -> None:
         began.set()
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.3)  # work
 
     async with Desk(mesh) as desk:
         await desk.put(b"a", b"b")
@@ -356,7 +360,7 @@ async def test_cancelled_while_it_waits_it_gives_back_what_is_on_its_way(mesh: M
     async with Desk(mesh, ack_wait=60) as desk:
         for number in range(20):
             working = desk.work(well)
-            await asyncio.sleep(0.05)
+            await eventually(desk.requested, within=5.0)
             publishing = asyncio.create_task(desk.put(str(number).encode()))
             await asyncio.sleep(0.001 * (number % 5))
             await cancel_and_join(working)
@@ -371,7 +375,7 @@ async def test_it_outlives_a_consumer_that_has_no_leader_for_a_while(mesh: Mesh)
     async with Desk(mesh) as desk:
         working = desk.work(well)
         await desk.js.delete_consumer("WORK", "desk")
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(0.5)  # the while
         await desk.js.add_consumer("WORK", ConsumerConfig(durable_name="desk", ack_wait=1))
         await wait_routable(desk.client, "WORK", "desk")
         await desk.put(b"a")
