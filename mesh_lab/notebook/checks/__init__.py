@@ -12,8 +12,6 @@ NOTEBOOKS = {
     5: ("05_grow_the_mesh", "grow_the_mesh"),
     6: ("06_shard_by_subject", "shard_by_subject"),
     7: ("07_push_back", "push_back"),
-    8: ("08_batch_and_compress", "batch_and_compress"),
-    10: ("10_isolate_the_tenants", "isolate_the_tenants"),
     11: ("11_watch_the_mesh", "watch_the_mesh"),
     13: ("13_survive_the_worst", "survive_the_worst"),
     14: ("14_run_the_order_mesh", "run_the_order_mesh"),
