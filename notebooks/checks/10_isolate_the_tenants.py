@@ -11,10 +11,10 @@ from nats.aio.client import Client, RawCredentials
 from nats.aio.msg import Msg
 from nats.js.errors import APIError
 
+from mesh_lab import Mesh
 from mesh_lab.notebook.exercises import NotYet, Trial, exercise
 from mesh_lab.patterns import eventually, flush_through, retry
 from mesh_lab.security import Account, Operator, User
-from mesh_lab.servers.mesh import Mesh
 
 SEAT_S = 3.0
 LATE_S = 1.5

@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-from itertools import count
 
 import nats.js.errors
 import pytest
@@ -87,10 +86,12 @@ async def test_a_consumer_that_is_stolen_is_refused(mesh, answer, said):
     assert said in await refused("15.2", answer)
 
 
-def holding(*, says=True, stops=True, acks=True, naks=True, raises=True, waits=True, every=0.3):
+def holding(*, says=True, stops=True, acks=True, naks=True, raises=True, waits=True, every=0.3, lingers=False):
     async def hold(msg, work):
+        ended = asyncio.Event()
+
         async def keep_saying():
-            for _ in count():
+            while not ended.is_set():
                 await asyncio.sleep(every)
                 await msg.in_progress()
 
@@ -104,7 +105,9 @@ def holding(*, says=True, stops=True, acks=True, naks=True, raises=True, waits=T
                 raise
             return
         finally:
-            if saying and stops:
+            if lingers:
+                ended.set()
+            elif saying and stops:
                 saying.cancel()
         if acks:
             await msg.ack_sync()
@@ -120,10 +123,11 @@ def holding(*, says=True, stops=True, acks=True, naks=True, raises=True, waits=T
         (holding(waits=False), "it returned before the work was done"),
         (holding(acks=False), "the message was not acknowledged"),
         (holding(stops=False), "a task of it goes on"),
+        (holding(lingers=True), "a task of it goes on"),
         (holding(naks=False), "came again only after ack_wait"),
         (holding(raises=False), "hold returned as if all were well"),
     ],
-    ids=["silent", "too rarely", "does not wait", "no ack", "goes on", "no nak", "swallows"],
+    ids=["silent", "too rarely", "does not wait", "no ack", "goes on", "goes on for a while", "no nak", "swallows"],
 )
 async def test_a_message_that_is_not_held_is_refused(mesh, answer, said):
     assert said in await refused("15.3", answer)

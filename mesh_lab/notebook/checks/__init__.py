@@ -12,8 +12,4 @@ NOTEBOOKS = {
     5: ("05_grow_the_mesh", "grow_the_mesh"),
     6: ("06_shard_by_subject", "shard_by_subject"),
     7: ("07_push_back", "push_back"),
-    11: ("11_watch_the_mesh", "watch_the_mesh"),
-    13: ("13_survive_the_worst", "survive_the_worst"),
-    14: ("14_run_the_order_mesh", "run_the_order_mesh"),
-    15: ("15_avoid_the_traps", "avoid_the_traps"),
 }

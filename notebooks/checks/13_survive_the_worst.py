@@ -1,14 +1,15 @@
-"""The checks of notebook 13: an audit that finds what is wrong, and servers replaced while orders flow."""
+"""Checks of notebook 13: an audit that finds what is wrong, and servers replaced while orders flow."""
 
 import asyncio
 from typing import Any
 
+from mesh_lab import Mesh
 from mesh_lab.chaos import Attempt, Outcome, Stored, Writers, audit, caught_up, read_stream
-from mesh_lab.notebook.exercises import Verdict, correct, exercise, not_yet
+from mesh_lab.notebook.exercises import NotYet, Trial, exercise
 from mesh_lab.orders import STREAM, open_event_store
 from mesh_lab.patterns import eventually, wait_routable
-from mesh_lab.servers.mesh import Mesh
-from mesh_lab.servers.start import start_mesh
+
+# 13.1
 
 # What became of each order, as its writer knows it, and how often it is stored.
 BAD_DAY: dict[str, tuple[Outcome, int]] = {
@@ -28,15 +29,11 @@ WRONG = {
     "unexpected": {"999998", "999999"},
     "doubled": {"000006", "000007", "999999"},
 }
-LONGEST_GAP_S = 3.0
-TRIES = 3
-SILENCE = not_yet(
-    f"for more than {LONGEST_GAP_S:.0f} s nothing was acknowledged", "servers that hand over before they go"
-)
+QUIET_DAY = {"000001", "000009"}
 
 
 def _story(id_: str) -> str:
-    """Say what is known of an order."""
+    """Return in words what is known of an order."""
     if id_ not in BAD_DAY:
         return f"never sent, stored {STRANGERS.get(id_, 0)} times"
     outcome, copies = BAD_DAY[id_]
@@ -51,7 +48,7 @@ def _story(id_: str) -> str:
     hint="Only stored is a promise. Of an order whose outcome is unknown, there may be a copy or none; two are one too "
     "many. collections.Counter counts.",
 )
-async def finds_what_is_wrong(mesh: Mesh, answer: Any) -> Verdict:
+async def finds_what_is_wrong(trial: Trial, answer: Any) -> str:
     """Show it a quiet day and a bad one."""
     attempts = [
         Attempt("w1", number, id_, number * 1.0, number + 0.5, outcome)
@@ -61,24 +58,32 @@ async def finds_what_is_wrong(mesh: Mesh, answer: Any) -> Verdict:
     # The first copies of all, then the second ones: what came again came later.
     copies = [id_ for again in range(max(numbers.values())) for id_, number in numbers.items() if number > again]
     stored = [Stored(seq, id_) for seq, id_ in enumerate(copies, start=1)]
-    quiet = [attempt for attempt in attempts if attempt.id in {"000001", "000009"}]
-    days: tuple[tuple[str, list[Attempt], list[Stored], dict[str, set[str]]], ...] = (
-        ("on a quiet day", quiet, [s for s in stored if s.id in {"000001", "000009"}], {what: set() for what in WRONG}),
-        ("on a bad day", attempts, stored, WRONG),
-    )
-    for day, sent, there, wrong in days:
-        found = answer(list(sent), list(there))
-        if not isinstance(found, dict) or set(found) != set(WRONG):
-            seen = sorted(map(str, found)) if isinstance(found, dict) else type(found).__name__
-            return not_yet(f"{day}, {seen} was returned", "a dictionary with lost, unexpected and doubled")
-        for what, expected in wrong.items():
-            if not isinstance(found[what], set):
-                return not_yet(f"{what} is a {type(found[what]).__name__}", "a set of ids")
-            if missing := sorted(expected - found[what]):
-                return not_yet(f"{day}, {missing[0]} is not among {what}: {_story(missing[0])}", "it there")
-            if more := sorted(map(str, found[what] - expected)):
-                return not_yet(f"{day}, {more[0]} is among {what}: {_story(more[0])}", "it elsewhere, or nowhere")
-    return correct("what nobody was promised cannot be lost")
+    quiet = [a for a in attempts if a.id in QUIET_DAY], [s for s in stored if s.id in QUIET_DAY]
+    _expect_findings(answer, "on a quiet day", *quiet, {kind: set() for kind in WRONG})
+    _expect_findings(answer, "on a bad day", attempts, stored, WRONG)
+    return "what nobody was promised cannot be lost"
+
+
+def _expect_findings(
+    answer: Any, day: str, attempts: list[Attempt], stored: list[Stored], wrong: dict[str, set[str]]
+) -> None:
+    found = answer(list(attempts), list(stored))
+    if not isinstance(found, dict) or set(found) != set(wrong):
+        seen = sorted(map(str, found)) if isinstance(found, dict) else type(found).__name__
+        raise NotYet(f"{day}, {seen} was returned", "a dictionary with lost, unexpected and doubled")
+    for kind, expected in wrong.items():
+        if not isinstance(found[kind], set):
+            raise NotYet(f"{kind} is a {type(found[kind]).__name__}", "a set of ids")
+        if missing := sorted(expected - found[kind]):
+            raise NotYet(f"{day}, {missing[0]} is not among {kind}: {_story(missing[0])}", "it there")
+        if more := sorted(map(str, found[kind] - expected)):
+            raise NotYet(f"{day}, {more[0]} is among {kind}: {_story(more[0])}", "it elsewhere, or nowhere")
+
+
+# 13.2
+
+LONGEST_GAP_S = 3.0
+TRIES = 3
 
 
 @exercise(
@@ -89,26 +94,22 @@ async def finds_what_is_wrong(mesh: Mesh, answer: Any) -> Verdict:
     hint="One after the other, and the next one only when all are well again: await mesh.ready() says when.",
     within=180.0,
 )
-async def replaces_every_server(mesh: Mesh, answer: Any) -> Verdict:
+async def replaces_every_server(trial: Trial, answer: Any) -> str:
     """Let two writers write to a mesh while it is rolled. A gap is not held against it before it came every time.
 
     On a busy machine, a leader that hands over may find nobody who listens, and then it takes an election.
     """
-    for _ in range(TRIES - 1):
-        verdict = await _roll(answer)
-        if verdict != SILENCE:
-            return verdict
-    return await _roll(answer)
+    for _ in range(TRIES):
+        if await _longest_gap_s(trial, answer) <= LONGEST_GAP_S:
+            return "three servers are new, and no order waited for an election"
+    seen = f"for more than {LONGEST_GAP_S:.0f} s nothing was acknowledged"
+    raise NotYet(seen, "servers that hand over before they go")
 
 
-def _starts(mesh: Mesh) -> dict[str, str]:
-    """Return when each server's process was started, as it says itself."""
-    return {name: server.monitor.varz()["start"] for name, server in mesh.servers.items() if server.monitor}
-
-
-async def _roll(answer: Any) -> Verdict:
-    async with await start_mesh(servers=3, backend="local") as own:
-        client = await own.connect(name="check 13.2")
+async def _longest_gap_s(trial: Trial, answer: Any) -> float:
+    """Return for how long at most nothing was acknowledged, when the answer did replace every server."""
+    async with await trial.own_mesh(servers=3) as own:
+        client = await trial.client(on=own)
         await open_event_store(client, replicas=3)
         await wait_routable(client, STREAM)
         before = await asyncio.to_thread(_starts, own)
@@ -121,15 +122,18 @@ async def _roll(answer: Any) -> Verdict:
                 await eventually(lambda: len(writing.history) >= done + 100, within=40.0)
             await writing.stop(wait=not gone)
         if gone:
-            return not_yet(f"{gone[0]} is {own.servers[gone[0]].state} in the end", "that it runs again")
+            raise NotYet(f"{gone[0]} is {own.servers[gone[0]].state} in the end", "that it runs again")
         await own.ready()
         after = await asyncio.to_thread(_starts, own)
         if same := [name for name in own.servers if after[name] == before[name]]:
-            return not_yet(f"{same[0]} is the same process as before", "that each was restarted")
+            raise NotYet(f"{same[0]} is the same process as before", "that each was restarted")
         await caught_up(own, writing.history)
         found = audit(writing.history, await read_stream(client, STREAM))
         if not found.valid:
-            return not_yet(f"orders are {' and '.join(found.broken)}", "each acknowledged order stored once")
-        if any(gap.length_s > LONGEST_GAP_S for gap in writing.history.gaps()):
-            return SILENCE
-    return correct("three servers are new, and no order waited for an election")
+            raise NotYet(f"orders are {' and '.join(found.broken)}", "each acknowledged order stored once")
+        return max((gap.length_s for gap in writing.history.gaps()), default=0.0)
+
+
+def _starts(mesh: Mesh) -> dict[str, str]:
+    """Return when each server's process was started, as it says itself."""
+    return {name: server.monitor.varz()["start"] for name, server in mesh.servers.items() if server.monitor}
