@@ -106,29 +106,30 @@ async def _expect_no_charge(trial: Trial, desk: Client, stranger: Client) -> Non
 
 # 10.2
 
-# Connects a client, does so much of something, and returns only if the server allows it; else nats-py raises.
-Use = Callable[[Trial, Mesh, Account, int], Awaitable[None]]
+Join = Callable[[], Awaitable[Client]]
+Use = Callable[[Join, int], Awaitable[None]]
+"""Uses so much of something, by clients that join() returns; raises where the server refuses it."""
 
 
-async def _use_connections(trial: Trial, own: Mesh, account: Account, amount: int) -> None:
+async def _use_connections(join: Join, amount: int) -> None:
     joined: list[Client] = []
     try:
         for _ in range(amount):
-            joined.append(await _join(trial, own, account.user("student")))
+            joined.append(await join())
     finally:
         for client in joined:
             await client.close()
 
 
-async def _use_subscriptions(trial: Trial, own: Mesh, account: Account, amount: int) -> None:
-    async with await _join(trial, own, account.user("student")) as client:
+async def _use_subscriptions(join: Join, amount: int) -> None:
+    async with await join() as client:
         for number in range(amount):
             await client.subscribe(f"orders.{number}")
         await _flush_thrice(client)
 
 
-async def _use_payload(trial: Trial, own: Mesh, account: Account, amount: int) -> None:
-    async with await _join(trial, own, account.user("student")) as client:
+async def _use_payload(join: Join, amount: int) -> None:
+    async with await join() as client:
         await client.publish("orders", bytes(amount))
         await _flush_thrice(client)
 
@@ -139,17 +140,17 @@ async def _flush_thrice(client: Client) -> None:
         await client.flush(timeout=2)
 
 
-async def _use_streams(trial: Trial, own: Mesh, account: Account, amount: int) -> None:
-    await _store(trial, own, account, {f"S{number}": 1_000 for number in range(amount)})
+async def _use_streams(join: Join, amount: int) -> None:
+    await _store(join, {f"S{number}": 1_000 for number in range(amount)})
 
 
-async def _use_disk(trial: Trial, own: Mesh, account: Account, amount: int) -> None:
-    await _store(trial, own, account, {"BIG": amount})
+async def _use_disk(join: Join, amount: int) -> None:
+    await _store(join, {"BIG": amount})
 
 
-async def _store(trial: Trial, own: Mesh, account: Account, sizes: dict[str, int]) -> None:
+async def _store(join: Join, sizes: dict[str, int]) -> None:
     """Make streams of these sizes, and delete them again."""
-    async with await _join(trial, own, account.user("student")) as client:
+    async with await join() as client:
         js, made = client.jetstream(timeout=3.0), list[str]()
         try:
             for name, size in sizes.items():
@@ -185,9 +186,13 @@ async def limits_a_student(trial: Trial, answer: Any) -> str:
     own = await trial.own_mesh(operator=operator)
     if await _announce(own, account):
         raise NotYet("the server refused the account", "one that the operator signed")
+
+    async def join() -> Client:
+        return await _join(trial, own, account.user("student"))
+
     for resource, (limit, use) in LIMITS.items():
         for amount, allowed in ((limit, True), (limit + 1, False)):
-            if await _is_allowed(use(trial, own, account, amount)) != allowed:
+            if await _is_allowed(use(join, amount)) != allowed:
                 seen = f"{amount:,} {resource} are {'refused' if allowed else 'allowed'}"
                 raise NotYet(seen, f"{limit:,}, and not one more")
             await eventually(partial(_has_no_connection, own, account), within=5.0)  # the next one counts from none
