@@ -91,9 +91,11 @@ def holding(*, says=True, stops=True, acks=True, naks=True, raises=True, waits=T
         ended = asyncio.Event()
 
         async def keep_saying():
-            while not ended.is_set():
+            while True:
                 await asyncio.sleep(every)
                 await msg.in_progress()
+                if ended.is_set():
+                    return
 
         saying = asyncio.create_task(keep_saying()) if says else None
         try:
