@@ -17,9 +17,9 @@ import pytest
 # These notebooks compare rates or latencies that another process on the same cores would change.
 MEASURING_NOTEBOOKS = {
     "04_measure_without_lying",
-    "06_shard_by_subject",
     "07_push_back",
     "08_batch_and_compress",
+    "10_isolate_the_tenants",
 }
 # Seconds of two quiet cores, roughly: only the order counts.
 LONG = {
