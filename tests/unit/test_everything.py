@@ -1,0 +1,71 @@
+"""What `make test` says at its end."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import everything
+from everything import Tally
+
+
+def tally_of(path: Path, text: str) -> Tally:
+    """Run pytest on a file with these tests, and tally its report."""
+    (path / "test_it.py").write_text(text)
+    report = path / "report.xml"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--rootdir={path}", str(path)]
+    subprocess.run([*command, f"--junitxml={report}"], capture_output=True, check=False)
+    tally = Tally()
+    tally.add(report)
+    return tally
+
+
+TESTS = """
+import pytest
+
+def test_good(): pass
+
+def test_bad(): assert 0
+
+@pytest.fixture
+def broken(): raise OSError("no disk")
+
+def test_broken(broken): pass
+
+@pytest.mark.parametrize("n", range(2))
+def test_no_browser(n): pytest.skip("no browser: install one")
+"""
+
+
+def test_failures_errors_and_the_reasons_of_what_was_skipped_are_counted(tmp_path: Path) -> None:
+    tally = tally_of(tmp_path, TESTS)
+    assert str(tally) == "1 passed, 2 failed, 2 skipped"
+    assert [name.rpartition("::")[2] for name in tally.failed] == ["test_bad", "test_broken"]
+    assert tally.skipped == {"no browser: install one": 2}
+
+
+@pytest.mark.parametrize("text", [None, "", "<testsuites><testsuite><testcase"])
+def test_a_report_that_is_missing_or_cut_off_is_a_failure(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "report.xml").write_text(text)
+    tally = Tally()
+    tally.add(tmp_path / "report.xml")
+    assert len(tally.failed) == 1
+    assert "pytest did not come to its end" in tally.failed[0]
+
+
+@pytest.mark.parametrize("broken", ["first", "second"])
+def test_any_part_that_fails_fails_all_and_the_other_part_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], broken: str
+) -> None:
+    parts = {}
+    for name in ("first", "second"):
+        path = tmp_path / f"test_{name}.py"
+        path.write_text(f"def test_{name}(): assert {name != broken}\n")
+        parts[name] = ["-p", "no:cacheprovider", f"--rootdir={tmp_path}", str(path)]
+    monkeypatch.setattr(everything, "PARTS", parts)
+    assert everything.main() == 1
+    assert capsys.readouterr().out.endswith(f"::test_{broken}\n1 passed, 1 failed, 0 skipped\n")
