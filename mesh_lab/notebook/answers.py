@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import CodeType, EllipsisType, FrameType, FunctionType
-from typing import Any, Literal
+from typing import Literal
 
 Kind = Literal["async function", "function", "async generator", "class", "text", "number", "dict", "anything"]
 
@@ -47,33 +47,13 @@ def _steps(code: CodeType) -> tuple[tuple[str, object], ...]:
     return tuple((step.opname, step.argval) for step in dis.get_instructions(code) if step.opname != "NOP")
 
 
-def _stubs() -> list[FunctionType]:
-    """Return functions of each kind that hold nothing, as the running Python compiles them."""
-
-    def plain() -> None: ...
-    def value() -> Any:
-        return ...
-
-    async def waiting() -> None: ...
-    async def waiting_value() -> Any:
-        return ...
-
-    def yielding() -> Any:
-        yield
-
-    def yielding_value() -> Any:
-        yield ...
-
-    async def streaming() -> Any:
-        yield
-
-    async def streaming_value() -> Any:
-        yield ...
-
-    return [stub for stub in locals().values() if isinstance(stub, FunctionType)]
-
-
-STUBS = frozenset(_steps(stub.__code__) for stub in _stubs())
+# What holds nothing, as the running Python compiles it.
+STUBS = frozenset(
+    _steps(next(code for code in module.co_consts if isinstance(code, CodeType)))
+    for kind in ("def", "async def")
+    for body in ("...", "return ...", "yield", "yield ...")
+    for module in [compile(f"{kind} stub(): {body}", "<stub>", "exec")]
+)
 
 
 def _own_members(cls: type) -> Iterator[tuple[str, object]]:

@@ -77,11 +77,7 @@ class Trial:
         return await self._noted(mesh, partial(mesh.connect, to=to, **options))
 
     async def enter(self, mesh: Mesh, **options: Any) -> Client:
-        """Return a client that dialled once, with credentials of the check's own; closed when the trial has ended.
-
-        Args:
-            mesh: Where to enter.
-            options: Arguments of ``nats.connect``.
+        """Return a client that dialled once, by arguments of ``nats.connect``; closed when the trial has ended.
 
         Raises:
             nats.errors.Error: The server does not let it in.
@@ -108,19 +104,13 @@ class Trial:
 
     def own(self, subscription: T) -> T:
         """Return a subscription that the check itself made, and end it before anything is counted as left behind."""
-        self._ends.append(subscription.unsubscribe)  # type: ignore[attr-defined]  # nats-py's two kinds share no class
+        self._ends.append(subscription.unsubscribe)  # type: ignore[attr-defined]  # nats-py's kinds share no class
         return subscription
 
     async def serve(
         self, client: Client, callback: Callable[[Msg], Coroutine[Any, Any, None]], subject: str | None = None
     ) -> str:
-        """Answer a subject with a callback until the trial has ended, and return the subject.
-
-        Args:
-            client: Who answers.
-            callback: What answers.
-            subject: The subject; ``None`` for one that nobody else uses.
-        """
+        """Answer a subject, or one that nobody else uses, until the trial has ended, and return it."""
         subject = subject or self.subject()
         self.own(await client.subscribe(subject, cb=callback))
         await flush_through(client)
@@ -151,10 +141,7 @@ class Trial:
     async def absent(self, client: Client, *streams: str, api_timeout: float = API_TIMEOUT_S) -> JetStreamContext:
         """Remove streams that an answer is to make, now and when the trial has ended, and return a JetStream context.
 
-        Args:
-            client: Whose context it is.
-            streams: Names of streams; that of a key-value bucket begins with ``KV_``.
-            api_timeout: Seconds for each request of the context.
+        The name of a key-value bucket's stream begins with ``KV_``; ``api_timeout`` are seconds for each request.
         """
         js = client.jetstream(timeout=api_timeout)
         if self.clients.get(client) not in self._meshes:
@@ -166,14 +153,7 @@ class Trial:
     async def stream(
         self, client: Client, name: str, *, api_timeout: float = API_TIMEOUT_S, **config: Any
     ) -> JetStreamContext:
-        """Make a stream that is new, routable for the client and gone when the trial has ended; return a context.
-
-        Args:
-            client: Whose context it is.
-            name: The stream's name.
-            api_timeout: Seconds for each request of the context.
-            config: Arguments of ``add_stream``.
-        """
+        """Make a stream that is new, routable for the client and gone when the trial has ended; return a context."""
         js = await self.absent(client, name, api_timeout=api_timeout)
         await retry(lambda: js.add_stream(name=name, **config))
         await wait_routable(client, name)

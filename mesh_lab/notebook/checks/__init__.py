@@ -9,7 +9,6 @@ NOTEBOOKS = {
     1: ("01_publish_and_subscribe", "publish_and_subscribe"),
     3: ("03_keep_orders_in_jetstream", "jetstream"),
     4: ("04_measure_without_lying", "measure_without_lying"),
-    5: ("05_grow_the_mesh", "grow_the_mesh"),
     6: ("06_shard_by_subject", "shard_by_subject"),
     7: ("07_push_back", "push_back"),
 }

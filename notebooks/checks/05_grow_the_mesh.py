@@ -1,0 +1,197 @@
+"""The checks of notebook 05: placement, what a majority waits for, and collecting from the edge."""
+
+import time
+from functools import partial
+from typing import Any
+
+from nats.js import JetStreamContext
+from nats.js.api import Placement, StreamConfig, StreamInfo
+from nats.js.errors import NotFoundError
+
+from mesh_lab.notebook.exercises import NotYet, Trial, exercise
+from mesh_lab.patterns import eventually, retry, wait_routable, wait_stream
+
+# Short, because a request that meets an election is never answered; what may be asked twice is, by retry().
+API_TIMEOUT_S = 3.0
+HOME, AWAY, STORE = "eu", "us", "store-berlin"
+FOLLOWED = "ORDERS-EU"
+STORE_API = f"$JS.{STORE}.API"
+
+# 5.1
+
+
+@exercise(
+    "5.1",
+    title="place it",
+    answer="async function",
+    expects="a stream BACKUP in us, made with js.add_stream",
+    hint="A mirror has no subjects of its own: mirror=StreamSource(name=…). Without a placement, a stream is made in "
+    "the cluster of the connection that asks for it.",
+    within=60.0,
+)
+async def places_a_backup(trial: Trial, answer: Any) -> str:
+    """Read the stream's configuration from the servers, and wait until it holds what it follows."""
+    js = await _context(trial, "BACKUP")
+    await _have_followed(trial, js)
+    await retry(lambda: answer(js))
+    info = await _info(js, "BACKUP", "no stream BACKUP on the servers", "one that follows ORDERS-EU")
+    if info.config.mirror is None or info.config.mirror.name != FOLLOWED:
+        mirrored = info.config.mirror.name if info.config.mirror else None
+        seen = f"a mirror of {mirrored}" if mirrored else "sources" if info.config.sources else "no mirror"
+        raise NotYet(f"BACKUP has {seen}", f"a mirror of {FOLLOWED}: whole, in order, with the same numbers")
+    place = info.cluster.name if info.cluster else None
+    if place != AWAY:
+        raise NotYet(f"BACKUP lives in {place}", f"{AWAY}: when {HOME} is lost, the copy must not be")
+    if info.config.num_replicas != 3:
+        raise NotYet(f"BACKUP has {info.config.num_replicas} copy", "3: one server may die there, too")
+    wanted = await _held(js, FOLLOWED)
+
+    async def same() -> bool:
+        return await _held(js, "BACKUP") >= wanted
+
+    # A mirror whose first question got lost asks again after ten seconds.
+    await trial.soon(same, "BACKUP does not hold what ORDERS-EU holds", "all of it, moments later", within=30.0)
+    return "a mirror is a stream like any other: an update that takes its mirror away makes it one of its own"
+
+
+async def _have_followed(trial: Trial, js: JetStreamContext) -> None:
+    """Have the lesson's stream to follow; where the check runs without the lesson, one is made for it."""
+    try:
+        await retry(partial(js.stream_info, FOLLOWED))
+    except NotFoundError:
+        client = await trial.client(region=HOME)
+        home = Placement(cluster=HOME)
+        await trial.stream(client, FOLLOWED, subjects=["orders.eu.*.placed"], num_replicas=3, placement=home)
+
+
+async def _info(js: JetStreamContext, stream: str, seen: str, expected: str) -> StreamInfo:
+    """Return what the servers say of a stream that the answer made."""
+    try:
+        return await retry(partial(wait_stream, js, stream))
+    except NotFoundError as err:
+        raise NotYet(seen, expected) from err
+
+
+# 5.2
+
+CASES: tuple[tuple[float, list[float], float], ...] = (
+    (0, [], 0),
+    (5, [], 10),
+    (0, [10, 40], 20),
+    (30, [40, 10], 80),
+    (0, [50, 5, 20, 10], 20),
+    (10, [3, 80, 70, 90], 160),
+)
+ASKED_MS = (40.0, 70.0)
+
+
+@exercise(
+    "5.2",
+    title="predict the wait",
+    answer="function",
+    expects="milliseconds from a publish to its acknowledgement",
+    hint="Of three, a majority is two: the leader and one follower. Of five it is three. Sort the followers; which one "
+    "completes the majority? And everything goes there and back.",
+    within=40.0,
+)
+async def predicts_the_wait(trial: Trial, answer: Any) -> str:
+    """Ask for some cases, then slow two links and compare the last answer with the servers'."""
+    for to_leader, followers, wanted in CASES:
+        said = answer(to_leader, list(followers))
+        if not isinstance(said, int | float) or abs(said - wanted) > 1e-6:
+            asked = f"{len(followers) + 1} replicas, followers at {followers} ms, leader at {to_leader} ms"
+            raise NotYet(f"for {asked}, {said!r} was returned", f"{wanted:g}")
+    said = answer(0.0, list(ASKED_MS))
+    js = await _context(trial, "CHECK-5-2")
+    place = Placement(cluster=HOME)
+    await retry(lambda: js.add_stream(name="CHECK-5-2", subjects=["check52"], num_replicas=3, placement=place))
+    leader = await eventually(partial(_leader, js, "CHECK-5-2"), within=10.0)
+    near = await trial.client(name="check 5.2 near", to=leader)
+    await wait_routable(near, "CHECK-5-2")
+    others = [name for name in trial.mesh.layout.regions[HOME] if name != leader]
+    try:
+        for follower, latency in zip(others, ASKED_MS, strict=True):
+            await trial.mesh.slow(leader, follower, latency=latency / 1_000)
+        taken = await _publish_ms(near.jetstream(timeout=API_TIMEOUT_S))
+    finally:
+        await trial.mesh.heal()
+    if not 0.9 * said <= taken <= 1.5 * said:
+        which = "less" if taken < said else "more"
+        expected = "a prediction that they keep; if the machine is busy, try again"
+        raise NotYet(f"the servers took {which} than the {said:g} ms predicted", expected)
+    return "the servers agree: only the follower that completes the majority counts, there and back"
+
+
+async def _leader(js: JetStreamContext, stream: str) -> str:
+    cluster = (await retry(partial(wait_stream, js, stream))).cluster
+    return (cluster.leader if cluster else None) or ""
+
+
+async def _publish_ms(js: JetStreamContext) -> float:
+    taken = []
+    for _ in range(6):
+        began = time.perf_counter()
+        await js.publish("check52", b"an order")
+        taken.append(1_000 * (time.perf_counter() - began))
+    return min(taken[1:])  # a busy machine only adds
+
+
+# 5.3
+
+
+@exercise(
+    "5.3",
+    title="collect from the edge",
+    answer="async function",
+    expects="a stream ALL-RETURNS in the regions, which sources the store's RETURNS",
+    hint="A source in another domain is named with external=ExternalStream(api=…); the API of a domain is below "
+    "$JS.<domain>.API.",
+    within=90.0,
+)
+async def collects_from_the_edge(trial: Trial, answer: Any) -> str:
+    """Store something at the edge before and after, and wait for it in the regions."""
+    await trial.mesh.ready()
+    till = await trial.client(name="check 5.3 store", to=STORE)
+    store = await trial.stream(till, "RETURNS", subjects=["returns.*"])
+    js = await _context(trial, "ALL-RETURNS")
+    for number in range(3):
+        await store.publish(f"returns.{number}", b"a CD")
+    await retry(lambda: answer(js))
+    info = await _info(js, "ALL-RETURNS", "no stream ALL-RETURNS in the regions", "one that sources RETURNS")
+    if (api := _source_api(info.config)) != STORE_API:
+        raise NotYet(f"ALL-RETURNS sources {api}", f"RETURNS by the API of the store's domain, {STORE_API}")
+    for number in range(3, 6):
+        await store.publish(f"returns.{number}", b"a CD")
+    came = 0
+
+    async def all_came() -> bool:
+        nonlocal came
+        came = await _held(js, "ALL-RETURNS")
+        return came == 6
+
+    expected = "all of them, those from before included, each once"
+    await trial.soon(all_came, lambda: f"{came or 'none'} of 6 returns arrived", expected, within=25.0)
+    if info.config.num_replicas != 3:
+        raise NotYet(f"ALL-RETURNS has {info.config.num_replicas} copy", "3")
+    return "the store needs no permission and no wait to sell; the headquarters asks when it can be heard"
+
+
+def _source_api(config: StreamConfig) -> str:
+    sources = [source for source in config.sources or [] if source.name == "RETURNS"]
+    if not sources:
+        return "no stream RETURNS"
+    external = sources[0].external
+    return external.api if external else "a stream RETURNS of the regions"
+
+
+# What they share
+
+
+async def _held(js: JetStreamContext, stream: str) -> int:
+    return (await retry(partial(wait_stream, js, stream))).state.messages
+
+
+async def _context(trial: Trial, *absent: str) -> JetStreamContext:
+    """Return a context in the first region; the streams named are not there before, and not afterwards."""
+    await trial.mesh.ready()  # the lesson, or the exercise before, cut and slowed its links
+    return await trial.absent(await trial.client(region=HOME), *absent)
