@@ -1,4 +1,4 @@
-"""What one side of a TLS connection needs: files, and for Python's ssl the context made of them.
+"""TLS for one side of a connection: its files, and for Python's ssl the context made of them.
 
 The standard library only, so that a service in a container can import it.
 """
@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-# nats-py turns a plain connection into one with TLS. When it ends, asyncio warns that what the plain one would have
-# done "has no effect when using ssl": true, harmless, and logged at the end of every connection.
+# asyncio's warning at the end of each connection that nats-py turned into one with TLS: true and harmless.
 EOF_WARNING = "returning true from eof_received"
 
 
@@ -27,21 +26,15 @@ class TlsFiles:
 
 
 class ClientContext(ssl.SSLContext):
-    """A client's context that remembers its files, so that it can be made again in another process.
+    """A client's context that keeps its ``files``, so that it can be made again in another process.
 
     It trusts the one authority alone, asks for TLS 1.3, and checks the server's name.
-
-    Attributes:
-        files: What it was made of.
     """
 
     files: TlsFiles
 
     def __new__(cls, files: TlsFiles) -> "ClientContext":
-        """Make a context.
-
-        Args:
-            files: The authority, and the certificate and key to show, if any.
+        """Make a context of its files.
 
         Raises:
             OSError: A file cannot be read, or is no PEM file (``ssl.SSLError``).
@@ -67,10 +60,10 @@ def pack(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unpack(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what :func:`pack` was given; the files must still be there.
+    """Return what :func:`pack` was given.
 
     Raises:
-        OSError: One is not.
+        OSError: A file is gone.
     """
     files = options.get("tls")
     return {**options, "tls": ClientContext(TlsFiles(**files))} if isinstance(files, Mapping) else dict(options)
@@ -85,11 +78,7 @@ def server_block(files: TlsFiles, *, verify: str | None = None) -> str:
             names the user. ``None``: a client need not show one.
     """
     paths = {"cert_file": files.certificate, "key_file": files.key, "ca_file": files.authority}
-    # The server's own default takes TLS 1.2 as well.
-    lines = [f'{name}: "{str(path).replace(chr(92), chr(92) * 2)}"' for name, path in paths.items()]
-    # 2 s, the default, is short for a busy laptop: a handshake that is late is refused.
-    return (
-        "tls { "
-        + ", ".join([*lines, 'min_version: "1.3"', "timeout: 5", *([f"{verify}: true"] if verify else [])])
-        + " }"
-    )
+    entries = [f'{name}: "{str(path).replace(chr(92), chr(92) * 2)}"' for name, path in paths.items()]
+    # Not the server's defaults: those take TLS 1.2, and refuse a handshake that a busy laptop does not do in 2 s.
+    entries += ['min_version: "1.3"', "timeout: 5", *([f"{verify}: true"] if verify else [])]
+    return f"tls {{ {', '.join(entries)} }}"

@@ -28,7 +28,7 @@ def run_chaos(*, seed: int, seconds: float, kinds: Sequence[Kind] = ()) -> int:
     Raises:
         InvariantBrokenError: An order was lost, doubled or reversed.
         NotReadyError: The servers were not well again in time, or the run proves nothing.
-        StoreFormatError: A server's files are not as nats-server 2.15 writes them.
+        StoreError: A server's files are not as nats-server 2.15 writes them.
     """
     _report(f"seed {seed}")
 
@@ -52,7 +52,7 @@ def run_power_cuts(*, seconds: float) -> int:
         NoPowerCutError: This machine does not allow it; the message says what is missing.
         InvariantBrokenError: An order was lost although every one was synced before it was acknowledged.
         NotReadyError: The servers were not well again in time, or the run proves nothing.
-        StoreFormatError: A server's files are not as nats-server 2.15 writes them.
+        StoreError: A server's files are not as nats-server 2.15 writes them.
     """
     done: dict[str, ChaosRun] = {}
     with _ending_as_by_ctrl_c():

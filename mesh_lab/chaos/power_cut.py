@@ -141,7 +141,7 @@ async def power_cut(*, sync_interval: str | None = None, seconds: float = 8.0) -
     Raises:
         NoPowerCutError: This machine does not allow it; the message says what is missing.
         NotReadyError: The servers were not ready again in time.
-        StoreFormatError: A server's files are not as nats-server 2.15 writes them.
+        StoreError: A server's files are not as nats-server 2.15 writes them.
     """
     if missing := await asyncio.to_thread(why_not):
         raise NoPowerCutError(f"no power cut here: {missing}; in a container, it takes --privileged")

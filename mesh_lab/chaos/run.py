@@ -78,7 +78,7 @@ async def chaos_run(
         UnsupportedByBackendError: The servers are not three local ones, or the mesh lacks the power that a fault needs.
         ValueError: The stream is not empty, or a kind of fault is unknown.
         NotReadyError: The servers were not well again in time.
-        StoreFormatError: A server's files are not as nats-server 2.15 writes them.
+        StoreError: A server's files are not as nats-server 2.15 writes them.
         TimeoutError: The stream could not be read in the end.
     """
     _check_mesh(mesh)
@@ -112,7 +112,7 @@ async def audit_after_faults(mesh: Mesh, history: History, faults: Sequence[Inje
     Raises:
         UnsupportedByBackendError: The servers are not three local ones.
         NotReadyError: The servers were not ready again in time.
-        StoreFormatError: A server's files are not as nats-server 2.15 writes them.
+        StoreError: A server's files are not as nats-server 2.15 writes them.
         TimeoutError: The stream could not be read.
     """
     _check_mesh(mesh)
@@ -132,7 +132,7 @@ async def read_replicas(mesh: Mesh, stream: str) -> dict[str, list[Stored]]:
 
     Raises:
         UnsupportedByBackendError: The servers are not three local ones.
-        StoreFormatError: A file is not as nats-server 2.15 writes it.
+        StoreError: A file is not as nats-server 2.15 writes it.
         NotReadyError: The servers were not ready again in time.
     """
     _check_mesh(mesh)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import nats.js.errors
 from nats.aio.client import Client
 
-from mesh_lab.errors import StoreFormatError
+from mesh_lab.errors import StoreError
 from mesh_lab.patterns.pull_consumer import position, read_in_order
 from mesh_lab.patterns.wait import retry
 
@@ -80,7 +80,7 @@ def read_replica(store: Path, stream: str) -> list[Stored]:
         stream: Name of a stream that is neither compressed nor encrypted.
 
     Raises:
-        StoreFormatError: A file is not as nats-server 2.15 writes it.
+        StoreError: A file is not as nats-server 2.15 writes it.
     """
     blocks = sorted(store.rglob(f"streams/{stream}/msgs/*.blk"), key=lambda path: int(path.stem))
     return [stored for path in blocks for stored in _read_block(path, last=path == blocks[-1])]
@@ -89,19 +89,19 @@ def read_replica(store: Path, stream: str) -> list[Stored]:
 def _read_block(path: Path, *, last: bool) -> Iterator[Stored]:
     block, at = path.read_bytes(), 0
     if block.startswith(_COMPRESSED):
-        raise StoreFormatError(f"{path.name} is compressed, expected records; make the stream without compression")
+        raise StoreError(f"{path.name} is compressed, expected records; make the stream without compression")
     while at + _RECORD.size <= len(block):
         length, seq, _, subject_bytes = _RECORD.unpack_from(block, at)
         has_headers, length = length & _HAS_HEADERS, length & ~_HAS_HEADERS
         if length < _RECORD.size + _CHECKSUM_BYTES:
-            raise StoreFormatError(
+            raise StoreError(
                 f"{path.name}, byte {at}: a record of {length} bytes, expected at least "
                 f"{_RECORD.size + _CHECKSUM_BYTES}; compressed and encrypted streams cannot be read like this"
             )
         if at + length > len(block):
             if last and length <= LONGEST_RECORD_BYTES:
                 return  # the end was torn off while it was written
-            raise StoreFormatError(f"{path.name}, byte {at}: a record of {length:,} bytes goes beyond the file's end")
+            raise StoreError(f"{path.name}, byte {at}: a record of {length:,} bytes goes beyond the file's end")
         headers = b""
         if has_headers:
             start = at + _RECORD.size + subject_bytes

@@ -153,7 +153,7 @@ async def check(number: str, answer: object, *, solution: bool = False) -> Verdi
 
     Raises:
         UnknownExerciseError: No exercise has that number; the message lists those there are.
-        NoMeshError: No mesh is open to try it on.
+        MeshClosedError: No mesh is open to try it on.
         StoreError: The answer is right, and that cannot be remembered.
     """
     task = _exercise(number)

@@ -267,7 +267,7 @@ class Services(Mapping[str, Service]):
 
         Raises:
             ValueError: The number of replicas is out of range.
-            NoMeshError: No mesh is open.
+            MeshClosedError: No mesh is open.
             ServiceCrashedError: A replica crashed before it was ready; none is left running.
             NotReadyError: A replica was not ready in time; none is left running.
         """

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Literal
 
-from mesh_lab.errors import BadLayoutError, UnknownLinkError, UnknownServerError
+from mesh_lab.errors import BadLayoutError, UnknownServerError
 
 Kind = Literal["route", "gateway", "leaf"]
 Pair = tuple[str, str]
@@ -112,8 +112,7 @@ class Layout:
             other: Another one; the same region stands for the routes inside of it.
 
         Raises:
-            UnknownServerError: Nothing has that name.
-            UnknownLinkError: The two are not joined; the message lists what they are joined to.
+            UnknownServerError: Nothing has that name, or no link joins the two; the message lists those there are.
         """
         here, there = self.resolve(one), self.resolve(other)
         joined = {frozenset((join.dialler, join.target)) for join in self.joins()}
@@ -121,7 +120,7 @@ class Layout:
         found = [tuple(sorted(pair)) for pair in wanted if pair in joined]
         if not found:
             neighbours = sorted({name for pair in joined if pair & set(here) for name in pair - set(here)})
-            raise UnknownLinkError(
+            raise UnknownServerError(
                 f"no link between {one!r} and {other!r}; {one!r} is joined to {', '.join(neighbours) or 'nothing'}"
             )
         return [(pair[0], pair[1]) for pair in found]

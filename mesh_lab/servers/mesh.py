@@ -318,8 +318,7 @@ class Mesh:
 
         Raises:
             ValueError: The latency is negative, or the rate is not above 0.
-            UnknownServerError: Nothing has that name.
-            UnknownLinkError: The two are not joined.
+            UnknownServerError: Nothing has that name, or the two are not joined.
             UnsupportedByBackendError: The mesh has no links that could be slowed.
         """
         if not 0 <= latency < float("inf") or (rate is not None and not 0 < rate < float("inf")):
@@ -340,8 +339,7 @@ class Mesh:
 
         Raises:
             ValueError: There is no such mode.
-            UnknownServerError: Nothing has that name.
-            UnknownLinkError: The two are not joined.
+            UnknownServerError: Nothing has that name, or the two are not joined.
             UnsupportedByBackendError: The mesh has no links that could be cut.
         """
         if mode not in get_args(CutMode):

@@ -8,7 +8,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, get_args
 
-from mesh_lab.errors import NoMeshError, UnsupportedByBackendError
+from mesh_lab.errors import MeshClosedError, UnsupportedByBackendError
 from mesh_lab.servers.backend import Backend, MeshRequest, traits_of
 from mesh_lab.servers.config import ClientAuth, ExtraConfig
 from mesh_lab.servers.external import URL_VARIABLE
@@ -127,12 +127,12 @@ def newest_mesh() -> Mesh:
     """Return the mesh that was started last in this process, of those that are open.
 
     Raises:
-        NoMeshError: None is.
+        MeshClosedError: None is.
     """
     for reference in reversed(_started):
         if (mesh := reference()) is not None and not mesh.closed:
             return mesh
-    raise NoMeshError("no mesh is open; start one first: mesh = await start_mesh(servers=3)")
+    raise MeshClosedError("no mesh is open; start one first: mesh = await start_mesh(servers=3)")
 
 
 @contextlib.contextmanager

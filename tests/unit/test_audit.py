@@ -13,7 +13,7 @@ from mesh_lab.chaos.invariants import audit
 from mesh_lab.chaos.run import ChaosRun
 from mesh_lab.chaos.schedule import KINDS, InjectedFault, PlannedFault, draw_schedule
 from mesh_lab.chaos.stored import Stored, read_replica
-from mesh_lab.errors import InvariantBrokenError, NotReadyError, StoreFormatError
+from mesh_lab.errors import InvariantBrokenError, NotReadyError, StoreError
 
 WRITERS, EACH = ("w1", "w2"), 10
 
@@ -199,7 +199,7 @@ def test_a_file_that_lacks_what_it_should_hold_is_refused(tmp_path: Path, blocks
     store = block(tmp_path)
     for number, data in enumerate(blocks, start=1):
         (next(store.rglob("msgs")) / f"{number}.blk").write_bytes(data)
-    with pytest.raises(StoreFormatError, match=said):
+    with pytest.raises(StoreError, match=said):
         read_replica(store, "ORDERS")
 
 
@@ -216,5 +216,5 @@ def test_a_server_that_lost_the_stream_holds_nothing(tmp_path: Path):
 
 
 def test_a_file_that_is_no_block_is_refused(tmp_path: Path):
-    with pytest.raises(StoreFormatError, match=r"1\.blk, byte 0: a record of 0 bytes, expected at least 30"):
+    with pytest.raises(StoreError, match=r"1\.blk, byte 0: a record of 0 bytes, expected at least 30"):
         read_replica(block(tmp_path, bytes(64)), "ORDERS")

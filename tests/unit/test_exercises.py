@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mesh_lab.errors import NoMeshError, UnknownExerciseError
+from mesh_lab.errors import MeshClosedError, UnknownExerciseError
 from mesh_lab.notebook import exercises
 from mesh_lab.notebook.answers import untouched
 from mesh_lab.notebook.exercises import NotYet, Verdict, check, exercise, hint, progress
@@ -232,14 +232,14 @@ async def test_an_interrupt_passes_through(doubling):
 
 async def test_a_stub_needs_no_mesh_and_an_answer_does(doubling, monkeypatch):
     def none_open():
-        raise NoMeshError("no mesh is open")
+        raise MeshClosedError("no mesh is open")
 
     async def double(number):
         return 2 * number
 
     monkeypatch.setattr(exercises, "newest_mesh", none_open)
     assert repr(await check("2.2", ...)) == "not attempted"
-    with pytest.raises(NoMeshError, match="no mesh is open"):
+    with pytest.raises(MeshClosedError, match="no mesh is open"):
         await check("2.2", double)
 
 

@@ -5,7 +5,7 @@ import re
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
-from mesh_lab.errors import NoMeshError, ServiceCellError, UnknownServiceError
+from mesh_lab.errors import MeshClosedError, ServiceCellError, UnknownServiceError
 from mesh_lab.notebook.service_cell import parse_cell, service_magic
 from mesh_lab.notebook.services import Services
 from mesh_lab.servers import start
@@ -91,7 +91,7 @@ def test_a_refused_cell_is_shown_without_the_way_through_this_package(capsys: py
 
 def test_without_a_mesh_a_service_says_how_to_start_one() -> None:
     no_mesh = start.newest_mesh_is(None)  # whatever other tests left open
-    with no_mesh, pytest.raises(NoMeshError, match=r"no mesh is open; start one first: mesh = await start_mesh"):
+    with no_mesh, pytest.raises(MeshClosedError, match=r"no mesh is open; start one first: mesh = await start_mesh"):
         service_magic(Services())("worker", CELL)
 
 
