@@ -34,7 +34,6 @@ reader's answer, returns a sentence that adds something to know, and raises :cla
 """
 
 import asyncio
-import importlib
 import importlib.util
 import sys
 from collections.abc import Awaitable, Callable
@@ -43,7 +42,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mesh_lab.errors import UnknownExerciseError
-from mesh_lab.notebook import checks
 from mesh_lab.notebook.answers import (
     Kind,
     StuckError,
@@ -79,17 +77,7 @@ class Verdict:
         return f"{self.state}: {self.words}" if self.words else self.state
 
 
-def correct(info: str) -> Verdict:
-    """Return the verdict for a right answer, with one sentence that adds something to know."""
-    return Verdict("correct", info)
-
-
-def not_yet(seen: str, expected: str) -> Verdict:
-    """Return the verdict for a wrong answer: what was seen, and what was expected instead."""
-    return Verdict("not yet", f"{seen}; expected {expected}")
-
-
-Check = Callable[[Any, Any], Awaitable[Any]]
+Check = Callable[[Trial, Any], Awaitable[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,9 +165,7 @@ async def _tried(task: _Exercise, mesh: Mesh, answer: object) -> str:
         NotYet: The answer is wrong, raises, hangs or leaves something behind.
     """
     files, deadline = files_of(answer), asyncio.timeout(task.within)
-    old = task.check.__module__.startswith(checks.__name__)  # takes the mesh, and returns a verdict
-    leaves: tuple[Left, ...] = ("tasks", "subscriptions", "connections", "streams") if old else task.leaves
-    trial, watch = Trial(task.number, mesh), Watch(mesh, leaves)
+    trial, watch = Trial(task.number, mesh), Watch(mesh, task.leaves)
     try:
         await watch.begin()
         with tasks_noted() as began:
@@ -187,17 +173,13 @@ async def _tried(task: _Exercise, mesh: Mesh, answer: object) -> str:
                 # A little later than the deadline, which is the gentler of the two.
                 async with deadline:
                     with interrupted_when_stuck(files, after=1.1 * task.within):
-                        words = await task.check(mesh if old else trial, answer)
-                if isinstance(words, Verdict):
-                    if words.state != "correct":
-                        raise NotYet(*words.words.split("; expected ", 1))
-                    words = words.words
+                        words = await task.check(trial, answer)
                 await trial.end_own()
                 await watch.look_inside(trial.clients, began, files)
             finally:
                 await trial.close()
         await watch.look_around(began)
-        return str(words)
+        return words
     except Exception as raised:  # noqa: BLE001 - whatever the reader's code raises becomes their verdict
         error = alone(raised)
         if isinstance(error, NotYet):
@@ -267,8 +249,6 @@ def _load(notebook: int) -> None:
     """Run the file with the checks of a notebook, once."""
     file = _files().get(notebook)
     if file is None:
-        if notebook in checks.NOTEBOOKS:
-            importlib.import_module(f"{checks.__name__}.{checks.NOTEBOOKS[notebook][1]}")
         return
     name = f"checks_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
@@ -283,8 +263,7 @@ def _load(notebook: int) -> None:
 
 def _load_all() -> dict[int, str]:
     """Load the checks of all notebooks, and return the notebooks' names by their numbers."""
-    names = {number: name for number, (name, _) in checks.NOTEBOOKS.items()}
-    names |= {number: file.stem for number, file in _files().items()}
+    names = {number: file.stem for number, file in _files().items()}
     for notebook in names:
         _load(notebook)
-    return dict(sorted(names.items()))
+    return names

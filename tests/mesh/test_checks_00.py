@@ -106,7 +106,7 @@ async def ignore(msg):
         (subscribing("orders.EU.*.placed"), "0 of the 14 orders placed in eu arrived"),
         (subscribing("orders.eu.*.placed", cb=ignore), "the subscription hands its messages to a callback"),
         (one_of_them, "3 of the 14 orders placed in eu arrived"),
-        (twice, "the function returned None; expected the subscription"),
+        (twice, "None was returned; expected the subscription"),
     ],
 )
 async def test_0_2_refuses(mesh, answer, reason):
@@ -145,9 +145,9 @@ async def a_name(mesh):
         (unnamed, "n2 knows your client as ''; expected 'me'"),
         (misnamed, "n2 knows your client as 'Me'; expected 'me'"),
         (elsewhere, "n2 lists none of your clients; expected each of them connected to n2"),
-        (nowhere, "the function returned None; expected the client that it connected"),
+        (nowhere, "None was returned; expected the client that it connected"),
         (closed, "the client that it returned is not connected"),
-        (a_name, "the function returned a str"),
+        (a_name, "str was returned"),
     ],
 )
 async def test_0_3_refuses(mesh, answer, reason):
@@ -220,7 +220,7 @@ async def keeps_it(mesh, server, news):
         (at_once, r"before anything happened, news was \['back'\]; expected an empty list"),
         (another, "the client is not connected to the server that it was given"),
         (not_async, "it raised InvalidCallbackTypeError"),
-        (keeps_it, "the function returned None; expected the client"),
+        (keeps_it, "None was returned; expected the client"),
     ],
 )
 async def test_0_4_refuses(mesh, answer, reason):

@@ -111,7 +111,7 @@ async def stops_with_the_last_processed(nc, subject, payloads):
         (waits_and_times_the_buffer, "the rate is many times what the worker can do; expected the clock to stop with"),
         (counts_refusals, "refused orders count as processed; expected only answers without the header"),
         (counts_only_refusals_of_half_the_time, "the rate is far below what the worker did"),
-        (returns_the_time, "a str was returned; expected a number"),
+        (returns_the_time, "str was returned; expected a number"),
         (returns_nothing, "0 orders a second; expected a rate above 0"),
     ],
 )

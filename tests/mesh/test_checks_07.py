@@ -81,7 +81,7 @@ def serving(
         (serving(payload=b"busy"), "a payload of 4 bytes"),
         (serving(frees=False), "work raised: code 503"),
         (serving(catches=False), "work raised, and the request got no answer"),
-        (serving(returns=False), "NoneType was returned; expected the subscription"),
+        (serving(returns=False), "None was returned; expected the subscription"),
         (serving(late=True), "5 requests came together, and 5 were worked on; expected 3, and the others refused"),
     ],
     ids=[

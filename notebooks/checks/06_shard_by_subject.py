@@ -12,11 +12,8 @@ from nats.js.api import SubjectTransform
 from nats.js.errors import NoStreamResponseError, NotFoundError
 from nats.js.kv import KeyValue
 
-from mesh_lab.notebook.exercises import Verdict, correct, exercise, not_yet
+from mesh_lab.notebook.exercises import NotYet, Trial, exercise
 from mesh_lab.patterns import retry, wait_routable, wait_stream
-from mesh_lab.servers.mesh import Mesh
-
-API_TIMEOUT_S = 5.0
 
 # 6.1
 
@@ -34,31 +31,23 @@ COUNTS = (1, 7, 64)
     "2**32. The order matters: first the exclusive or, then the product.",
     within=30.0,
 )
-async def finds_the_partition(mesh: Mesh, answer: Any) -> Verdict:
+async def finds_the_partition(trial: Trial, answer: Any) -> str:
     """Have the servers spread some keys, and compare."""
-    async with await mesh.connect(name="check 6.1") as client:
-        js = client.jetstream(timeout=API_TIMEOUT_S)
-        for count in COUNTS:
-            theirs = await _partitions(client, js, count)
-            for key in KEYS:
-                said = answer(key, count)
-                if said != theirs[key] or isinstance(said, bool):
-                    return not_yet(f"for {key!r} of {count} partitions {said!r} was returned", f"{theirs[key]}")
-    return correct("nobody has to be asked where a key lives: publisher, servers and workers compute the same")
+    client = await trial.client()
+    for count in COUNTS:
+        theirs = await _partitions(trial, client, count)
+        for key in KEYS:
+            trial.equal(answer(key, count), theirs[key], f"for {key!r} of {count} partitions ")
+    return "nobody has to be asked where a key lives: publisher, servers and workers compute the same"
 
 
-async def _partitions(client: Client, js: JetStreamContext, count: int) -> dict[str, int]:
+async def _partitions(trial: Trial, client: Client, count: int) -> dict[str, int]:
     """Return the partition of each key, as the servers see it."""
     transform = SubjectTransform(src="check61.*", dest=f"check61.{{{{partition({count},1)}}}}.{{{{wildcard(1)}}}}")
-    await _delete(js, "CHECK-6-1")
-    try:
-        await retry(lambda: js.add_stream(name="CHECK-6-1", subjects=["check61.*"], subject_transform=transform))
-        await wait_routable(client, "CHECK-6-1")
-        for key in KEYS:
-            await js.publish(f"check61.{key}", b"")
-        stored = await _subjects(js, "CHECK-6-1")
-    finally:
-        await _delete(js, "CHECK-6-1")
+    js = await trial.stream(client, "CHECK-6-1", subjects=["check61.*"], subject_transform=transform)
+    for key in KEYS:
+        await js.publish(f"check61.{key}", b"")
+    stored = await _subjects(js, "CHECK-6-1")
     return {subject.split(".")[2]: int(subject.split(".")[1]) for subject in stored}
 
 
@@ -77,53 +66,49 @@ RETURNS = [("eu" if n % 2 else "us", f"{1 + n % 9}", f"{n:06d}") for n in range(
     "one token of dest, and each of the three wildcards another one.",
     within=30.0,
 )
-async def keeps_customers_together(mesh: Mesh, answer: Any) -> Verdict:
+async def keeps_customers_together(trial: Trial, answer: Any) -> str:
     """Publish returns of nine customers in two regions and look at the subjects under which they are stored."""
-    async with await mesh.connect(name="check 6.2") as client:
-        js = client.jetstream(timeout=API_TIMEOUT_S)
-        await _delete(js, "RETURNS")
-        try:
-            await retry(lambda: answer(js))
-            try:
-                await retry(partial(wait_stream, js, "RETURNS"))
-            except NotFoundError:
-                return not_yet("no stream RETURNS on the servers", "one for returns.*.*.*")
-            await wait_routable(client, "RETURNS")
-            for region, customer, order in RETURNS:
-                with suppress(NoStreamResponseError):  # the verdict says so
-                    await js.publish(f"returns.{region}.{customer}.{order}", b"a CD")
-            return _spread_by_customer(await _subjects(js, "RETURNS"))
-        finally:
-            await _delete(js, "RETURNS")
+    client = await trial.client()
+    js = await trial.absent(client, "RETURNS")
+    await retry(lambda: answer(js))
+    try:
+        await retry(partial(wait_stream, js, "RETURNS"))
+    except NotFoundError as err:
+        raise NotYet("no stream RETURNS on the servers", "one for returns.*.*.*") from err
+    await wait_routable(client, "RETURNS")
+    for region, customer, order in RETURNS:
+        with suppress(NoStreamResponseError):  # the verdict says so
+            await js.publish(f"returns.{region}.{customer}.{order}", b"a CD")
+    _expect_by_customer(await _subjects(js, "RETURNS"))
+    return "whoever owns a partition sees all returns of its customers, from every region, in order"
 
 
-def _spread_by_customer(stored: list[str]) -> Verdict:
+def _expect_by_customer(stored: list[str]) -> None:
     wanted = {f"{region}.{customer}.{order}" for region, customer, order in RETURNS}
     if not stored:
-        return not_yet("nothing that was published on returns.<region>.<customer>.<order> is stored", "all of it")
+        raise NotYet("nothing that was published on returns.<region>.<customer>.<order> is stored", "all of it")
     partitions: dict[str, set[str]] = {}
     for subject in stored:
         name, _, rest = subject.partition(".")
         number, _, rest = rest.partition(".")
         if name != "returns" or rest not in wanted:
-            return not_yet(f"a return is stored as {subject}", "returns.<partition>.<region>.<customer>.<order>")
+            raise NotYet(f"a return is stored as {subject}", "returns.<partition>.<region>.<customer>.<order>")
         partitions.setdefault(rest.split(".")[1], set()).add(number)
     if len(stored) != len(wanted):
-        return not_yet(f"{len(stored)} returns are stored", f"all {len(wanted)}")
+        raise NotYet(f"{len(stored)} returns are stored", f"all {len(wanted)}")
     if torn := [customer for customer, numbers in partitions.items() if len(numbers) > 1]:
         customer = min(torn)
-        return not_yet(
+        raise NotYet(
             f"the returns of customer {customer} are in partitions {', '.join(sorted(partitions[customer]))}", "in one"
         )
     theirs = {customer: int(numbers.pop()) for customer, numbers in partitions.items()}
     ours = {customer: _fnv1a(customer) % PARTITIONS for customer in theirs}
     if theirs != ours:
         used = len(set(theirs.values()))
-        return not_yet(
+        raise NotYet(
             f"nine customers are spread over {used} partition{'s' * (used > 1)}, not as {PARTITIONS} would do it",
             f"partition({PARTITIONS},…) of the customer alone",
         )
-    return correct("whoever owns a partition sees all returns of its customers, from every region, in order")
 
 
 def _fnv1a(key: str) -> int:
@@ -145,35 +130,30 @@ def _fnv1a(key: str) -> int:
     "and last=0 only if there is nothing yet. If it fails, look again: who was it?",
     within=30.0,
 )
-async def refuses_yesterdays_owner(mesh: Mesh, answer: Any) -> Verdict:
+async def refuses_yesterdays_owner(trial: Trial, answer: Any) -> str:
     """Save one after the other, then with another owner who writes between the answer's read and its write."""
-    async with await mesh.connect(name="check 6.3") as client:
-        js = client.jetstream(timeout=API_TIMEOUT_S)
-        await _delete(js, "KV_CHECK-6-3")
-        bucket = await js.create_key_value(bucket="CHECK-6-3")
-        await wait_routable(client, "KV_CHECK-6-3")
-        try:
-            return await _in_turn(bucket, answer) or await _at_once(js, bucket, answer)
-        finally:
-            await _delete(js, "KV_CHECK-6-3")
+    client = await trial.client()
+    js = await trial.absent(client, "KV_CHECK-6-3")
+    bucket = await js.create_key_value(bucket="CHECK-6-3")
+    await wait_routable(client, "KV_CHECK-6-3")
+    await _in_turn(trial, bucket, answer)
+    await _at_once(trial, js, bucket, answer)
+    return "a worker that slept through its own replacement can say what it likes; the store knows better"
 
 
-async def _in_turn(bucket: KeyValue, answer: Any) -> Verdict | None:
+async def _in_turn(trial: Trial, bucket: KeyValue, answer: Any) -> None:
     steps = ((1, True, "a first entry"), (1, True, "the same fence again"), (4, True, "a larger fence"))
     for fence, wanted, what in (*steps, (3, False, "a smaller fence"), (4, True, "the largest fence again")):
         text = f"{what}, {fence}"
-        said = await answer(bucket, "order", fence, text)
-        if said is not wanted:
-            return not_yet(f"{what}: {said!r} was returned", f"{wanted}")
+        trial.equal(await answer(bucket, "order", fence, text), wanted, f"{what}: ")
         held = await _entry(bucket, "order")
         if wanted and held != {"fence": fence, "text": text}:
-            return not_yet(f"{what}: the key holds {held!r}", f"{ {'fence': fence, 'text': text}!r}")
+            raise NotYet(f"{what}: the key holds {held!r}", f"{ {'fence': fence, 'text': text}!r}")
         if not wanted and held.get("fence") != 4:
-            return not_yet(f"{what} was stored", "nothing stored, and False")
-    return None
+            raise NotYet(f"{what} was stored", "nothing stored, and False")
 
 
-async def _at_once(js: JetStreamContext, bucket: KeyValue, answer: Any) -> Verdict:
+async def _at_once(trial: Trial, js: JetStreamContext, bucket: KeyValue, answer: Any) -> None:
     for key, before, between, fence in (
         ("new", None, 9, 5),
         ("late", 1, 9, 5),
@@ -187,16 +167,12 @@ async def _at_once(js: JetStreamContext, bucket: KeyValue, answer: Any) -> Verdi
         held = await _entry(bucket, key)
         newest = max(fence, between)
         if held.get("fence") != newest:
-            return not_yet(
+            raise NotYet(
                 f"an owner with fence {between} wrote between the read and the write of fence {fence}, and the key "
                 f"holds fence {held.get('fence')}",
                 f"{newest}",
             )
-        if said is not (fence > between):
-            return not_yet(
-                f"fence {between} was written just before fence {fence}: {said!r} was returned", f"{not said}"
-            )
-    return correct("a worker that slept through its own replacement can say what it likes; the store knows better")
+        trial.equal(said, fence > between, f"fence {between} was written just before fence {fence}: ")
 
 
 def _interrupted(bucket: KeyValue, write: Callable[[], Awaitable[object]]) -> KeyValue:
@@ -228,8 +204,3 @@ async def _entry(bucket: KeyValue, key: str) -> dict[str, Any]:
 async def _subjects(js: JetStreamContext, stream: str) -> list[str]:
     state = (await retry(lambda: js.stream_info(stream, subjects_filter=">"))).state
     return sorted(state.subjects or {})
-
-
-async def _delete(js: JetStreamContext, stream: str) -> None:
-    with suppress(NotFoundError):
-        await retry(partial(js.delete_stream, stream))

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -11,10 +11,8 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from mesh_lab.errors import NotReadyError
-from mesh_lab.notebook.exercises import Verdict, correct, exercise, not_yet
-from mesh_lab.patterns import ERROR, ERROR_CODE, RETRY_AFTER, eventually
-from mesh_lab.servers.mesh import Mesh
+from mesh_lab.notebook.exercises import NotYet, Trial, exercise
+from mesh_lab.patterns import ERROR, ERROR_CODE, RETRY_AFTER
 
 ANSWER_WITHIN_S = 3.0
 
@@ -32,30 +30,27 @@ MOST = 3
     "let each task leave the set when it is done. nc.publish(msg.reply, headers=…) sends a refusal.",
     within=40.0,
 )
-async def refuses_when_full(mesh: Mesh, answer: Any) -> Verdict:
+async def refuses_when_full(trial: Trial, answer: Any) -> str:
     """Fill the service, ask once too often, let it finish, let its work fail, and fill it again."""
-    async with await mesh.connect(name="check 7.1", to=next(iter(mesh.servers))) as client:
-        desk = _Desk(client)
-        serving = await answer(client, "check71", desk.work, MOST)
-        if not isinstance(serving, Subscription):
-            return not_yet(f"{type(serving).__name__} was returned", "the subscription")
-        try:
-            return (
-                await _fills_and_refuses(desk)
-                or await _fails(desk)
-                or await _fills_and_refuses(desk)
-                or await _is_asked_in_one_go(desk)
-                or correct("a refusal costs a fraction of the work, so a service that is full can still say so")
-            )
-        finally:
-            desk.gate.set()
-            await serving.unsubscribe()
+    desk = _Desk(trial, await trial.client())
+    serving = await answer(desk.client, "check71", desk.work, MOST)
+    trial.kind(serving, Subscription, "the subscription")
+    trial.own(serving)
+    try:
+        await _fills_and_refuses(desk)
+        await _fails(desk)
+        await _fills_and_refuses(desk)
+        await _is_asked_in_one_go(desk)
+    finally:
+        desk.gate.set()
+    return "a refusal costs a fraction of the work, so a service that is full can still say so"
 
 
 class _Desk:
     """Work that goes on until the gate is opened, and the answers to what was asked."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, trial: Trial, client: Client) -> None:
+        self.trial = trial
         self.client = client
         self.gate = asyncio.Event()
         self.began: list[bytes] = []
@@ -79,64 +74,65 @@ class _Desk:
             await self.client.publish("check71", name, reply=inbox)
         await self.client.flush()
 
-    async def answered(self, *names: bytes) -> bool:
-        try:
-            await eventually(lambda: all(name in self.answers for name in names), within=ANSWER_WITHIN_S)
-        except NotReadyError:
-            return False
-        return True
+    async def answered(self, names: Sequence[bytes], seen: str | Callable[[], str], expected: str) -> None:
+        every = lambda: all(name in self.answers for name in names)  # noqa: E731
+        await self.trial.soon(every, seen, expected, within=ANSWER_WITHIN_S)
+
+    def shut(self) -> None:
+        """Begin anew, with work that goes on."""
+        self.gate.clear()
+        self.began.clear()
+        self.answers.clear()
 
 
-async def _fills_and_refuses(desk: _Desk) -> Verdict | None:
-    desk.gate.clear()
-    desk.began.clear()
-    desk.answers.clear()
+async def _fills_and_refuses(desk: _Desk) -> None:
+    desk.shut()
     first, late = [b"a", b"b", b"c"], [b"d", b"e"]
     await desk.ask(*first)
-    try:
-        await eventually(lambda: len(desk.began) >= MOST, within=ANSWER_WITHIN_S)
-    except NotReadyError:
-        return not_yet(f"{len(desk.began)} of {MOST} requests were worked on at the same time", f"all {MOST}")
+    await desk.trial.soon(
+        lambda: len(desk.began) >= MOST,
+        lambda: f"{len(desk.began)} of {MOST} requests were worked on at the same time",
+        f"all {MOST}",
+        within=ANSWER_WITHIN_S,
+    )
     await desk.ask(*late)
-    if not await desk.answered(*late):
+
+    def unanswered() -> str:
         what = "was worked on as well" if len(desk.began) > MOST else "got no answer while the others were in hand"
-        return not_yet(f"a request too many {what}", "an answer with code 503, at once")
+        return f"a request too many {what}"
+
+    await desk.answered(late, unanswered, "an answer with code 503, at once")
     if wrong := _not_refused(desk.answers[late[0]], "503"):
-        return not_yet(f"a request too many: {wrong}", "an empty answer with code 503, and words")
+        raise NotYet(f"a request too many: {wrong}", "an empty answer with code 503, and words")
     desk.gate.set()
-    if not await desk.answered(*first):
-        return not_yet("a request that was taken on got no answer", "the bytes that work returned")
+    await desk.answered(first, "a request that was taken on got no answer", "the bytes that work returned")
     for name in first:
         if desk.answers[name].data != b"done " + name or (desk.answers[name].headers or {}).get(ERROR_CODE):
-            return not_yet(f"{name!r} was answered with {desk.answers[name].data!r}", f"{b'done ' + name!r}")
-    return None
+            raise NotYet(f"{name!r} was answered with {desk.answers[name].data!r}", f"{b'done ' + name!r}")
 
 
-async def _is_asked_in_one_go(desk: _Desk) -> Verdict | None:
+async def _is_asked_in_one_go(desk: _Desk) -> None:
     """Ask for more than fits, before any of the work can have begun: who counts only then lets all in."""
-    desk.gate.clear()
-    desk.began.clear()
-    desk.answers.clear()
+    desk.shut()
     names = [b"f", b"g", b"h", b"i", b"j"]
     await desk.ask(*names)
-    try:
-        await eventually(lambda: len(desk.answers) == len(names) - MOST, within=ANSWER_WITHIN_S)
-    except NotReadyError:
-        seen = f"{len(names)} requests came together, and {len(desk.began)} were worked on"
-        return not_yet(seen, f"{MOST}, and the others refused")
+    await desk.trial.soon(
+        lambda: len(desk.answers) == len(names) - MOST,
+        lambda: f"{len(names)} requests came together, and {len(desk.began)} were worked on",
+        f"{MOST}, and the others refused",
+        within=ANSWER_WITHIN_S,
+    )
     desk.gate.set()
-    return None if await desk.answered(*names) else not_yet("a request of several got no answer", "one for each")
+    await desk.answered(names, "a request of several got no answer", "one for each")
 
 
-async def _fails(desk: _Desk) -> Verdict | None:
+async def _fails(desk: _Desk) -> None:
     for _ in range(MOST):  # as often as would fill it, if a failure kept its place
         desk.answers.clear()
         await desk.ask(b"broken")
-        if not await desk.answered(b"broken"):
-            return not_yet("work raised, and the request got no answer", "one with code 500")
+        await desk.answered([b"broken"], "work raised, and the request got no answer", "one with code 500")
         if wrong := _not_refused(desk.answers[b"broken"], "500"):
-            return not_yet(f"work raised: {wrong}", "an empty answer with code 500, and words")
-    return None
+            raise NotYet(f"work raised: {wrong}", "an empty answer with code 500, and words")
 
 
 def _not_refused(msg: Msg, code: str) -> str:
@@ -170,22 +166,22 @@ BUCKETS: tuple[tuple[float, int, tuple[tuple[float, bool], ...]], ...] = (
     hint="Remember how many tokens there are and when you last added some. At each call add rate times the seconds "
     "since then, at most up to burst; fractions of a token count. A refused message takes nothing.",
 )
-async def keeps_a_bucket(mesh: Mesh, answer: Any) -> Verdict:
+async def keeps_a_bucket(trial: Trial, answer: Any) -> str:
     """Call buckets at given times, two of them in turn."""
     for rate, burst, calls in BUCKETS:
         take = _bucket(answer, rate, burst)
         other = _bucket(answer, rate, burst)
         if take is None or other is None:
-            return not_yet("make_bucket returned nothing that can be called", "a function take(now)")
+            raise NotYet("make_bucket returned nothing that can be called", "a function take(now)")
         other(calls[0][0])  # a second bucket must not share the first one's tokens
         for number, (now, wanted) in enumerate(calls, start=1):
             if (said := take(now)) is not wanted:
                 since = now - calls[0][0]
-                return not_yet(
+                raise NotYet(
                     f"rate {rate}, burst {burst}: call {number}, {since:g} s after the first, returned {said!r}",
                     f"{wanted}",
                 )
-    return correct("two numbers, no queue and no clock of its own: that is all it takes to keep a rate")
+    return "two numbers, no queue and no clock of its own: that is all it takes to keep a rate"
 
 
 def _bucket(answer: Any, rate: float, burst: int) -> Callable[[float], object] | None:
@@ -205,33 +201,29 @@ def _bucket(answer: Any, rate: float, burst: int) -> Callable[[float], object] |
     "Compute once until when you may try, and compare before you wait.",
     within=40.0,
 )
-async def asks_again(mesh: Mesh, answer: Any) -> Verdict:
+async def asks_again(trial: Trial, answer: Any) -> str:
     """Refuse a number of times, with a time to wait for, and look at when it was asked again."""
-    async with await mesh.connect(name="check 7.3", to=next(iter(mesh.servers))) as client:
-        asked: list[float] = []
-        script: list[dict[str, str] | None] = []
+    client = await trial.client()
+    asked: list[float] = []
+    script: list[dict[str, str] | None] = []
 
-        async def desk(msg: Msg) -> None:
-            asked.append(time.monotonic())
-            headers = script[min(len(asked), len(script)) - 1]
-            await client.publish(msg.reply, b"" if headers else b"accepted " + msg.data, headers=headers)
+    async def desk(msg: Msg) -> None:
+        asked.append(time.monotonic())
+        headers = script[min(len(asked), len(script)) - 1]
+        await client.publish(msg.reply, b"" if headers else b"accepted " + msg.data, headers=headers)
 
-        serving = await client.subscribe("check73", cb=desk)
+    await trial.serve(client, desk, "check73")
+    for what, headers, within, wanted, pauses in _CASES:
+        asked.clear()
+        script[:] = headers
         try:
-            for what, headers, within, wanted, pauses in _CASES:
-                asked.clear()
-                script[:] = headers
-                try:
-                    said = await answer(client, "check73", b"an order", within)
-                except nats.errors.Error as err:
-                    return not_yet(f"{what}: {type(err).__name__} was raised", f"{wanted!r}")
-                if said != wanted:
-                    return not_yet(f"{what}: {said!r} was returned", f"{wanted!r}")
-                if wrong := _pauses(asked, pauses):
-                    return not_yet(f"{what}: {wrong}", _in_words(pauses))
-        finally:
-            await serving.unsubscribe()
-    return correct("a desk that says when to come back, and a shop that listens, get through an overload together")
+            said = await answer(client, "check73", b"an order", within)
+        except nats.errors.Error as err:
+            raise NotYet(f"{what}: {type(err).__name__} was raised", f"{wanted!r}") from err
+        trial.equal(said, wanted, f"{what}: ")
+        if wrong := _pauses(asked, pauses):
+            raise NotYet(f"{what}: {wrong}", _in_words(pauses))
+    return "a desk that says when to come back, and a shop that listens, get through an overload together"
 
 
 def _refused(code: str, again: str | None = None) -> dict[str, str]:

@@ -2,18 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from typing import Any
 
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from mesh_lab.measure import paced_load
-from mesh_lab.notebook.checks.common import connect, own_subject
-from mesh_lab.notebook.exercises import Verdict, correct, exercise, not_yet
-from mesh_lab.patterns import flush_through
-from mesh_lab.servers.mesh import Mesh
+from mesh_lab.notebook.exercises import NotYet, Trial, exercise
 
 # 4.1
 
@@ -30,7 +25,7 @@ REFUSAL = {CODE: "422", "Nats-Service-Error": "no such CD"}
     hint="Publish each order with a reply subject of your own, and count what comes back there. The clock stops with "
     f"the last answer. An answer with the header {CODE} is an answer, and no processed order.",
 )
-async def counts_what_is_processed(mesh: Mesh, answer: Any) -> Verdict:
+async def counts_what_is_processed(trial: Trial, answer: Any) -> str:
     """Let a worker take long for the first and the last order and refuse every second one; compare with its clock."""
     worked: list[float] = []
 
@@ -41,50 +36,28 @@ async def counts_what_is_processed(mesh: Mesh, answer: Any) -> Verdict:
         worked.append(time.perf_counter())
         refused = int(msg.data) % 2
         if msg.reply:
-            await worker.publish(
-                msg.reply, headers={CODE: "422", "Nats-Service-Error": "no such CD"} if refused else None
-            )
+            await worker.publish(msg.reply, headers=REFUSAL if refused else None)
 
-    async with (
-        await connect(mesh, "check 4.1") as nc,
-        await connect(mesh, "worker") as worker,
-        _served(worker, own_subject(nc), work) as subject,
-    ):
-        rate = await answer(nc, subject, [b"%d" % n for n in range(ORDERS)])
-        came = len(worked) - 1 if worked else 0
-    if not isinstance(rate, int | float) or isinstance(rate, bool):
-        return not_yet(f"a {type(rate).__name__} was returned", "a number of orders a second")
+    nc, worker = await trial.client(), await trial.client(name="worker")
+    rate = await answer(nc, await trial.serve(worker, work), [b"%d" % n for n in range(ORDERS)])
+    came = len(worked) - 1 if worked else 0
+    trial.kind(rate, (int, float), "a number of orders a second")
     if rate <= 0:
-        return not_yet(f"{rate:g} orders a second", "a rate above 0")
+        raise NotYet(f"{rate:g} orders a second", "a rate above 0")
     if came < ORDERS:
-        return not_yet(
-            "it returned before the worker had done its last order", "a clock that stops with the last answer"
-        )
+        raise NotYet("it returned before the worker had done its last order", "a clock that stops with the last answer")
     times = rate / (ORDERS / 2 / (worked[-1] - worked[0]))
     if times > 3:
-        return not_yet("the rate is many times what the worker can do", "the clock to stop with the last answer")
+        raise NotYet("the rate is many times what the worker can do", "the clock to stop with the last answer")
     if times > 1.75:
-        return not_yet("refused orders count as processed", f"only answers without the header {CODE}")
+        raise NotYet("refused orders count as processed", f"only answers without the header {CODE}")
     if times > 1.25:
-        return not_yet(
+        raise NotYet(
             "the rate is above what the worker did", "a clock from the first publish to the last answer, also a refusal"
         )
     if times < 0.5:  # the machine may pause for a moment; a wrong clock is further off
-        return not_yet(
-            "the rate is far below what the worker did", "a clock that runs from first publish to last answer"
-        )
-    return correct("what a worker confirms is processed; all that the publisher can see alone is its own buffer")
-
-
-@asynccontextmanager
-async def _served(client: Client, subject: str, callback: Any) -> AsyncIterator[str]:
-    """Serve a subject with a callback while the block runs."""
-    subscription = await client.subscribe(subject, cb=callback)
-    await flush_through(client)
-    try:
-        yield subject
-    finally:
-        await subscription.unsubscribe()
+        raise NotYet("the rate is far below what the worker did", "a clock that runs from first publish to last answer")
+    return "what a worker confirms is processed; all that the publisher can see alone is its own buffer"
 
 
 # 4.2
@@ -101,36 +74,32 @@ BY_HAND = ([0.3, 0.6, 0.7], [0.25, 0.05, 0.02], 10, [0.55, 0.55, 0.52])
     expects="a list with a latency for each question, in seconds since it was due",
     hint="Question n was due n / rate_per_s seconds after the start. When was it answered? Subtract.",
 )
-async def gives_the_waiting_back(mesh: Mesh, answer: Any) -> Verdict:
+async def gives_the_waiting_back(trial: Trial, answer: Any) -> str:
     """Hand over a record whose first question left late, then one of a real closed loop that met a stall."""
     *record, expected = BY_HAND
     returned = answer(*map(_copied, record))
-    if wrong := _unlike(returned, expected, BY_HAND[1]):
-        late = [one - BY_HAND[0][0] for one in expected]
-        if isinstance(returned, Sequence) and not _unlike(returned, late, []):
-            return not_yet("0 is where the first question left, which was 0.3 s late", _DUE)
-        return wrong
+    late = [one - BY_HAND[0][0] for one in expected]
+    if _is_seconds(returned) and len(returned) == len(late) and _close(returned, late):
+        raise NotYet("0 is where the first question left, which was 0.3 s late", _DUE)
+    _expect(returned, expected, BY_HAND[1])
 
     async def reply(msg: Msg) -> None:
         if int(msg.data) == SLOW_AT:
             await asyncio.sleep(STALL_S)  # work
         await msg.respond(b"1177")
 
-    async with await connect(mesh, "check 4.2") as nc, _served(nc, own_subject(nc), reply) as subject:
-        run = await paced_load(
-            {**mesh.connect_options(to=next(iter(mesh.servers))), "dont_randomize": True},
-            subject=subject,
-            rate_per_s=RATE_PER_S,
-            seconds=SECONDS,
-            payloads=[b"%d" % n for n in range(round(RATE_PER_S * SECONDS))],
-            closed=True,
-        )
+    run = await paced_load(
+        {**trial.mesh.connect_options(to=next(iter(trial.mesh.servers))), "dont_randomize": True},
+        subject=await trial.serve(await trial.client(), reply),
+        rate_per_s=RATE_PER_S,
+        seconds=SECONDS,
+        payloads=[b"%d" % n for n in range(round(RATE_PER_S * SECONDS))],
+        closed=True,
+    )
     sent, latencies = ([ns / 1e9 for ns in run.sent_ns], [ms / 1e3 for ms in run.latencies_ms(since="sent")])
     due = [ms / 1e3 for ms in run.latencies_ms()]
-    returned = answer(list(sent), list(latencies), RATE_PER_S)
-    if wrong := _unlike(returned, due, latencies):
-        return wrong
-    return correct(
+    _expect(answer(list(sent), list(latencies), RATE_PER_S), due, latencies)
+    return (
         "where a record lacks its send times, HdrHistogram's record_corrected_value(latency, interval) makes up the "
         "missing answers; that is a guess, and yours is a fact"
     )
@@ -143,21 +112,25 @@ def _copied(value: Any) -> Any:
     return list(value) if isinstance(value, list) else value
 
 
-def _unlike(returned: Any, expected: Sequence[float], unmended: Sequence[float]) -> Verdict | None:
-    if not isinstance(returned, Sequence) or not all(isinstance(one, int | float) for one in returned):
-        return not_yet(f"a {type(returned).__name__} was returned", "a list of seconds")
+def _is_seconds(returned: Any) -> bool:
+    return isinstance(returned, Sequence) and all(isinstance(one, int | float) for one in returned)
+
+
+def _expect(returned: Any, expected: Sequence[float], unmended: Sequence[float]) -> None:
+    if not _is_seconds(returned):
+        raise NotYet(f"a {type(returned).__name__} was returned", "a list of seconds")
     if len(returned) != len(expected):
         more = "more" if len(returned) > len(expected) else "fewer"
-        return not_yet(f"{more} latencies than questions", "one for each, in their order")
+        raise NotYet(f"{more} latencies than questions", "one for each, in their order")
     if _close(returned, expected):
-        return None
-    if unmended and _close(returned, unmended):
-        return not_yet("the latencies are those since the questions were sent", "those since they were due")
+        return
+    if _close(returned, unmended):
+        raise NotYet("the latencies are those since the questions were sent", "those since they were due")
     if _close([one / 1_000 for one in returned], expected):
-        return not_yet("the latencies are in milliseconds", "seconds, as they came")
+        raise NotYet("the latencies are in milliseconds", "seconds, as they came")
     if min(returned) < -CLOSE_S:
-        return not_yet("an answer came before its question was due", _DUE)
-    return not_yet("some latencies differ from those since the questions were due", _DUE)
+        raise NotYet("an answer came before its question was due", _DUE)
+    raise NotYet("some latencies differ from those since the questions were due", _DUE)
 
 
 def _close(some: Sequence[float], others: Sequence[float]) -> bool:
@@ -228,7 +201,7 @@ CASES: list[tuple[list[Row], bool, str, str]] = [
     hint="Count the rows that were answered within 20 ms of due_s, and divide by the number of all rows. There is no "
     "need for a percentile.",
 )
-async def keeps_the_promise(_mesh: Mesh, answer: Any) -> Verdict:
+async def keeps_the_promise(trial: Trial, answer: Any) -> str:
     """Hand over tables as PacedRun.frame() makes them, in which the promise is kept or broken for one reason each."""
     import pandas as pd
 
@@ -243,7 +216,7 @@ async def keeps_the_promise(_mesh: Mesh, answer: Any) -> Verdict:
         )
         said = answer(table)
         if said not in (True, False):
-            return not_yet(f"{said!r} was returned for one table", "True or False")
+            raise NotYet(f"{said!r} was returned for one table", "True or False")
         if bool(said) is not kept:
-            return not_yet(f"{bool(said)} for {what}", f"{kept}{why}")
-    return correct("the share within a limit counts everybody who asked; a percentile of the answered leaves some out")
+            raise NotYet(f"{bool(said)} for {what}", f"{kept}{why}")
+    return "the share within a limit counts everybody who asked; a percentile of the answered leaves some out"

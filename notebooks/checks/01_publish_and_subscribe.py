@@ -12,10 +12,10 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import BadSubjectError
 
-from mesh_lab.notebook.exercises import Verdict, correct, exercise, not_yet
+from mesh_lab import Mesh
+from mesh_lab.notebook.exercises import NotYet, Trial, exercise
 from mesh_lab.orders import Order, encode, read_orders
 from mesh_lab.patterns import flush_through
-from mesh_lab.servers.mesh import Mesh
 
 SERVER_ANSWERS_WITHIN_S = 1.0  # a complete frame is answered in milliseconds, an incomplete one never
 
@@ -48,41 +48,40 @@ IMPOSSIBLE = "archive"
     hint="Write the four tokens of an order's subject side by side, and put * where a colleague does not care. A star "
     "takes the place of a whole token. nats-py refuses one that shares its token with letters or digits.",
 )
-async def asks_for_what_it_needs(mesh: Mesh, answer: Any) -> Verdict:
+async def asks_for_what_it_needs(trial: Trial, answer: Any) -> str:
     """Subscribe with each pattern, publish, and compare what arrived with what was wished for."""
-    async with await mesh.connect(name="check 1.1") as nc:
-        for name in WISHES:
-            if wrong := await _not_granted(nc, name, answer.get(name, ...)):
-                return wrong
-    return correct(
+    nc = await trial.client()
+    for name in WISHES:
+        await _grants(trial, nc, name, answer.get(name, ...))
+    return (
         "what somebody will filter by needs a token of its own; whoever wants the first 99 orders has to take more "
         "and throw some away, or the publisher puts the range into the subject"
     )
 
 
-async def _not_granted(nc: Client, name: str, pattern: Any) -> Verdict | None:
+async def _grants(trial: Trial, nc: Client, name: str, pattern: Any) -> None:
     if pattern is ...:
-        return not_yet(f"nothing for {name}", "a subject, or None if no subject can say it")
+        raise NotYet(f"nothing for {name}", "a subject, or None if no subject can say it")
     if pattern is None:
-        return None if name == IMPOSSIBLE else not_yet(f"None for {name}", "a subject: there is one for this wish")
+        if name != IMPOSSIBLE:
+            raise NotYet(f"None for {name}", "a subject: there is one for this wish")
+        return
     if not isinstance(pattern, str):
-        return not_yet(f"{pattern!r} for {name}", "a subject as text")
+        raise NotYet(f"{pattern!r} for {name}", "a subject as text")
     try:
         sub = await nc.subscribe(pattern)
-    except BadSubjectError:
+    except BadSubjectError as err:
         rule = "a wildcard that stands for a whole token, and > only at the end"
-        return not_yet(f"nats-py refuses {pattern!r} for {name}", f"{rule}; None if no subject can say it")
+        raise NotYet(f"nats-py refuses {pattern!r} for {name}", f"{rule}; None if no subject can say it") from err
     for subject in ON_THE_MESH:
         await nc.publish(subject)
-    await flush_through(nc)
-    got = [(await sub.next_msg()).subject for _ in range(sub.pending_msgs)]
+    got = [msg.subject for msg in await trial.arrived(nc, sub)]
     await sub.unsubscribe()
     wanted = [subject for subject in ON_THE_MESH if WISHES[name](*subject.split("."))]
     if missed := [subject for subject in wanted if subject not in got]:
-        return not_yet(f"{name}, with {pattern!r}, did not get {missed[0]}", _what(name))
+        raise NotYet(f"{name}, with {pattern!r}, did not get {missed[0]}", _what(name))
     if extra := [subject for subject in got if subject not in wanted]:
-        return not_yet(f"{name}, with {pattern!r}, also got {extra[0]}", _what(name))
-    return None
+        raise NotYet(f"{name}, with {pattern!r}, also got {extra[0]}", _what(name))
 
 
 def _what(name: str) -> str:
@@ -111,41 +110,33 @@ FRAMES: tuple[tuple[str, bytes, dict[str, str]], ...] = (
     "The first length is the length of that, the second adds the payload's. Then look at the end: what follows a "
     "payload on the wire is not counted.",
 )
-async def frames_a_message(mesh: Mesh, answer: Any) -> Verdict:
+async def frames_a_message(trial: Trial, answer: Any) -> str:
     """Send what the answer returns over a bare socket, and look at what a subscriber gets."""
-    async with await mesh.connect(name="check 1.2") as nc:
-        sub = await nc.subscribe("orders.check.>")
-        await flush_through(nc)
-        for case, payload, headers in FRAMES:
-            frame = answer(SUBJECT, payload, dict(headers))
-            if not isinstance(frame, bytes | bytearray):
-                return not_yet(f"frame() returned a {type(frame).__name__}", "bytes")
-            if complaint := await _complaint(mesh, nc, bytes(frame)):
-                return not_yet(f"{case}: {complaint}", "a frame that the server takes")
-            await nc.flush()  # the subscriber sits on the same server: what that has taken is here now
-            got = [await sub.next_msg() for _ in range(sub.pending_msgs)]
-            if wrong := _differs(case, got, payload, headers):
-                return wrong
-    return correct("both lengths count bytes, and that is why a payload may hold anything, line ends included")
-
-
-def _differs(case: str, got: Sequence[Msg], payload: bytes, headers: dict[str, str]) -> Verdict | None:
-    if len(got) != 1:
-        return not_yet(f"{case}: {len(got)} messages arrived", "one")
-    [msg] = got
-    for what, seen, expected in (
-        ("subject", msg.subject, SUBJECT),
-        ("headers", msg.headers or {}, headers),
-        ("payload", msg.data, payload),
-    ):
-        if seen != expected:
-            return not_yet(f"{case}: the {what} {seen!r} arrived", f"{expected!r}")
-    return None
+    nc = await trial.client()
+    sub = trial.own(await nc.subscribe("orders.check.>"))
+    await flush_through(nc)
+    for case, payload, headers in FRAMES:
+        frame = answer(SUBJECT, payload, dict(headers))
+        trial.kind(frame, (bytes, bytearray), "bytes")
+        if complaint := await _complaint(trial.mesh, nc, bytes(frame)):
+            raise NotYet(f"{case}: {complaint}", "a frame that the server takes")
+        # The subscriber sits on the same server: what that has taken is here now.
+        got = await trial.arrived(nc, sub)
+        if len(got) != 1:
+            raise NotYet(f"{case}: {len(got)} messages arrived", "one")
+        for what, seen, expected in (
+            ("subject", got[0].subject, SUBJECT),
+            ("headers", got[0].headers or {}, headers),
+            ("payload", got[0].data, payload),
+        ):
+            if seen != expected:
+                raise NotYet(f"{case}: the {what} {seen!r} arrived", f"{expected!r}")
+    return "both lengths count bytes, and that is why a payload may hold anything, line ends included"
 
 
 async def _complaint(mesh: Mesh, nc: Client, frame: bytes) -> str | None:
     """Send a frame to the server at which ``nc`` is, and return what was wrong with it in words, if anything was."""
-    assert nc.connected_url is not None  # noqa: S101  # it has just answered a flush
+    assert nc.connected_url is not None  # it has just answered a flush
     ear, mouth = await asyncio.open_connection(nc.connected_url.hostname, nc.connected_url.port)
     try:
         await ear.readline()  # INFO
@@ -186,51 +177,48 @@ LOSSES: tuple[tuple[int, tuple[tuple[int, ...], ...]], ...] = (
     hint="A number in a header shows a gap between two messages. What shows that the last ones are missing? Nothing "
     "comes after them, so somebody must say beforehand, or with every message, how many there are.",
 )
-async def notices_what_is_missing(mesh: Mesh, answer: Any) -> Verdict:
+async def notices_what_is_missing(trial: Trial, answer: Any) -> str:
     """Publish with the reader's function, lose some orders, and ask the other function which."""
     match answer:
         case (publish_numbered, missing):
             pass
         case _:
-            return not_yet(f"a {type(answer).__name__}", "the two functions, (publish_numbered, missing)")
-    async with await mesh.connect(name="check 1.3") as nc:
-        for count, losses in LOSSES:
-            # Not the first ones, whose ids are their positions.
-            some = islice(read_orders(first=SKIPPED + count), SKIPPED, None)
-            orders = [msgspec.structs.replace(order, region="check") for order in some]
-            sub = await nc.subscribe("orders.>")
-            await publish_numbered(nc, orders)
-            await flush_through(nc)
-            messages = [await sub.next_msg() for _ in range(sub.pending_msgs)]
-            await sub.unsubscribe()
-            if wrong := _not_published(messages, orders):
-                return wrong
-            for lost in losses:
-                subjects = {orders[position - 1].subject("placed") for position in lost}
-                named = missing([msg for msg in messages if msg.subject not in subjects])
-                if not isinstance(named, list):
-                    return not_yet(f"missing() returned {reprlib.repr(named)}", "a list of positions")
-                if named != list(lost):
-                    tried = f"with {_listed(lost)} of {count} orders lost, missing() returned {_listed(named)}"
-                    return not_yet(tried, _listed(lost))
-    return correct(
+            raise NotYet(f"a {type(answer).__name__}", "the two functions, (publish_numbered, missing)")
+    nc = await trial.client()
+    for count, losses in LOSSES:
+        # Not the first ones, whose ids are their positions.
+        some = islice(read_orders(first=SKIPPED + count), SKIPPED, None)
+        orders = [msgspec.structs.replace(order, region="check") for order in some]
+        sub = await nc.subscribe("orders.>")
+        await publish_numbered(nc, orders)
+        messages = await trial.arrived(nc, sub)
+        await sub.unsubscribe()
+        _all_published(messages, orders)
+        for lost in losses:
+            subjects = {orders[position - 1].subject("placed") for position in lost}
+            named = missing([msg for msg in messages if msg.subject not in subjects])
+            if not isinstance(named, list):
+                raise NotYet(f"missing() returned {reprlib.repr(named)}", "a list of positions")
+            if named != list(lost):
+                tried = f"with {_listed(lost)} of {count} orders lost, missing() returned {_listed(named)}"
+                raise NotYet(tried, _listed(lost))
+    return (
         "numbers show a gap, but only a total or a last word shows what is lost at the end; a stream numbers its "
         "messages for you: notebook 03"
     )
 
 
-def _not_published(messages: Sequence[Msg], orders: Sequence[Order]) -> Verdict | None:
+def _all_published(messages: Sequence[Msg], orders: Sequence[Order]) -> None:
     for order in orders:
         subject = order.subject("placed")
         copies = [msg for msg in messages if msg.subject == subject]
         if len(copies) != 1:
             came = len({msg.subject for msg in messages} & {order.subject("placed") for order in orders})
             if came < len(orders):
-                return not_yet(f"{came} of {len(orders)} orders arrived under their own subjects", f"{len(orders)}")
-            return not_yet(f"{subject} came {len(copies)} times", "each order once")
+                raise NotYet(f"{came} of {len(orders)} orders arrived under their own subjects", f"{len(orders)}")
+            raise NotYet(f"{subject} came {len(copies)} times", "each order once")
         if copies[0].data != encode(order):
-            return not_yet(f"the payload of {subject} was changed", "the order as encode() writes it")
-    return None
+            raise NotYet(f"the payload of {subject} was changed", "the order as encode() writes it")
 
 
 def _listed(positions: Sequence[object]) -> str:
