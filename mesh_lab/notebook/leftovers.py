@@ -91,6 +91,8 @@ class Watch:
                 task.cancel()
         for client, mesh in clients.items():
             if client.is_connected:
+                # Once and not in the loop, whose deadline would cancel it: nats-py then takes the PONG for an error.
+                await flush_through(client)
                 await self._expect_none("subscriptions", partial(_subscriptions, client, mesh))
 
     async def look_around(self, began: Tasks) -> None:
@@ -148,7 +150,6 @@ def _file(task: "asyncio.Task[Any]") -> str:
 
 async def _subscriptions(client: Client, mesh: Mesh) -> list[str]:
     """Return the subscriptions of a client but for that of nats-py itself, to which replies to its requests come."""
-    await flush_through(client)
     at = client.connected_url
     for server in mesh.servers.values():
         if server.monitor is not None and at is not None and server.port == at.port:

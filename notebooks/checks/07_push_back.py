@@ -70,7 +70,7 @@ class _Desk:
             async def note(msg: Msg, name: bytes = name) -> None:
                 self.answers[name] = msg
 
-            await self.client.subscribe(inbox, cb=note, max_msgs=1)
+            self.trial.own(await self.client.subscribe(inbox, cb=note))
             await self.client.publish("check71", name, reply=inbox)
         await self.client.flush()
 
