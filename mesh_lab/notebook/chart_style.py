@@ -1,7 +1,6 @@
 """The look that all charts share, and how they show themselves: once, small, and the same on every machine.
 
-A chart is a plain matplotlib ``Figure`` that pyplot does not know: the notebook's inline backend, which shows
-every figure pyplot knows when a cell ends, cannot show it a second time, and nothing has to be closed.
+A chart is a plain matplotlib ``Figure`` unknown to pyplot, so the notebook's inline backend shows it no second time.
 """
 
 from collections.abc import Iterator

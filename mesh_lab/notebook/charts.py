@@ -62,14 +62,9 @@ def bars(
 
 
 def lines(
-    series: Mapping[str, Mapping[float, float]],
-    *,
-    x: str,
-    y: str,
-    title: str,
-    log: Literal["", "x", "y", "xy"] = "",
+    series: Mapping[str, Mapping[float, float]], *, x: str, y: str, title: str, log: Literal["", "x", "y", "xy"] = ""
 ) -> "Figure":
-    """Draw a line with points for each series; the names of several stand beside them, in the order of their ends.
+    """Draw a line with points for each series; of several, the names stand beside them.
 
     Args:
         series: For each name, y by x.
@@ -106,16 +101,10 @@ def lines(
     return figure
 
 
-def dots(
-    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
-    *,
-    x: str,
-    y: str,
-    title: str,
-) -> "Figure":
-    """Draw a dot for each pair, in a panel for each series; all panels have the same axes, so that they compare.
+def dots(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, x: str, y: str, title: str) -> "Figure":
+    """Draw a dot for each pair, in a panel for each series; all panels have the same axes.
 
-    Lines would join what was not measured: where no message left, there must be nothing to see.
+    Lines would join what was not measured.
 
     Args:
         series: For each panel, its heading in a few words: the x of every dot, and the y of every dot.
@@ -150,8 +139,7 @@ def dots(
 def percentiles(latencies_ms: Mapping[str, Sequence[float]], *, title: str, limit_ms: float | None = None) -> "Figure":
     """Draw which latency so many percent did not exceed, as HDR histograms are drawn; both axes are logarithmic.
 
-    Each step to the right is ten times as rare: 90 %, 99 %, 99.9 %. What a mean hides lies at the right edge. A line
-    ends where its data do: of 1,000 messages, 99.9 % is the last percentile that one message decides.
+    A line ends where its data do: of 1,000 messages, 99.9 % is the last percentile that one message decides.
 
     Args:
         latencies_ms: Latencies above 0, in any order, by the name of what was measured.
@@ -210,6 +198,5 @@ def _far_apart(places: Sequence[float]) -> bool:
 
 def _name_lines(axes: "Axes", ends: Sequence[float]) -> None:
     """Name the lines on the right, from the one that ends highest to the one that ends lowest."""
-    order = sorted(range(len(ends)), key=lambda i: -ends[i])
-    named = axes.get_lines()
-    axes.legend(handles=[named[i] for i in order], loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
+    named = [line for _, line in sorted(zip(ends, axes.get_lines(), strict=False), key=lambda pair: -pair[0])]
+    axes.legend(handles=named, loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)

@@ -17,9 +17,7 @@ services = Services()
 
 
 def load(shell: "InteractiveShell") -> None:
-    """Add ``%%service`` and ``services`` to a shell, and let ``asyncio.run()`` work in its cells.
-
-    Loading it again does no harm: services that run stay the same.
+    """Add ``%%service`` and ``services`` to a shell, and let ``asyncio.run()`` work in its cells; twice does no harm.
 
     Args:
         shell: The shell of the notebook, or of a terminal.
@@ -38,10 +36,9 @@ def load(shell: "InteractiveShell") -> None:
 def allow_nested_loops() -> None:
     """Let ``asyncio.run()`` and ``run_until_complete()`` work while a loop runs; nothing where none does.
 
-    A widget's callback, or a program's own ``asyncio.run(main())``, runs inside the kernel's loop. This is the only
-    place that patches asyncio. It is nest_asyncio2, the maintained successor of nest_asyncio, which ipykernel
-    itself depends on: under ipykernel 7, with nest_asyncio 1.6, cells that wait in the queue of *Run All* while
-    another one is inside ``asyncio.run()`` are lost.
+    A widget's callback, or a program's own ``asyncio.run(main())``, runs inside the kernel's loop. Not nest_asyncio
+    1.6: with it, under ipykernel 7, cells that *Run All* has queued while another one is inside ``asyncio.run()`` are
+    lost.
     """
     try:
         loop = asyncio.get_running_loop()
@@ -53,10 +50,7 @@ def allow_nested_loops() -> None:
 
 
 def forget_meshes(shell: "InteractiveShell", _result: "ExecutionResult | None" = None) -> None:
-    """Take meshes out of the history of results, so that a cell that is run again leaves no servers of the old one.
-
-    A mesh without a reference to it is cleaned up; IPython holds what a cell shows, as ``_``, ``_7`` and ``Out[7]``.
-    """
+    """Take meshes out of IPython's ``_``, ``_7`` and ``Out[7]``: a mesh without a reference to it is cleaned up."""
     for names in (vars(shell.displayhook), shell.user_ns, shell.user_ns_hidden):
         names.update({name: "" for name in ("_", "__", "___") if isinstance(names.get(name), Mesh)})
     history = shell.user_ns.get("_oh", {})

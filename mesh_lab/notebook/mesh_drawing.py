@@ -1,12 +1,9 @@
-"""One drawing of a mesh, for still pictures and for the live map: servers, what joins them, and their clients.
-
-Measures are points, 1/72 inch, from the upper left corner.
-"""
+"""One drawing of a mesh, for still pictures and for the live map; lengths are points from the upper left corner."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from itertools import pairwise
+from itertools import combinations, pairwise
 from math import cos, log10, pi, sin
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -42,6 +39,7 @@ NOTES, NOTE_PT = (186.0, 30.0), 8.0
 """Room for the notes below a live server: two names of clients, three lines."""
 PADDING, TITLE, BETWEEN, TO_LEAVES = 12.0, 14.0, 34.0, 34.0
 KIND = {"route": BLUE, "gateway": ORANGE, "leaf": GREEN}
+BOLD = 600
 SHOWN_CLIENTS = 2
 
 
@@ -66,6 +64,13 @@ class Box(NamedTuple):
         share = min(self.width / 2 / abs(dx) if dx else 9.0, self.height / 2 / abs(dy) if dy else 9.0)
         return x + dx * share, y + dy * share
 
+    def svg(self) -> str:
+        """Return it as SVG."""
+        return (
+            f'<rect x="{self.left:.0f}" y="{self.top:.0f}" width="{self.width:.0f}" height="{self.height:.0f}" rx="5" '
+            f'fill="{self.fill}" stroke="{self.edge}" stroke-width="1.5"/>'
+        )
+
 
 class Line(NamedTuple):
     """A connection, or with ``"arrow"`` the way of a client's messages."""
@@ -81,6 +86,15 @@ class Line(NamedTuple):
         """Its middle."""
         return (self.start[0] + self.end[0]) / 2, (self.start[1] + self.end[1]) / 2
 
+    def svg(self) -> str:
+        """Return it as SVG; arrows and crosses are for figures only."""
+        (x1, y1), (x2, y2) = self.start, self.end
+        dashes = ' stroke-dasharray="4 3"' if self.look == "dashed" else ""
+        return (
+            f'<line x1="{x1:.0f}" y1="{y1:.0f}" x2="{x2:.0f}" y2="{y2:.0f}" stroke="{self.colour}" '
+            f'stroke-width="{self.width:.1f}"{dashes}/>'
+        )
+
 
 class Text(NamedTuple):
     """A line of text around a point."""
@@ -89,8 +103,16 @@ class Text(NamedTuple):
     text: str
     colour: str = INK
     size: float = 10.0
-    bold: bool = False
+    weight: int = 400
     font: str = "DejaVu Sans"
+
+    def svg(self) -> str:
+        """Return it as SVG, with a white edge, so that it can be read where it lies on a line."""
+        return (
+            f'<text x="{self.at[0]:.0f}" y="{self.at[1]:.0f}" dy=".35em" font-size="{self.size:g}" '
+            f'fill="{self.colour}" stroke="white" stroke-width="3" paint-order="stroke" font-weight="{self.weight}">'
+            f"{escape(self.text)}</text>"
+        )
 
 
 @dataclass(slots=True)
@@ -104,23 +126,18 @@ class Drawing:
     texts: list[Text] = field(default_factory=list)
 
     def svg(self, summary: str) -> str:
-        """Return the drawing as SVG, on white with a margin; arrows and crosses are for figures only.
+        """Return the drawing as SVG, on white with a margin.
 
         Args:
             summary: What it shows, in words.
         """
         width, height = (length + 2 * PADDING for length in self.size)
-        behind = [Box(-PADDING, -PADDING, width, height, "white", FAINT), *self.frames]
-        parts = [
-            *map(_svg_box, behind),
-            *map(_svg_line, self.lines),
-            *map(_svg_box, self.boxes.values()),
-            *map(_svg_text, self.texts),
-        ]
+        page = Box(-PADDING, -PADDING, width, height, "white", FAINT)
+        parts: list[Box | Line | Text] = [page, *self.frames, *self.lines, *self.boxes.values(), *self.texts]
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{-PADDING:g} {-PADDING:g} {width:g} {height:g}" '
             'width="760" style="max-width:100%" font-family="system-ui, sans-serif" text-anchor="middle" role="img">'
-            f"<title>{escape(summary)}</title>{''.join(parts)}</svg>"
+            f"<title>{escape(summary)}</title>{''.join(part.svg() for part in parts)}</svg>"
         )
 
     def figure(self, title: str) -> "Figure":
@@ -141,50 +158,17 @@ class Drawing:
                 shape.set(facecolor=box.fill, edgecolor=box.edge, linewidth=1.4 * scale, zorder=height)
                 axes.add_patch(shape)
             for line in self.lines:
-                look: dict[str, Any] = {
-                    "arrowstyle": "-|>" if line.look == "arrow" else "-",
-                    "shrinkA": 0,
-                    "shrinkB": 0,
-                }
-                look |= {
-                    "color": line.colour,
-                    "linewidth": line.width,
-                    "linestyle": "--" if line.look == "cut" else "-",
-                }
-                above = 3 if line.look == "arrow" else 1
-                axes.annotate("", line.end, line.start, arrowprops=look, zorder=above)
+                style, height = ("-|>", 3) if line.look == "arrow" else ("-", 1)
+                look: dict[str, Any] = {"arrowstyle": style, "shrinkA": 0, "shrinkB": 0}
+                look |= {"color": line.colour, "linewidth": line.width}
+                look |= {"linestyle": "--" if line.look == "cut" else "-"}
+                axes.annotate("", line.end, line.start, arrowprops=look, zorder=height)
                 if line.look == "cut":
                     axes.plot(*line.middle, marker="x", color=ORANGE, markersize=11, markeredgewidth=3)
             for text in self.texts:
                 drawn = axes.text(*text.at, text.text, size=text.size * scale, ha="center", va="center", zorder=5)
-                drawn.set(color=text.colour, weight="bold" if text.bold else "normal", family=text.font)
+                drawn.set(color=text.colour, weight="bold" if text.weight == BOLD else "normal", family=text.font)
         return figure
-
-
-def _svg_box(box: Box) -> str:
-    return (
-        f'<rect x="{box.left:.0f}" y="{box.top:.0f}" width="{box.width:.0f}" height="{box.height:.0f}" rx="5" '
-        f'fill="{box.fill}" stroke="{box.edge}" stroke-width="1.5"/>'
-    )
-
-
-def _svg_line(line: Line) -> str:
-    (x1, y1), (x2, y2) = line.start, line.end
-    dashes = ' stroke-dasharray="4 3"' if line.look == "dashed" else ""
-    return (
-        f'<line x1="{x1:.0f}" y1="{y1:.0f}" x2="{x2:.0f}" y2="{y2:.0f}" stroke="{line.colour}" '
-        f'stroke-width="{line.width:.1f}"{dashes}/>'
-    )
-
-
-def _svg_text(text: Text) -> str:
-    weight = 600 if text.bold else 400
-    # With a white edge, so that it can be read where it lies on a line.
-    return (
-        f'<text x="{text.at[0]:.0f}" y="{text.at[1]:.0f}" dy=".35em" font-size="{text.size:g}" fill="{text.colour}" '
-        f'stroke="white" stroke-width="3" paint-order="stroke" font-weight="{weight}">'
-        f"{escape(text.text)}</text>"
-    )
 
 
 def topology(
@@ -260,7 +244,7 @@ def draw(
     _place(drawing, layout, publishers or {}, subscribers or {}, live=states is not None)
     if states is None:
         _plan_links(drawing, layout, {frozenset(pair) for pair in cut})
-        drawing.texts += [Text(drawing.boxes[name].middle, name, bold=True) for name in layout.servers]
+        drawing.texts += [Text(drawing.boxes[name].middle, name, weight=BOLD) for name in layout.servers]
         return drawing
     _live_links(drawing, layout, snapshots, before)
     for name, state in states.items():
@@ -289,7 +273,7 @@ def _place(drawing: Drawing, layout: Layout, publishers: Clients, subscribers: C
         width = size[0] + 2 * side + spare
         if frame:
             drawing.frames.append(Box(left, 0.0, width, height, "white", SHADE))
-            drawing.texts.append(Text((left + width / 2, PADDING), region, MUTED, bold=True))
+            drawing.texts.append(Text((left + width / 2, PADDING), region, MUTED, weight=BOLD))
         # Of three live regions every second stands lower, so that no two connections lie on one line.
         lower = SERVER / 4 * (-1) ** at if live and len(rings) > 2 else 0.0
         centre = (left + width / 2, (height + title - notes) / 2 + lower)
@@ -359,9 +343,8 @@ def _plan_links(drawing: Drawing, layout: Layout, cuts: Collection[frozenset[str
         drawing.lines.append(Line(start, end, RED if cut else KIND[kind], 2.2, "cut" if cut else ""))
 
     boxes, frames = drawing.boxes, dict(zip(layout.regions, drawing.frames, strict=False))
-    for (one, other), kind in _pairs(layout).items():
-        if kind == "route":
-            drawing.lines.append(Line(boxes[one].middle, boxes[other].middle, "#8CA9C4"))
+    for names in layout.regions.values():
+        drawing.lines += [Line(boxes[a].middle, boxes[b].middle, "#8CA9C4") for a, b in combinations(names, 2)]
     for (one, left), (other, right) in pairwise(frames.items()):
         link(one, other, (left.left + left.width, left.middle[1]), (right.left, left.middle[1]), "gateway")
     for leaf, region in layout.leaves.items():
@@ -373,11 +356,14 @@ def _live_links(
     drawing: Drawing, layout: Layout, snapshots: Mapping[str, ServerSnapshot], before: Mapping[str, ServerSnapshot]
 ) -> None:
     """Draw the connections that stand, with their rates; a route that does not stand is dashed."""
-    for (one, other), kind in _pairs(layout).items():
+    pairs: dict[tuple[str, str], str] = {}
+    for join in layout.joins():
+        if (join.target, join.dialler) not in pairs:
+            pairs[join.dialler, join.target] = join.kind
+    for (one, other), kind in pairs.items():
         ends = drawing.boxes[one].middle, drawing.boxes[other].middle
-        pairs = [(name, peer) for name, peer in ((one, other), (other, one)) if name in snapshots]
-        seen = [(name, peer) for name, peer in pairs if peer in snapshots[name].peers]
-        if seen and len(pairs) == 2:
+        seen = [(a, b) for a, b in ((one, other), (other, one)) if a in snapshots and b in snapshots[a].peers]
+        if seen and one in snapshots and other in snapshots:
             name, peer = seen[0]
             rate = rate_per_s(before.get(name), snapshots[name], peer=peer) or 0.0
             line = Line(*ends, KIND[kind], 1.2 + log10(1 + rate))
@@ -386,15 +372,6 @@ def _live_links(
         elif kind == "route":
             # A server dials one of each other region, and one of those that a leaf node may dial: the rest is no loss.
             drawing.lines.append(Line(*ends, FAINT, look="dashed"))
-
-
-def _pairs(layout: Layout) -> dict[tuple[str, str], str]:
-    """Return every pair of servers that may be joined, and how."""
-    pairs: dict[tuple[str, str], str] = {}
-    for join in layout.joins():
-        if (join.target, join.dialler) not in pairs:
-            pairs[join.dialler, join.target] = join.kind
-    return pairs
 
 
 def _describe(
@@ -410,7 +387,7 @@ def _describe(
         notes += [_some(snapshot.clients)] if snapshot.clients else []
         notes += [f"leads {_some(snapshot.leads)}"] if snapshot.leads else []
         notes += [f"cut off as slow: {snapshot.slow_consumers:,}"] if snapshot.slow_consumers else []
-    drawing.texts.append(Text((x, y - 6), name, bold=True))
+    drawing.texts.append(Text((x, y - 6), name, weight=BOLD))
     drawing.texts.append(Text((x, y + 7), below, MUTED if state == "ready" else colour, NOTE_PT))
     for number, note in enumerate(notes, 1):
         drawing.texts.append(Text((x, box.top + SERVER + 9.5 * number - 2), note, MUTED, NOTE_PT))

@@ -2,7 +2,6 @@
 
 import asyncio
 import weakref
-from collections.abc import Coroutine
 from typing import Any
 
 from mesh_lab.notebook.mesh_drawing import draw
@@ -27,7 +26,7 @@ class MeshMap:
 
         Args:
             mesh: What to show; the map does not keep it alive, and ends when it is closed or forgotten.
-            every: Seconds between two snapshots. Each asks every server six questions.
+            every: Seconds between two snapshots, each of six requests to every server.
 
         Raises:
             ValueError: ``every`` is below 0.1 s: the servers would be kept busy by being watched.
@@ -39,7 +38,7 @@ class MeshMap:
         self.snapshots: dict[str, ServerSnapshot] = {}
         self._mesh = weakref.ref(mesh)
         self._every = every
-        self._processes: dict[str, str] = {}
+        self._states = dict.fromkeys(mesh.servers, "not asked yet")
         self._tasks: set[asyncio.Task[None]] = set()
         self._one_at_a_time = asyncio.Lock()
         self._drawing, self._message = ipywidgets.HTML(), ipywidgets.Label()
@@ -60,7 +59,7 @@ class MeshMap:
         if (mesh := self._mesh()) is None:
             return
         before = self.snapshots
-        self._processes, self.snapshots = await asyncio.to_thread(_ask, mesh)
+        self._states, self.snapshots = await asyncio.to_thread(_ask, mesh)
         self._draw(mesh, before)
 
     async def close(self) -> None:
@@ -80,34 +79,21 @@ class MeshMap:
         self._message.value = "the mesh was closed"
 
     def _draw(self, mesh: Mesh, before: dict[str, ServerSnapshot]) -> None:
-        states = self._states(mesh)
-        drawing = draw(mesh.layout, states=states, snapshots=self.snapshots, before=before)
-        self._drawing.value = drawing.svg("; ".join(f"{name} {state}" for name, state in states.items()))
-
-    def _states(self, mesh: Mesh) -> dict[str, str]:
-        """Return each server's process's state, or, where it runs, whether it answered."""
-
-        def state(name: str) -> str:
-            if (process := self._processes.get(name, "not asked yet")) != "running":
-                return process
-            if mesh.servers[name].monitor is None:
-                return "cannot be asked"
-            return "ready" if name in self.snapshots else "no answer"
-
-        return {name: state(name) for name in mesh.servers}
+        drawing = draw(mesh.layout, states=self._states, snapshots=self.snapshots, before=before)
+        self._drawing.value = drawing.svg("; ".join(f"{name} {state}" for name, state in self._states.items()))
 
     def _button(self, fault: str) -> Any:
         import ipywidgets
 
-        button = ipywidgets.Button(description=fault, layout={"width": "80px"})
-        button.on_click(lambda _: self._start(self._inflict(fault, str(self._chosen.value))))
-        return button
+        def clicked(_: Any) -> None:
+            # Kept, since the loop alone would let it be collected half-way.
+            task = asyncio.get_running_loop().create_task(self._inflict(fault, str(self._chosen.value)))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        # Kept, since the loop alone would let it be collected half-way.
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        button = ipywidgets.Button(description=fault, layout={"width": "80px"})
+        button.on_click(clicked)
+        return button
 
     async def _inflict(self, fault: str, server: str) -> None:
         async with self._one_at_a_time:
@@ -124,7 +110,7 @@ class MeshMap:
 
     def __repr__(self) -> str:
         """Name the servers and their states."""
-        states = {} if (mesh := self._mesh()) is None else self._states(mesh)
+        states = {} if self._mesh() is None else self._states
         return f"MeshMap({', '.join(f'{name} {state}' for name, state in states.items())})"
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
@@ -134,11 +120,11 @@ class MeshMap:
 
 
 def _ask(mesh: Mesh) -> tuple[dict[str, str], dict[str, ServerSnapshot]]:
-    """Return each server's process's state, and what each reports; it blocks, on the engine of containers too."""
-    processes: dict[str, str] = {name: server.observe() for name, server in mesh.servers.items()}
-    monitors = {
-        name: server.monitor
-        for name, server in mesh.servers.items()
-        if server.monitor is not None and processes[name] == "running"
-    }
-    return processes, snapshot(monitors)
+    """Return each server's state in words, and what each reports; it blocks, on the engine of containers too."""
+    states: dict[str, str] = {name: server.observe() for name, server in mesh.servers.items()}
+    running = {name: mesh.servers[name].monitor for name, state in states.items() if state == "running"}
+    snapshots = snapshot({name: monitor for name, monitor in running.items() if monitor is not None})
+    for name, monitor in running.items():
+        answered = "ready" if name in snapshots else "no answer"
+        states[name] = "cannot be asked" if monitor is None else answered
+    return states, snapshots

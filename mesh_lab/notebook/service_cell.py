@@ -41,8 +41,7 @@ def parse_cell(line: str, cell: str) -> ServiceCell:
         cell: Lines of the cell after the magic line.
 
     Raises:
-        ServiceCellError: The magic line is not understood, or the cell is no service; the message carries the
-            line, what is there, and what was expected.
+        ServiceCellError: The magic line is not understood, or the cell is no service.
     """
     name, replicas = _parse_line(line)
     source = f"# %%service {line}\n{cell}"
@@ -51,21 +50,16 @@ def parse_cell(line: str, cell: str) -> ServiceCell:
 
 
 def service_magic(services: Services) -> Callable[[str, str], Service]:
-    """Return the magic's function, for ``register_magic_function``.
-
-    Args:
-        services: Where the services are kept.
-    """
+    """Return the magic's function, which keeps its services in ``services``."""
 
     def service(line: str, cell: str) -> Service:
         """Run the cell's ``async def main(nc)`` in processes of its own: ``%%service NAME [--replicas N]``.
 
-        Each process is connected to the newest mesh under its own name, ``NAME-1``, ``NAME-2`` and so on, which
-        it finds in ``os.environ["SERVICE_NAME"]``. It shares no variable with the notebook: what the cell needs, it
-        imports; only ``asyncio`` and ``os`` are there already. Running the cell again replaces the processes.
+        Each process is connected to the newest mesh under its own name, ``NAME-1``, ``NAME-2`` and so on, which is in
+        ``os.environ["SERVICE_NAME"]``. It shares no variable with the notebook: what the cell needs, it imports; only
+        ``asyncio`` and ``os`` are there already. Running the cell again replaces the processes.
 
-        When the cell returns, every process has subscribed: it has run until it waits for something else than replies
-        from the mesh, and a message that any client publishes from now on reaches it.
+        When the cell returns, every process has subscribed, and a message that any client publishes reaches it.
         """
         try:
             parsed = parse_cell(line, cell)
@@ -86,9 +80,8 @@ def _parse_line(line: str) -> tuple[str, int]:
     try:
         parsed = parser.parse_args(shlex.split(line, comments=True))
     except (ServiceCellError, ValueError) as err:
-        raise _refusal(
-            1, f"%%service {line}".rstrip(), f"{USAGE}, for example %%service worker --replicas 3", str(err)
-        ) from err
+        seen, expected = f"%%service {line}".rstrip(), f"{USAGE}, for example %%service worker --replicas 3"
+        raise _refusal(1, seen, expected, str(err)) from err
     if NAME.fullmatch(parsed.NAME) is None:
         raise _refusal(1, f"the name {parsed.NAME!r}", "letters, digits and dashes, 63 at most, for example worker")
     if not 1 <= parsed.replicas <= MOST_REPLICAS:

@@ -1,16 +1,11 @@
 """The program of one replica of a service: ``python -m mesh_lab.notebook.service_host FILE CRASH``.
 
-It runs the ``main(nc)`` of a ``%%service`` cell, as a small production service would be run: under uvloop, with a
-named connection that survives fail-over, and with an end in good order at SIGTERM. Nothing of Jupyter is
-loaded, so that a replica starts in a tenth of a second.
+It runs the ``main(nc)`` of a ``%%service`` cell as a small production service: under uvloop, with a named connection
+that survives fail-over, and with an end in good order at SIGTERM. Nothing of Jupyter is loaded, so it starts fast.
 
-The replica reports that it is ready by a message, over the connection that its subscriptions went over before. Both
-take the same way through the mesh, in order: a server that has got the message has the subscriptions.
-
-Four facts about a client have no public name in nats-py 2.16 and are read from private attributes; tests/upstream
-fails when one of them changes: ``Client._resp_map``, the requests that wait for a reply; ``Client._subs``, all
-subscriptions; ``Subscription._jsi``, which JetStream's have; ``Subscription._pending_next_msgs_calls``, the calls of
-``next_msg()`` that wait for a message.
+Four facts about a client are private in nats-py 2.16 (tests/upstream fails when one of them changes):
+``Client._resp_map``, the requests that wait for a reply; ``Client._subs``, all subscriptions; ``Subscription._jsi``,
+which JetStream's have; ``Subscription._pending_next_msgs_calls``, the calls of ``next_msg()`` that wait.
 """
 
 import asyncio
@@ -52,15 +47,11 @@ class Host:
     def __init__(self, main: Main) -> None:
         self._main = main
         self._stop, self._confirmed = asyncio.Event(), asyncio.Event()
-        processes.on_stop_signal(self._stop.set)
-        processes.on_input_line(lambda _: None, at_end=self._confirmed.set)
 
     async def run(self) -> None:
-        """Run main to its end, or until SIGTERM, and close the connection.
-
-        Raises:
-            Exception: Whatever main raised.
-        """
+        """Run main to its end, or until SIGTERM, and close the connection; raises what main raised."""
+        processes.on_stop_signal(self._stop.set)
+        processes.on_input_line(lambda _: None, at_end=self._confirmed.set)
         # Main has its name and its connection; the credentials stay out of what it may print.
         packed, ready = json.loads(os.environ.pop(CONNECT_VARIABLE)), os.environ.pop(READY_VARIABLE)
         options = cast(ConnectOptions, unpack(packed))
@@ -109,9 +100,8 @@ class Host:
 async def _finish(client: Client, main: "asyncio.Task[object]") -> None:
     """End main in good order: no new messages, those received are handled, then it is cancelled.
 
-    ``Client.drain`` alone would not do. It closes the connection as soon as the last message was *taken* from an
-    iterated subscription, while main still works on it, and it closes the inboxes on which main, at that work,
-    waits for its own acknowledgements. So the subscriptions that bring work are drained first.
+    ``Client.drain`` alone closes the connection as soon as the last message was *taken* from an iterated subscription,
+    and with it the inboxes on which main waits for acknowledgements. So what brings work is drained first.
     """
     deadline = time.monotonic() + FINISH_S
     inbox = client.new_inbox().rpartition(".")[0]
@@ -179,31 +169,22 @@ def _traceback(error: BaseException, *, only_cell: bool = False) -> str:
             paths, and the marks under a part of a line.
     """
     report = traceback.TracebackException.from_exception(error)
-    _prune(report, only_cell)
+    reports: list[traceback.TracebackException | None] = [report]
+    for one in filter(None, reports):  # grows on the way
+        in_cell = [frame.filename.startswith(CELL_FILE) for frame in one.stack]
+        kept = one.stack[in_cell.index(True) :] if any(in_cell) else one.stack[:]
+        if only_cell:
+            kept = [frame for frame in kept if frame.filename.startswith(CELL_FILE)] or kept
+            kept = [traceback.FrameSummary(frame.filename, frame.lineno, frame.name) for frame in kept]
+        one.stack[:] = kept
+        reports += [one.__cause__, one.__context__, *(one.exceptions or ())]
     return "".join(report.format())
-
-
-def _prune(report: traceback.TracebackException | None, only_cell: bool) -> None:
-    if report is None:
-        return
-    first = next((i for i, frame in enumerate(report.stack) if frame.filename.startswith(CELL_FILE)), 0)
-    kept = report.stack[first:]
-    if only_cell:
-        kept = [frame for frame in kept if frame.filename.startswith(CELL_FILE)] or kept
-        kept = [traceback.FrameSummary(frame.filename, frame.lineno, frame.name) for frame in kept]
-    report.stack[:] = kept
-    for other in (report.__cause__, report.__context__, *(report.exceptions or ())):
-        _prune(other, only_cell)
 
 
 def _in_a_line(error: BaseException) -> str:
     while isinstance(error, BaseExceptionGroup):  # a TaskGroup's: what it holds says more than that it holds it
         error = error.exceptions[0]
     return " ".join(traceback.format_exception_only(error)[-1].split())
-
-
-async def _host(main: Main) -> None:
-    await Host(main).run()
 
 
 def run(program: Path, crash_file: Path) -> int:
@@ -216,7 +197,7 @@ def run(program: Path, crash_file: Path) -> int:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
     try:
-        processes.run(_host(_load(program)))
+        processes.run(Host(_load(program)).run())
     except Exception as err:  # noqa: BLE001  # whatever the reader's code raises is for the reader
         sys.stderr.write(_traceback(err))
         crash_file.write_text(f"{_in_a_line(err)}\n{_traceback(err, only_cell=True)}", encoding="utf-8")

@@ -1,9 +1,8 @@
 """The services of a notebook, as processes: ``services.scale("worker", 5)``, ``services.kill("worker", 1)``.
 
-A service has come up when a message published anywhere in the mesh reaches it. Its process publishes a report on the
+A service is ready when a message published anywhere in the mesh reaches it. Its process publishes a report on the
 connection over which its subscriptions went before. Servers pass on interest and messages of one account in order
-over one route, so a server that delivers the report knows the subscriptions: one listener on each server hears when
-all of them know.
+over one route, so a server that delivers the report knows the subscriptions; a listener on each server waits for it.
 """
 
 import asyncio
@@ -16,11 +15,11 @@ import tempfile
 import time
 import weakref
 from collections import Counter, defaultdict
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
 import nats.errors
 from nats.aio.client import Client
@@ -40,13 +39,11 @@ STATES: tuple[State, ...] = ("running", "finished", "stopped", "killed", "crashe
 MOST_REPLICAS = 64
 STOP_S = FINISH_S + 4.0
 """A little more than the host's own limits together."""
-READY_SUBJECT = "_LAB.ready"
 READY_S, READY_S_EACH = 10.0, 0.5
 """The processes share this machine's cores: of many, each is ready later."""
 CONNECT_S, GIVE_UP_S, POLL_S = 5, 1.0, 0.005
 CRASHES_TOGETHER_S = 3.0
 LOG_LINES = 10
-T = TypeVar("T")
 
 
 class Replica(ChildProcess):
@@ -54,46 +51,31 @@ class Replica(ChildProcess):
 
     Attributes:
         number: Counted from 1.
-        crash: Its report of a crash, a traceback as a rule; empty while there was none.
+        crash: Report of its crash, usually a traceback; empty without one.
         error: The same in a line.
         reported: Whether the crash was shown to the reader.
     """
 
-    def __init__(
-        self, service: str, number: int, *, program: Path, mesh: Mesh, token: str, mesh_open: Callable[[], bool]
-    ) -> None:
-        """Prepare; nothing is started yet.
-
-        Args:
-            service: Name of the service.
-            number: Number of this replica, from 1.
-            program: File with the service's source; its log and its crash report stand beside it.
-            mesh: Mesh whose servers it connects to.
-            token: What its report of being ready is known by.
-            mesh_open: Whether its mesh is still open; an end after that is no crash.
-        """
-        self.number, name = number, f"{service}-{number}"
+    def __init__(self, service: "Service", number: int, mesh: Mesh) -> None:
+        """Prepare replica ``number`` of a service on its mesh; nothing is started yet."""
+        self.number, name = number, f"{service.name}-{number}"
         self.crash, self.error, self.reported = "", "", False
-        self._crash_file = program.with_name(f"{name}.crash")
-        self._mesh_open = mesh_open
+        self._service = service
+        self._crash_file = service.program.with_name(f"{name}.crash")
         self._requested: State | None = None
         self._ended: State | None = "stopped"
         super().__init__(
-            [sys.executable, "-m", "mesh_lab.notebook.service_host", str(program), str(self._crash_file)],
+            [sys.executable, "-m", "mesh_lab.notebook.service_host", str(service.program), str(self._crash_file)],
             name=name,
-            log=program.with_name(f"{name}.log"),
+            log=service.program.with_name(f"{name}.log"),
             owner=mesh.owner,
             environment={
                 "SERVICE_NAME": name,
                 CONNECT_VARIABLE: json.dumps(pack(mesh.connect_options())),
-                READY_VARIABLE: f"{READY_SUBJECT}.{token}.{number}",
+                READY_VARIABLE: f"{service.ready_subject}.{number}",
             },
             stdin=True,  # its end confirms that the report of being ready has arrived
         )
-
-    def __repr__(self) -> str:
-        """Return name and state, without the process id."""
-        return f"<{self.name}: {self.state}>"
 
     @property
     def state(self) -> State:
@@ -107,7 +89,7 @@ class Replica(ChildProcess):
             return self._requested
         if code == 0:
             return "finished"
-        if not self._mesh_open():  # it was killed with its mesh, or lost its servers before that
+        if self._service.mesh is None:  # it was killed with its mesh, or lost its servers before that
             return "stopped"
         if self._crash_file.exists():
             self.error, _, self.crash = self._crash_file.read_text(encoding="utf-8").partition("\n")
@@ -132,7 +114,7 @@ class Replica(ChildProcess):
             super().request_stop()
 
     def kill(self) -> None:
-        """Kill the process (SIGKILL: it handles nothing more) and wait until it is gone."""
+        """Kill the process (SIGKILL) and wait until it is gone."""
         if self.state == "running":
             self._requested = self._requested or "killed"
             super().kill()
@@ -144,6 +126,8 @@ class Service:
     Attributes:
         name: The name in the cell's first line.
         replicas: The processes, by number.
+        program: File with the cell's source; the replicas' logs and crash reports stand beside it.
+        ready_subject: Each replica reports that it is ready on this subject and its number.
     """
 
     def __init__(self, name: str, source: str, mesh: Mesh) -> None:
@@ -157,10 +141,16 @@ class Service:
         self.name = name
         # Weak: a mesh that the notebook forgets is cleaned up, and its services with it.
         self._mesh = weakref.ref(mesh)
-        self._program = Path(tempfile.mkdtemp(prefix=f"service-{name}-", dir=mesh.directory), f"{name}.py")
-        self._program.write_text(source, encoding="utf-8")
-        self._token = secrets.token_hex(8)
+        self.program = Path(tempfile.mkdtemp(prefix=f"service-{name}-", dir=mesh.directory), f"{name}.py")
+        self.program.write_text(source, encoding="utf-8")
+        self.ready_subject = f"_LAB.ready.{secrets.token_hex(8)}"
         self.replicas: tuple[Replica, ...] = ()
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """Its mesh, ``None`` after that was closed."""
+        mesh = self._mesh()
+        return None if mesh is None or mesh.closed else mesh
 
     @property
     def states(self) -> dict[int, State]:
@@ -179,83 +169,52 @@ class Service:
         return self.replicas[number - 1]
 
     def scale(self, count: int) -> None:
-        """Make replicas 1 to ``count`` run and stop those above.
-
-        Raises:
-            MeshClosedError: The mesh was closed.
-            ServiceCrashedError: A new replica crashed before it was ready.
-            NotReadyError: A new replica was not ready in time.
-        """
-        mesh = self._mesh()
-        if mesh is None or mesh.closed:
+        """Run replicas 1 to ``count`` and stop those above; raises as :meth:`Services.scale` does."""
+        if (mesh := self.mesh) is None:
             raise MeshClosedError(
                 f"the mesh of service {self.name!r} was closed; start another one and run the service's cell again"
             )
         stop(self.replicas[count:])
-        make = partial(Replica, self.name, program=self._program, mesh=mesh, token=self._token)
-        new = [make(number, mesh_open=self._mesh_is_open) for number in range(len(self.replicas) + 1, count + 1)]
+        new = (Replica(self, number, mesh) for number in range(len(self.replicas) + 1, count + 1))
         self.replicas = (*self.replicas[:count], *new)
         missing = [replica for replica in self.replicas if replica.state != "running"]
         if not missing:
             return
         try:
-            _launch(missing, mesh, self._token)
+            # First the processes, then the listeners: those are up long before the first process has loaded.
+            for replica in missing:
+                replica.start()
+            _run_apart(_wait_ready(missing, mesh, self.ready_subject))
         except BaseException:
             for replica in missing:
-                replica.reported = True  # the error says it already
+                replica.reported = True  # by the error
+            stop(missing, within=GIVE_UP_S)
             raise
-
-    def stop(self) -> None:
-        """Stop every replica in good order."""
-        stop(self.replicas)
-
-    def _mesh_is_open(self) -> bool:
-        mesh = self._mesh()
-        return mesh is not None and not mesh.closed
+        finally:
+            for replica in missing:
+                replica.close_input()
 
     def __repr__(self) -> str:
-        """Return how many processes do what, without process ids: ``worker: 2 processes running, 1 killed``."""
+        """Return the number of processes in each state: ``worker: 2 processes running, 1 killed``."""
         counts = Counter(self.states.values())
-        parts = [(counts[state], state) for state in STATES if counts[state]]
+        parts = [f"{counts[state]} {state}" for state in STATES if counts[state]]
         if not parts:
             return f"{self.name}: no processes"
-        (first, state), *rest = parts
-        noun = "process" if first == 1 else "processes"
-        return f"{self.name}: " + ", ".join([f"{first} {noun} {state}", *(f"{n} {other}" for n, other in rest)])
+        count, state = parts[0].split()
+        parts[0] = f"{count} {'process' if count == '1' else 'processes'} {state}"
+        return f"{self.name}: {', '.join(parts)}"
 
 
-class Services(Mapping[str, Service]):
-    """The services that this notebook runs, by name.
+class Services(dict[str, Service]):
+    """The services that this notebook runs, by name, in the order in which their cells ran first.
 
-    Its methods return when it is done. They block the kernel for that time, some tenths of a second as a rule: what
-    runs in the kernel's own event loop, a subscription for example, waits too.
+    A method returns when its work is done, usually after some tenths of a second. Until then it blocks the kernel:
+    what runs in the kernel's own event loop, a subscription for example, waits too.
     """
 
-    def __init__(self) -> None:
-        self._services: dict[str, Service] = {}
-
-    def __getitem__(self, name: str) -> Service:
-        """Return a service by name.
-
-        Raises:
-            UnknownServiceError: There is none with that name; the message lists those there are.
-        """
-        if name not in self._services:
-            there = ", ".join(sorted(self._services)) or "none"
-            raise UnknownServiceError(f"no service {name!r}; there are {there}")
-        return self._services[name]
-
-    def __iter__(self) -> Iterator[str]:
-        """Iterate over the names, in the order in which the cells ran first."""
-        return iter(self._services)
-
-    def __len__(self) -> int:
-        """Count the services."""
-        return len(self._services)
-
-    def __contains__(self, name: object) -> bool:
-        """Whether a service has that name."""
-        return name in self._services
+    def __missing__(self, name: str) -> Service:
+        """Raise UnknownServiceError with the services there are."""
+        raise UnknownServiceError(f"no service {name!r}; there are {', '.join(sorted(self)) or 'none'}")
 
     def run(self, name: str, source: str, *, replicas: int = 1) -> Service:
         """Run a service on the newest mesh, in place of an earlier one of that name, which is stopped first.
@@ -273,17 +232,17 @@ class Services(Mapping[str, Service]):
         """
         _check_count(replicas, least=1)
         mesh = newest_mesh()
-        if name in self._services:
-            self._services[name].stop()
-        service = self._services[name] = Service(name, source, mesh)
+        if name in self:
+            self.stop(name)
+        service = self[name] = Service(name, source, mesh)
         service.scale(replicas)
         return service
 
     def scale(self, name: str, replicas: int) -> Service:
         """Run so many replicas, and return when they are ready and those above are gone.
 
-        Replicas that were killed, crashed or finished come back. Those above the number are stopped in good order, the
-        highest numbers first.
+        Replicas that were killed, crashed or finished are started again. The highest numbers are stopped, in good
+        order.
 
         Args:
             name: Name of the service.
@@ -325,7 +284,7 @@ class Services(Mapping[str, Service]):
             UnknownServiceError: No service has that name.
         """
         service = self[name]
-        service.stop()
+        stop(service.replicas)
         return service
 
     def stop_all(self) -> None:
@@ -356,24 +315,18 @@ class Services(Mapping[str, Service]):
         return _crash_report(crashed)
 
     def _replicas(self) -> list[Replica]:
-        return [replica for service in self._services.values() for replica in service.replicas]
+        return [replica for service in self.values() for replica in service.replicas]
 
     def __repr__(self) -> str:
         """List the replicas and their states, without process ids or ports."""
-        rows = [(replica.name, replica.state, replica.error) for replica in self._replicas()]
-        width = max((len(name) for name, _, _ in rows), default=0)
-        lines = [f"{name:{width}}  {state:8}  {error}".rstrip() for name, state, error in rows]
+        replicas = self._replicas()
+        width = max((len(replica.name) for replica in replicas), default=0)
+        lines = [f"{one.name:{width}}  {one.state:8}  {one.error}".rstrip() for one in replicas]
         return "\n".join(lines) or "no services"
 
     def _repr_html_(self) -> str:
-        """Return a table for notebooks."""
-        titles = ("service", "replica", "state", "last error")
-        rows = [
-            (service.name, replica.name, replica.state, replica.error)
-            for service in self._services.values()
-            for replica in service.replicas
-        ]
-        head = "".join(f"<th>{title}</th>" for title in titles)
+        rows = [(name, one.name, one.state, one.error) for name, service in self.items() for one in service.replicas]
+        head = "".join(f"<th>{title}</th>" for title in ("service", "replica", "state", "last error"))
         body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
         return f"<table><tr>{head}</tr>{body}</table>" if rows else "no services"
 
@@ -382,7 +335,7 @@ def stop(replicas: Sequence[Replica], *, within: float = STOP_S) -> None:
     """Stop replicas side by side in good order, and return when all are gone.
 
     Args:
-        replicas: Replicas; those that do not run stay what they are.
+        replicas: Replicas; those that do not run keep their state.
         within: Seconds after which those that are not gone are killed.
     """
     deadline = time.monotonic() + within
@@ -399,86 +352,59 @@ def _check_count(count: int, *, least: int) -> None:
 
 
 def _crash_report(crashed: Sequence[Replica]) -> str:
-    """Return the crash reports of replicas; the same report once, under the names of all that gave it."""
+    """Return the crash reports; one that several replicas have in common stands once, under all their names."""
     names: dict[str, list[str]] = defaultdict(list)
     for replica in crashed:
         names[replica.crash.rstrip()].append(replica.name)
-    return "\n".join(f"{_listed(same)} crashed:\n{report}" for report, same in names.items())
+    return "\n".join(
+        f"{' and '.join(filter(None, (', '.join(same[:-1]), same[-1])))} crashed:\n{report}"
+        for report, same in names.items()
+    )
 
 
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _launch(replicas: Sequence[Replica], mesh: Mesh, token: str) -> None:
-    """Start replicas that do not run and return when they are ready; after an error, none of them runs."""
-    try:
-        # First the processes, then the listeners: those are up long before the first process has loaded.
-        for replica in replicas:
-            replica.start()
-        _run_apart(_wait_ready(replicas, mesh, token))
-    except BaseException:
-        stop(replicas, within=GIVE_UP_S)
-        raise
-    finally:
-        for replica in replicas:
-            replica.close_input()
-
-
-def _run_apart(work: Coroutine[Any, Any, T]) -> T:
+def _run_apart(work: Coroutine[Any, Any, None]) -> None:
     """Run a coroutine in an event loop of its own, in a thread of its own; an interrupt of this thread cancels it.
 
     So a magic stays a plain function: it neither needs the kernel's loop, nor disturbs it.
     """
-    loop = asyncio.new_event_loop()
-    task = loop.create_task(work)
-
-    def run() -> T:
-        try:
-            return loop.run_until_complete(task)
-        finally:
-            if rest := asyncio.all_tasks(loop):  # of nats-py, which end with their clients
-                loop.run_until_complete(asyncio.wait(rest, timeout=2.0))
-            loop.close()
-
     with ThreadPoolExecutor(1, thread_name_prefix="services") as pool:
-        result = pool.submit(run)
+        runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+        loop = runner.get_loop()
+        task = loop.create_task(work)
         try:
-            return result.result()
+            pool.submit(loop.run_until_complete, task).result()
         except BaseException:
-            with contextlib.suppress(RuntimeError):  # it has ended by itself, and its loop is closed
-                loop.call_soon_threadsafe(task.cancel)
+            loop.call_soon_threadsafe(task.cancel)
             raise
+        finally:
+            pool.submit(runner.close)  # leaving the pool waits for it
 
 
-async def _wait_ready(replicas: Sequence[Replica], mesh: Mesh, token: str) -> None:
+async def _wait_ready(replicas: Sequence[Replica], mesh: Mesh, subject: str) -> None:
     numbered = {str(replica.number): replica for replica in replicas}
-    arrived: dict[str, set[str]] = {replica.name: set() for replica in replicas}
     servers = {name for name, server in mesh.servers.items() if server.observe() == "running"}
     if not servers:
         raise NotReadyError(f"no server of the mesh runs, expected one at least: {mesh!r}")
+    missing = {replica.name: set(servers) for replica in replicas}
+
+    async def note(server: str, msg: Msg) -> None:
+        replica = numbered[msg.subject.rpartition(".")[2]]
+        missing[replica.name].discard(server)
+        if not missing[replica.name]:
+            replica.close_input()
 
     def ready(replica: Replica) -> bool:
-        return arrived[replica.name] == servers or replica.state == "finished"
+        return not missing[replica.name] or replica.state == "finished"
 
     def crashed() -> list[Replica]:
         return [replica for replica in replicas if replica.state == "crashed"]
-
-    def listener(server: str) -> Callable[[Msg], Coroutine[Any, Any, None]]:
-        async def note(msg: Msg) -> None:
-            replica = numbered[msg.subject.rpartition(".")[2]]
-            arrived[replica.name].add(server)
-            if arrived[replica.name] == servers:
-                replica.close_input()
-
-        return note
 
     within = READY_S + READY_S_EACH * len(replicas)
     async with contextlib.AsyncExitStack() as clients:
         for server in servers:
             client = await _connect_to(server, mesh)
             clients.push_async_callback(client.close)
-            await client.subscribe(f"{READY_SUBJECT}.{token}.*", cb=listener(server))
+            await client.subscribe(f"{subject}.*", cb=partial(note, server))
         with contextlib.suppress(NotReadyError):  # the errors below say more
             await eventually(lambda: crashed() or all(map(ready, replicas)), within=within, every=POLL_S)
         if crashed():
@@ -489,10 +415,13 @@ async def _wait_ready(replicas: Sequence[Replica], mesh: Mesh, token: str) -> No
                 )
             raise ServiceCrashedError(_crash_report(crashed()))
     for late in (replica for replica in replicas if not ready(replica)):
-        missing = ", ".join(sorted(servers - arrived[late.name]))
-        why = f"its report did not reach {missing}" if arrived[late.name] else "its main(nc) did not come to wait"
+        lacking = missing[late.name]
+        arrived = f"its report did not reach {', '.join(sorted(lacking))}" if lacking != servers else ""
         printed = late.log(last=LOG_LINES) or "(none)"
-        raise NotReadyError(f"{late.name} not ready after {within} s: {why}; its last log lines:\n{printed}")
+        raise NotReadyError(
+            f"{late.name} not ready after {within} s: {arrived or 'its main(nc) did not come to wait'}; "
+            f"its last log lines:\n{printed}"
+        )
 
 
 async def _connect_to(server: str, mesh: Mesh) -> Client:

@@ -5,17 +5,7 @@ from itertools import cycle
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
-from mesh_lab.notebook.chart_style import (
-    CHARACTER_PT,
-    FAINT,
-    INK,
-    LINE_IN,
-    MUTED,
-    PALETTE,
-    WIDTH_IN,
-    new_chart,
-    number,
-)
+from mesh_lab.notebook.chart_style import CHARACTER_PT, FAINT, INK, LINE_IN, MUTED, PALETTE, WIDTH_IN, new_chart, number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,12 +42,9 @@ def timeline(
     pt_per_s = width_pt / (high - low)
     # A span's label stands inside of it where it fits, between the markers at its ends.
     inside = [CHARACTER_PT * len(text) + 18 <= (end - start) * pt_per_s for start, end, _, text in spans]
-    labels: dict[str, list[tuple[float, str]]] = {lane: [] for lane in lanes}
-    for time, lane, text in events:
-        labels[lane] += [(time, text)] if text else []
-    for fits, (start, _, lane, text) in zip(inside, spans, strict=True):
-        labels[lane] += [(start, text)] if text and not fits else []
-    stacked = {lane: _stack(labels[lane], low, pt_per_s, width_pt) for lane in lanes}
+    outside = [(start, lane, text) for fits, (start, _, lane, text) in zip(inside, spans, strict=True) if not fits]
+    labels = [(lane, (time, text)) for time, lane, text in [*events, *outside] if text]
+    stacked = {lane: _stack([one for where, one in labels if where == lane], low, pt_per_s, width_pt) for lane in lanes}
     names = [fill(lane, LANE_CHARACTERS) for lane in lanes]
     rows = [1 + max((row for *_, row in stacked[lane]), default=-1) for lane in lanes]
     feet = [max(LANE_IN, LINE_IN * (name.count("\n") + 1)) / 2 for name in names]
@@ -97,8 +84,7 @@ def _stack(
 ) -> list[tuple[float, str, str, int]]:
     """Return for each label of a lane its time, text, alignment, and the row in which it overlaps no other.
 
-    The latest goes lowest and comes last: so the line from an earlier label down to its event passes beside a later
-    label, or behind it.
+    The latest goes lowest and comes last: the line from an earlier label to its event passes beside or behind it.
     """
     free_until: list[float] = []
     placed = []
