@@ -1,36 +1,24 @@
 """Exercises that check themselves: ``await check("2.2", leave)``, with ``hint`` and ``progress``.
 
-How to write a check
---------------------
-The check of exercise 3.1 goes into the file in ``notebooks/checks/`` that is named as its notebook. It tries the
-reader's answer, returns a sentence that adds something to know, and raises :class:`NotYet` where the answer is wrong::
+A check stands in the file in ``notebooks/checks/`` that is named as its notebook. It tries the reader's answer, returns
+a sentence that adds something to know, and raises :class:`NotYet` where the answer is wrong::
 
-    @exercise(
-        "3.1",
-        title="keep a week of orders",
-        answer="async function",
-        expects="a stream WEEK that keeps messages for 7 days",
-        hint="StreamConfig has a field max_age, in seconds.",
-    )
+    @exercise("3.1", title="keep a week of orders", answer="async function", expects="a stream WEEK", hint="max_age")
     async def keeps_a_week(trial: Trial, answer: Any) -> str:
-        client = await trial.client()
-        js = await trial.absent(client, "WEEK")
+        js = await trial.absent(await trial.client(), "WEEK")
         await answer(js)
         kept = {info.config.name: info.config.max_age for info in await js.streams_info()}
-        if "WEEK" not in kept:
-            raise NotYet("no stream WEEK on the server", "one that keeps messages for 7 days")
-        if kept["WEEK"] != 7 * 86_400:
-            raise NotYet(f"messages kept for {kept['WEEK']:,.0f} s", "604,800 s, which is 7 days")
+        if kept.get("WEEK") != 7 * 86_400:
+            raise NotYet(f"streams that keep messages for these seconds: {kept}", "WEEK with 604,800, which is 7 days")
         return "the server drops an order a week after it was stored, read or not"
 
-- Look at what really is: the server's own configuration, the messages that arrived, what the answer returned. Never
-  look at the source. Several ways to solve it are right; a wrong one must be told from all of them.
-- What the :class:`~mesh_lab.notebook.trial.Trial` gives is gone afterwards. Once a sentence is returned, the harness
-  looks for tasks, subscriptions, connections and streams that the answer left behind; end what it was asked to keep.
+- Look at what really is: the server's configuration, the messages that arrived, what the answer returned; never at the
+  source. Several ways to solve it are right; a wrong one must be told from all of them.
+- What the :class:`~mesh_lab.notebook.trial.Trial` gives is gone afterwards. Then tasks, subscriptions, connections and
+  streams that the answer left behind count against it; end what it was asked to keep.
 - Wait with a limit of your own: ``within`` is for the whole check, and only for answers that hang.
-- Let the answer's exceptions pass: they are shown with the line of the reader's cell. Catch only what is an expected
-  wrong answer, and say it in words.
-- What a verdict says is compared strictly from run to run: no times, ports, ids or counts that vary.
+- Let the answer's exceptions pass: they are shown with their line. Catch only an expected wrong answer.
+- Verdicts are compared strictly from run to run: no times, ports, ids or counts that vary.
 """
 
 import asyncio
@@ -42,18 +30,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mesh_lab.errors import UnknownExerciseError
-from mesh_lab.notebook.answers import (
-    Kind,
-    StuckError,
-    alone,
-    files_of,
-    interrupted_when_stuck,
-    kind_in_words,
-    last_line,
-    untouched,
-    wrong_kind,
-)
-from mesh_lab.notebook.leftovers import Left, Watch, tasks_noted
+from mesh_lab.notebook import answers
+from mesh_lab.notebook.leftovers import Watch, tasks_noted
 from mesh_lab.notebook.progress import NotebookProgress, Progress, note_solved, solved_numbers
 from mesh_lab.notebook.trial import NotYet, Trial
 from mesh_lab.servers.mesh import Mesh
@@ -85,10 +63,9 @@ class _Exercise:
     number: str
     title: str
     hint: str
-    answer: Kind
+    answer: answers.Kind
     expects: str
     within: float
-    leaves: tuple[Left, ...]
     check: Check
 
 
@@ -100,10 +77,9 @@ def exercise(
     *,
     title: str,
     hint: str,
-    answer: Kind = "anything",
+    answer: answers.Kind = "anything",
     expects: str = "",
     within: float = ANSWER_TIMEOUT_S,
-    leaves: tuple[Left, ...] = (),
 ) -> Callable[[Check], Check]:
     """Register a check under its exercise's number.
 
@@ -114,7 +90,6 @@ def exercise(
         answer: What the reader hands over; something of another kind is refused without running it.
         expects: What a right answer does, in a few words, for verdicts on answers that raise or hang.
         within: Seconds for the whole check, at course size.
-        leaves: What a right answer may leave behind; the reason stands beside it.
 
     Raises:
         ValueError: Another module has an exercise of that number.
@@ -124,8 +99,8 @@ def exercise(
         known = _exercises.get(number)
         if known is not None and known.check.__module__ != function.__module__:
             raise ValueError(f"exercise {number} stands in {known.check.__module__} already")
-        words = expects or kind_in_words(answer)
-        _exercises[number] = _Exercise(number, title, hint, answer, words, within, leaves, function)
+        words = expects or answers.kind_in_words(answer)
+        _exercises[number] = _Exercise(number, title, hint, answer, words, within, function)
         return function
 
     return register
@@ -145,11 +120,11 @@ async def check(number: str, answer: object, *, solution: bool = False) -> Verdi
         StoreError: The answer is right, and that cannot be remembered.
     """
     task = _exercise(number)
-    if untouched(answer):
+    if answers.untouched(answer):
         return Verdict("not attempted")
     try:
-        if seen := wrong_kind(answer, task.answer):
-            raise NotYet(seen, kind_in_words(task.answer))
+        if seen := answers.wrong_kind(answer, task.answer):
+            raise NotYet(seen, answers.kind_in_words(task.answer))
         verdict = Verdict("correct", await _tried(task, newest_mesh(), answer))
     except NotYet as err:
         return Verdict("not yet", str(err))
@@ -159,20 +134,16 @@ async def check(number: str, answer: object, *, solution: bool = False) -> Verdi
 
 
 async def _tried(task: _Exercise, mesh: Mesh, answer: object) -> str:
-    """Return the sentence that a right answer earns.
-
-    Raises:
-        NotYet: The answer is wrong, raises, hangs or leaves something behind.
-    """
-    files, deadline = files_of(answer), asyncio.timeout(task.within)
-    trial, watch = Trial(task.number, mesh), Watch(mesh, task.leaves)
+    """Return the sentence that a right answer earns; raise NotYet for one that fails, hangs or leaves something."""
+    files, deadline = answers.files_of(answer), asyncio.timeout(task.within)
+    trial, watch = Trial(task.number, mesh), Watch(mesh)
     try:
         await watch.begin()
         with tasks_noted() as began:
             try:
                 # A little later than the deadline, which is the gentler of the two.
                 async with deadline:
-                    with interrupted_when_stuck(files, after=1.1 * task.within):
+                    with answers.interrupted_when_stuck(files, after=1.1 * task.within):
                         words = await task.check(trial, answer)
                 await trial.end_own()
                 await watch.look_inside(trial.clients, began, files)
@@ -181,18 +152,16 @@ async def _tried(task: _Exercise, mesh: Mesh, answer: object) -> str:
         await watch.look_around(began)
         return words
     except Exception as raised:  # noqa: BLE001 - whatever the reader's code raises becomes their verdict
-        error = alone(raised)
+        error = answers.alone(raised)
         if isinstance(error, NotYet):
             raise error from None
-        if isinstance(error, StuckError) or (isinstance(error, TimeoutError) and deadline.expired()):
+        if isinstance(error, answers.StuckError) or (isinstance(error, TimeoutError) and deadline.expired()):
             raise NotYet(f"no answer after {task.within:g} s", task.expects) from error
-        said, line = last_line(error, files)
-        if line is not None:
-            said = f"it raised {said} (line {line} of its cell)"
-        else:
-            # A wrong number of arguments raises where the check makes the call, outside of the reader's cell.
-            said = f"{'it raised' if isinstance(error, TypeError) else 'the check met'} {said}"
-        raise NotYet(said, task.expects) from error
+        said, line = answers.last_line(error, files)
+        # A wrong number of arguments raises where the check makes the call, outside of the reader's cell.
+        by = "it raised" if line is not None or isinstance(error, TypeError) else "the check met"
+        where = f" (line {line} of its cell)" if line is not None else ""
+        raise NotYet(f"{by} {said}{where}", task.expects) from error
 
 
 def hint(number: str) -> None:
@@ -213,21 +182,19 @@ def progress() -> Progress:
     solved, rows = solved_numbers(), []
     for notebook, name in _load_all().items():
         tasks = [(number, _exercises[number].title) for number in _sorted_numbers() if _notebook_of(number) == notebook]
-        done = tuple(task for task in tasks if task[0] in solved)
-        left = tuple(task for task in tasks if task[0] not in solved)
         if tasks:
+            done = tuple(task for task in tasks if task[0] in solved)
+            left = tuple(task for task in tasks if task[0] not in solved)
             rows.append(NotebookProgress(name.replace("_", " "), done, left))
     return Progress(tuple(rows))
 
 
 def _exercise(number: str) -> _Exercise:
     _load(_notebook_of(number))
-    try:
-        return _exercises[number]
-    except KeyError as err:
+    if number not in _exercises:
         _load_all()
-        known = ", ".join(_sorted_numbers()) or "none"
-        raise UnknownExerciseError(f"no exercise {number!r}; there are {known}") from err
+        raise UnknownExerciseError(f"no exercise {number!r}; there are {', '.join(_sorted_numbers()) or 'none'}")
+    return _exercises[number]
 
 
 def _notebook_of(number: str) -> int:

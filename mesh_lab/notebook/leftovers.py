@@ -1,9 +1,8 @@
 """Find what an answer left behind: tasks, subscriptions, connections, streams.
 
-What began in the trial is told from the rest of the notebook. A task carries the context in which it began. A
-connection is one of this process, by a name that no more of its connections had before: the lesson's own clients may
-lose their server in a trial and come back. A stream or a durable consumer was not on any server before; other
-consumers end by themselves. Where a server has no monitoring, what it alone knows is not looked at.
+A task carries the context in which it began. A connection is one of this process, by a name that no more of its
+connections had before: the lesson's own clients may lose their server in a trial and come back. A stream or a durable
+consumer was not on any server before; other consumers end by themselves. Servers without monitoring are left out.
 """
 
 import asyncio
@@ -13,7 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 from weakref import WeakSet
 
 import psutil
@@ -26,7 +25,6 @@ from mesh_lab.patterns.jetstream_wait import flush_through
 from mesh_lab.patterns.wait import eventually
 from mesh_lab.servers.mesh import Mesh
 
-Left = Literal["tasks", "subscriptions", "connections", "streams"]
 Tasks = WeakSet["asyncio.Task[Any]"]
 ENDING_WITHIN_S = 1.0  # what is seen is often just ending
 MOST_CONNECTIONS = 10_000  # connz lists 1,024 unless told otherwise
@@ -68,9 +66,8 @@ class _Server:
 class Watch:
     """What is on a mesh before a trial, and what a right answer has added to it since."""
 
-    def __init__(self, mesh: Mesh, leaves: Collection[Left]) -> None:
+    def __init__(self, mesh: Mesh) -> None:
         self._mesh = mesh
-        self._leaves = leaves
         self._before: Mapping[str, _Server] = {}
 
     async def begin(self) -> None:
@@ -85,15 +82,15 @@ class Watch:
         """
         own = [task for task in began if _file(task) in files]
         try:
-            await self._expect_none("tasks", lambda: _running(own))
+            await _expect_none(lambda: _running(own))
         finally:
-            for task in own if "tasks" not in self._leaves else ():
+            for task in own:
                 task.cancel()
         for client, mesh in clients.items():
             if client.is_connected:
                 # Once and not in the loop, whose deadline would cancel it: nats-py then takes the PONG for an error.
                 await flush_through(client)
-                await self._expect_none("subscriptions", partial(_subscriptions, client, mesh))
+                await _expect_none(partial(_subscriptions, client, mesh))
 
     async def look_around(self, began: Tasks) -> None:
         """Look when the trial's clients, servers and streams are gone: connections, streams, and all its tasks.
@@ -101,24 +98,9 @@ class Watch:
         Raises:
             NotYet: Something was left.
         """
-        await self._expect_none("connections", self._new_connections)
-        await self._expect_none("streams", self._new_streams)
-        await self._expect_none("tasks", lambda: _running(list(began)))
-
-    async def _expect_none(self, kind: Left, find: Callable[[], Any]) -> None:
-        if kind in self._leaves:
-            return
-        found: list[str] = []
-
-        async def none() -> bool:
-            seen = find()
-            found[:] = await seen if asyncio.iscoroutine(seen) else seen
-            return not found
-
-        try:
-            await eventually(none, within=ENDING_WITHIN_S)
-        except NotReadyError as err:
-            raise NotYet(f"it left {min(found)}", "nothing left behind") from err
+        await _expect_none(self._new_connections)
+        await _expect_none(self._new_streams)
+        await _expect_none(lambda: _running(list(began)))
 
     async def _new_connections(self) -> list[str]:
         now = await _servers(self._mesh)
@@ -128,15 +110,23 @@ class Watch:
         return [f"a connection named {name!r}" if name else "a connection" for name in counts]
 
     async def _new_streams(self) -> list[str]:
-        now = await _servers(self._mesh)
         before = set[str]().union(*(server.streams for server in self._before.values()))
-        return [
-            what
-            for name, server in now.items()
-            if name in self._before
-            for what in server.streams
-            if what not in before
-        ]
+        now = [server.streams for name, server in (await _servers(self._mesh)).items() if name in self._before]
+        return [what for streams in now for what in streams if what not in before]
+
+
+async def _expect_none(find: Callable[[], Any]) -> None:
+    found: list[str] = []
+
+    async def none() -> bool:
+        seen = find()
+        found[:] = await seen if asyncio.iscoroutine(seen) else seen
+        return not found
+
+    try:
+        await eventually(none, within=ENDING_WITHIN_S)
+    except NotReadyError as err:
+        raise NotYet(f"it left {min(found)}", "nothing left behind") from err
 
 
 def _running(tasks: "Collection[asyncio.Task[Any]]") -> list[str]:
@@ -149,18 +139,14 @@ def _file(task: "asyncio.Task[Any]") -> str:
 
 
 async def _subscriptions(client: Client, mesh: Mesh) -> list[str]:
-    """Return the subscriptions of a client but for that of nats-py itself, to which replies to its requests come."""
+    """Return the subscriptions of a client but for nats-py's own, to which replies come: ``_INBOX.….*``."""
     at = client.connected_url
     for server in mesh.servers.values():
         if server.monitor is not None and at is not None and server.port == at.port:
             found = await asyncio.to_thread(server.monitor.connz, f"cid={client.client_id}&subs=1")
             subjects = [subject for one in found["connections"] for subject in one.get("subscriptions_list") or []]
-            return [_named(subject) for subject in subjects if not _is_for_replies(subject)]
+            return [_named(one) for one in subjects if not (one.startswith("_INBOX") and one.endswith(".*"))]
     return []
-
-
-def _is_for_replies(subject: str) -> bool:
-    return subject.startswith("_INBOX") and subject.endswith(".*")
 
 
 def _named(subject: str) -> str:

@@ -357,16 +357,3 @@ async def test_a_task_of_the_rest_of_the_notebook_is_not_left_behind(doubling):
     waiting = loop.create_task(other_cell())
     assert (await check("2.2", double)).state == "correct"
     assert not others.pop().done()
-
-
-async def test_what_an_exercise_declares_may_be_left_behind():
-    @exercise("1.1", title="go on", hint="", leaves=("tasks",))
-    async def goes_on(trial, answer):
-        await answer()
-        return "it goes on"
-
-    async def start():
-        start.task = asyncio.create_task(asyncio.Event().wait())
-
-    assert repr(await check("1.1", start)) == "correct: it goes on"
-    assert not start.task.done()
