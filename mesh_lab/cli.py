@@ -7,6 +7,7 @@ import secrets
 import subprocess
 import sys
 import webbrowser
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,54 +28,49 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="mesh-lab", description="Build, measure and break an event mesh on NATS.")
     commands = parser.add_subparsers(dest="command", required=True)
 
-    lab = commands.add_parser("lab", help="open JupyterLab at the first notebook")
+    def command(run: Callable[[argparse.Namespace], int], words: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(run.__name__.removeprefix("_"), help=words)
+        added.set_defaults(run=run)
+        return added
+
+    lab = command(_lab, "open JupyterLab at the first notebook")
     lab.add_argument("--no-browser", action="store_true", help="print the URL and open nothing")
-    lab.set_defaults(run=_lab)
 
-    doctor = commands.add_parser("doctor", help="check this machine and say how to mend what is missing")
-    doctor.set_defaults(run=_doctor)
+    command(_doctor, "check this machine and say how to mend what is missing")
 
-    orders = commands.add_parser("orders", help="send all real orders through a mesh and check every total")
+    orders = command(_orders, "send all real orders through a mesh and check every total")
     orders.add_argument("--workers", type=_count, default=2, help="worker processes (default: 2)")
     orders.add_argument("--first", type=_count, metavar="N", help="only the first N orders")
     orders.add_argument("--file", type=_file, help="orders in the data set's format, instead of the data set")
     orders.add_argument("--kill-one", action="store_true", help="kill the stream's leader half-way and restart it")
     orders.add_argument("--docker", action="store_true", help="in containers, servers and services alike")
-    orders.set_defaults(run=_orders)
 
-    bench = commands.add_parser("bench", help="measure each way of publishing and consuming, on servers of its own")
+    bench = command(_bench, "measure each way of publishing and consuming, on servers of its own")
     bench.add_argument("--quick", action="store_true", help="the rungs that matter most, in under a minute")
     bench.add_argument("--json", action="store_true", help="print JSON instead of tables")
     bench.add_argument("--schema", action="store_true", help="print the JSON Schema of --json, and run nothing")
     bench.add_argument("--peer", action="store_true", help="run the nats command-line tool's benchmark beside it")
-    bench.add_argument(
-        "--ladder", action="append", choices=("publish", "consume", "end to end"), help="only this one; may be repeated"
-    )
-    bench.set_defaults(run=_bench)
+    ladders = ("publish", "consume", "end to end")
+    bench.add_argument("--ladder", action="append", choices=ladders, help="only this one; may be repeated")
 
-    chaos = commands.add_parser("chaos", help="break servers of its own while orders are written, and look for losses")
+    chaos = command(_chaos, "break servers of its own while orders are written, and look for losses")
     chaos.add_argument(
         "--seed", type=_count, help="seed of the faults; printed, and another one each time if not given"
     )
     chaos.add_argument("--seconds", type=_count, help="how long (default: 60; from start to each power cut: 8)")
     chaos.add_argument("--kind", action="append", choices=KINDS, help="only this kind of fault; may be repeated")
     chaos.add_argument("--power-cut", action="store_true", help="cut the power instead, which needs Linux and root")
-    chaos.set_defaults(run=_chaos)
 
-    up = commands.add_parser("up", help="start three servers in containers, or join those that run")
+    up = command(_up, "start three servers in containers, or join those that run")
     up.add_argument("--docker", action="store_true", required=True, help="the only place where a mesh outlives you")
-    up.set_defaults(run=_up)
 
-    down = commands.add_parser("down", help="remove the containers, their network and their volumes")
-    down.set_defaults(run=_down)
-
-    status = commands.add_parser("status", help="show the containers")
-    status.set_defaults(run=_status)
+    command(_down, "remove the containers, their network and their volumes")
+    command(_status, "show the containers")
 
     options = parser.parse_args(arguments)
-    if options.command == "chaos" and options.power_cut and (options.seed or options.kind):
+    if options.run is _chaos and options.power_cut and (options.seed or options.kind):
         chaos.error("--seed and --kind choose faults; --power-cut is one of its own")
-    if options.command == "chaos" and not options.power_cut and options.seconds and options.seconds < SHORTEST_CHAOS_S:
+    if options.run is _chaos and not options.power_cut and options.seconds and options.seconds < SHORTEST_CHAOS_S:
         chaos.error(f"--seconds {options.seconds}, expected {SHORTEST_CHAOS_S} or more: no fault fits into less")
     try:
         code: int = options.run(options)
@@ -140,15 +136,8 @@ def _doctor(options: argparse.Namespace) -> int:
 def _orders(options: argparse.Namespace) -> int:
     from mesh_lab.orders.job.report import run_with_progress
 
-    return asyncio.run(
-        run_with_progress(
-            workers=options.workers,
-            first=options.first,
-            file=options.file,
-            kill_one=options.kill_one,
-            backend="docker" if options.docker else None,
-        )
-    )
+    given = {name: getattr(options, name) for name in ("workers", "first", "file", "kill_one")}
+    return asyncio.run(run_with_progress(**given, backend="docker" if options.docker else None))
 
 
 def _bench(options: argparse.Namespace) -> int:
@@ -171,23 +160,21 @@ def _chaos(options: argparse.Namespace) -> int:
 def _up(options: argparse.Namespace) -> int:
     from mesh_lab.servers.docker import start_containers
 
-    async def up() -> str:
+    async def up() -> None:
         async with await start_containers(within=60.0) as mesh:
-            return f"{mesh!r}\n{_where(mesh.urls, mesh.project.variables)}"
+            sys.stdout.write(
+                f"{mesh!r}\n"
+                f"clients:    {', '.join(mesh.urls)} (user lab; its password is in {mesh.project.variables})\n"
+                "notebook:   mesh = await start_mesh(servers=3, backend='docker'); "
+                "or MESH_LAB_BACKEND=docker for all of them\n"
+                "main job:   mesh-lab orders --docker\n"
+                "remove it:  mesh-lab down\n"
+            )
 
     sys.stdout.write("Starting three servers; the first time, their image is fetched.\n")
     sys.stdout.flush()
-    sys.stdout.write(asyncio.run(up()))
+    asyncio.run(up())
     return 0
-
-
-def _where(urls: list[str], variables: Path) -> str:
-    return (
-        f"clients:    {', '.join(urls)} (user lab; its password is in {variables})\n"
-        "notebook:   mesh = await start_mesh(servers=3, backend='docker'); or MESH_LAB_BACKEND=docker for all of them\n"
-        "main job:   mesh-lab orders --docker\n"
-        "remove it:  mesh-lab down\n"
-    )
 
 
 def _down(options: argparse.Namespace) -> int:

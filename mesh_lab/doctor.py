@@ -19,10 +19,8 @@ from mesh_lab.servers.binary import MINIMUM_VERSION, find_server, version_text
 from mesh_lab.servers.compose import Engine
 from mesh_lab.servers.ports import PortBlock
 
-# Two regions of three servers under load, beside the kernel and JupyterLab.
-MEMORY_NEEDED_BYTES = 1_000_000_000
-# Three copies of the biggest streams at course size; the stores lie in the temporary directory.
-DISK_NEEDED_BYTES = 2_000_000_000
+MEMORY_NEEDED_BYTES = 1_000_000_000  # two regions of three servers under load, the kernel and JupyterLab
+DISK_NEEDED_BYTES = 2_000_000_000  # three copies of the biggest streams, in the temporary directory
 # Where a container's limit stands, of which the memory of the whole machine says nothing (cgroup v2).
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -39,22 +37,18 @@ _INSTALL_LAB = 'pip install "mesh-lab[lab]", in a checkout: pip install -e ".[la
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at."""
+    """One thing that was looked at: whether it is as the course needs it, what is there, and what mends it."""
 
     what: str
-    """What was looked at, for example ``"memory"``."""
     ok: bool
-    """Whether it is as the course needs it."""
     seen: str
-    """What is there, with its numbers."""
     fix: str = ""
-    """What mends it when it is not ok."""
     level: Literal["fault", "note"] = "fault"
     """What it is when not ok: a fault stops the course, a note only a part of it."""
 
     @property
     def state(self) -> Literal["ok", "fault", "note"]:
-        """Whether all is well, and how bad it is otherwise."""
+        """``ok``, or else the level."""
         return "ok" if self.ok else self.level
 
 
@@ -91,12 +85,7 @@ def examine() -> list[Finding]:
         Finding("Python", sys.version_info >= (3, 11), python, "make an environment with Python 3.11 or newer"),
         _packages("event loop", loops),
         _packages("packages", LAB_PACKAGES),
-        _server(),
-        _ports(),
-        _memory(),
-        _disk(),
-        _docker(),
-        _browser(),
+        *(look() for look in (_server, _ports, _memory, _disk, _docker, _browser)),
     ]
 
 
@@ -141,8 +130,7 @@ def _server() -> Finding:
 
 def _ports() -> Finding:
     try:
-        with socket.create_server(("127.0.0.1", 0)):
-            pass
+        socket.create_server(("127.0.0.1", 0)).close()
         block = PortBlock.reserve()
         first = block.take()
         block.release()

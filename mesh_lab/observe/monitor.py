@@ -1,7 +1,6 @@
 """A server's state, as its HTTP monitoring port reports it.
 
-The endpoints and their fields are documented at
-https://docs.nats.io/running-a-nats-service/nats_admin/monitoring.
+Endpoints and fields: https://docs.nats.io/running-a-nats-service/nats_admin/monitoring
 """
 
 import http.client
@@ -66,46 +65,26 @@ class Monitor:
         """Return general facts: version, connections, messages in and out, slow consumers.
 
         Raises:
-            OSError: No reply came.
+            OSError: No reply came; so in all that follow.
         """
         return self.read("/varz")[1]
 
     def jsz(self, query: str = "") -> dict[str, Any]:
-        """Return JetStream's state; ``query`` such as ``"streams=1&accounts=1"`` adds detail.
-
-        Raises:
-            OSError: No reply came.
-        """
+        """Return JetStream's state; ``query`` such as ``"streams=1&accounts=1"`` adds detail."""
         return self.read("/jsz" + (f"?{query}" if query else ""))[1]
 
     def connz(self, query: str = "") -> dict[str, Any]:
-        """Return the client connections; ``query`` such as ``"subs=1"`` adds detail.
-
-        Raises:
-            OSError: No reply came.
-        """
+        """Return the client connections; ``query`` such as ``"subs=1"`` adds detail."""
         return self.read("/connz" + (f"?{query}" if query else ""))[1]
 
     def routez(self, query: str = "") -> dict[str, Any]:
-        """Return the routes to the other servers of the cluster; ``query`` such as ``"subs=1"`` adds detail.
-
-        Raises:
-            OSError: No reply came.
-        """
+        """Return the routes to the other servers of the cluster; ``query`` such as ``"subs=1"`` adds detail."""
         return self.read("/routez" + (f"?{query}" if query else ""))[1]
 
     def gatewayz(self) -> dict[str, Any]:
-        """Return the gateways to other regions: for each, one connection out, and those that came in.
-
-        Raises:
-            OSError: No reply came.
-        """
+        """Return the gateways to other regions: for each, one connection out, and those that came in."""
         return self.read("/gatewayz")[1]
 
     def leafz(self) -> dict[str, Any]:
-        """Return the leaf node connections, on either side of them.
-
-        Raises:
-            OSError: No reply came.
-        """
+        """Return the leaf node connections, on either side of them."""
         return self.read("/leafz")[1]

@@ -4,12 +4,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from time import monotonic
 from typing import Any
 
 from mesh_lab.observe.monitor import Monitor
 
-_AT = "at"
 _ENDPOINTS = ("/varz", "/connz?limit=1000", "/routez", "/gatewayz", "/leafz", "/jsz?accounts=1&streams=1")
 
 
@@ -34,12 +34,9 @@ class ServerSnapshot:
 
 
 def snapshot(monitors: Mapping[str, Monitor]) -> dict[str, ServerSnapshot]:
-    """Return the state of each server; a server that does not reply in time is left out.
+    """Return the state of each server by its name; a server that does not reply in time is left out.
 
     Blocks for as long as the slowest reply takes, or the monitors' timeout.
-
-    Args:
-        monitors: The servers' monitors, by the servers' names.
     """
     if not monitors:
         return {}
@@ -51,15 +48,12 @@ def snapshot(monitors: Mapping[str, Monitor]) -> dict[str, ServerSnapshot]:
 
 
 def rate_per_s(before: ServerSnapshot | None, now: ServerSnapshot, *, peer: str | None = None) -> float | None:
-    """Return messages a second between two snapshots of the same server.
+    """Return messages a second between two snapshots of one server, or ``None`` where it or the connection is new.
 
     Args:
-        before: The earlier one.
+        before: The earlier one, if there is one.
         now: The later one.
         peer: Count those that passed between it and this server; ``None`` counts all that it received.
-
-    Returns:
-        ``None`` where that is unknown: there is no earlier one, or the server or the connection is new.
     """
     if before is None or before.server_id != now.server_id or now.at_s <= before.at_s:
         return None
@@ -72,16 +66,15 @@ def rate_per_s(before: ServerSnapshot | None, now: ServerSnapshot, *, peer: str 
 def _read(monitor: Monitor) -> dict[str, Any] | None:
     """Return the replies by endpoint, or nothing from a server that is dead, frozen or starting."""
     try:
-        replies: dict[str, Any] = {path.split("?", 1)[0]: monitor.read(path)[1] for path in _ENDPOINTS}
+        return {**{path.split("?", 1)[0]: monitor.read(path)[1] for path in _ENDPOINTS}, "at": monotonic()}
     except (OSError, ValueError):
         return None
-    return {**replies, _AT: monotonic()}
 
 
 def _snapshot_of(name: str, reply: Mapping[str, Any], names: Mapping[str, str]) -> ServerSnapshot:
     varz = reply["/varz"]
     return ServerSnapshot(
-        at_s=reply[_AT],
+        at_s=reply["at"],
         server_id=varz["server_id"],
         in_msgs=varz["in_msgs"],
         slow_consumers=varz["slow_consumers"],
@@ -109,10 +102,9 @@ def _peers(reply: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, int]
     passed: Counter[str] = Counter()
     for route in reply["/routez"].get("routes") or ():
         passed[route.get("remote_name", "?")] += route["in_msgs"] + route["out_msgs"]
-    gateways = reply["/gatewayz"]
-    outbound = list((gateways.get("outbound_gateways") or {}).values())
-    inbound = [one for all_of_one in (gateways.get("inbound_gateways") or {}).values() for one in all_of_one]
-    for gateway in (*outbound, *inbound):
+    outbound = (reply["/gatewayz"].get("outbound_gateways") or {}).values()
+    inbound = (reply["/gatewayz"].get("inbound_gateways") or {}).values()
+    for gateway in chain(outbound, *inbound):
         connection = gateway["connection"]
         passed[names.get(connection["name"], "?")] += connection["in_msgs"] + connection["out_msgs"]
     for leaf in reply["/leafz"].get("leafs") or ():

@@ -1,8 +1,7 @@
 """An operator, its accounts and their users: a chain of signatures in place of passwords that the servers know.
 
-The operator signs accounts, an account signs its users, and a server's configuration has the operator's public key and
-nothing else. Each object here holds a key and makes tokens; nothing is stored. In production the operator's seed lies
-offline, and one of its *signing keys* does the daily work.
+The operator signs accounts, an account signs its users, and a server is given the operator's public key alone. Nothing
+is stored here. In production the operator's seed lies offline, and one of its *signing keys* does the daily work.
 """
 
 import time
@@ -10,17 +9,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mesh_lab.security.tokens import Key, credentials, encode_token
+from mesh_lab.security.tokens import UNLIMITED, Key, credentials, encode_token, user_claims
 
-UNLIMITED = -1
-# The server takes a limit that is left out for 0, which admits no connection: so each is named.
-LIMITS: dict[str, Any] = {
-    **dict.fromkeys(("subs", "data", "payload", "imports", "exports", "conn", "leaf"), UNLIMITED),
-    **dict.fromkeys(("mem_storage", "disk_storage", "streams", "consumer"), UNLIMITED),
-    "wildcards": True,
-}
-FURTHER_LIMITS = {"max_ack_pending", "disk_max_stream_bytes", "max_bytes_required"}
 NO_JETSTREAM = {"mem_storage": 0, "disk_storage": 0, "streams": 0, "consumer": 0}
+COUNTED = ("subs", "data", "payload", "imports", "exports", "conn", "leaf", *NO_JETSTREAM)
+# The server takes a limit that is left out for 0, which admits no connection: so each is named.
+LIMITS: dict[str, Any] = {**dict.fromkeys(COUNTED, UNLIMITED), "wildcards": True}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +23,6 @@ class User:
 
     name: str
     public: str
-    """The user's public key."""
     credentials: str = field(repr=False)
     """Text of a ``.creds`` file: token and seed."""
 
@@ -55,12 +48,8 @@ class Account:
 
     def token(self) -> str:
         """Return the account's token as of now, signed by the operator; servers that are sent it apply it at once."""
-        claims = {
-            "limits": {**LIMITS, **self.limits},
-            "exports": self.exports,
-            "imports": self.imports,
-            "revocations": self.revoked,
-        }
+        limits = {**LIMITS, **self.limits}
+        claims = {"limits": limits, "exports": self.exports, "imports": self.imports, "revocations": self.revoked}
         return encode_token("account", claims, subject=self.public, signer=self.operator, name=self.name)
 
     def user(
@@ -79,12 +68,8 @@ class Account:
             subscribe: Subjects that it may subscribe to; ``None`` for all.
             lives_for: Seconds until it is disconnected and refused; ``None`` for ever.
         """
-        key = Key.new("user")
-        claims: dict[str, Any] = {"subs": UNLIMITED, "data": UNLIMITED, "payload": UNLIMITED}
-        for what, allowed in (("pub", publish), ("sub", subscribe)):
-            claims[what] = {} if allowed is None else {"allow": list(allowed)}
-        expires = None if lives_for is None else time.time() + lives_for
-        token = encode_token("user", claims, subject=key.public, signer=self.key, name=name, expires=expires)
+        key, claims = Key.new("user"), user_claims(publish, subscribe)
+        token = encode_token("user", claims, subject=key.public, signer=self.key, name=name, lives_for=lives_for)
         return User(name, key.public, credentials(token, key))
 
     def revoke(self, user: User) -> None:
@@ -109,13 +94,12 @@ class Operator:
 
         Args:
             name: A name for people.
-            limits: What it may use, as nats-io/jwt names it: ``conn`` (connections), ``subs``, ``payload`` (bytes),
-                ``mem_storage`` and ``disk_storage`` (bytes), ``streams``, ``consumer`` and others.
+            limits: What it may use, as nats-io/jwt names it: ``conn`` (connections), ``payload`` (bytes) and others.
 
         Raises:
             ValueError: There is no such limit.
         """
-        if unknown := sorted(set(limits) - set(LIMITS) - FURTHER_LIMITS):
+        if unknown := sorted(set(limits) - set(LIMITS)):
             raise ValueError(f"no limit is called {', '.join(unknown)}; there are {', '.join(LIMITS)}")
         return Account(name, self.key, limits=limits)
 
@@ -135,13 +119,9 @@ def server_block(operator: Operator, accounts: Mapping[str, str], *, directory: 
     """
     directory = directory.replace("\\", "\\\\")
     known = {**accounts, operator.system.public: operator.system.token()}
-    return "\n".join(
-        [
-            f'operator: "{operator.token()}"',
-            f"system_account: {operator.system.public}",
-            f'resolver {{ type: full, dir: "{directory}", allow_delete: true, interval: "2m", limit: 1000 }}',
-            "resolver_preload {",
-            *(f'  {public}: "{token}"' for public, token in known.items()),
-            "}",
-        ]
+    preload = "\n".join(f'  {public}: "{token}"' for public, token in known.items())
+    return (
+        f'operator: "{operator.token()}"\nsystem_account: {operator.system.public}\n'
+        f'resolver {{ type: full, dir: "{directory}", allow_delete: true, interval: "2m", limit: 1000 }}\n'
+        f"resolver_preload {{\n{preload}\n}}"
     )

@@ -1,11 +1,9 @@
 """A service that decides which clients may connect: NATS's *auth callout*.
 
-The server sends a request with a token that it signed, and the service replies with a token that it signed: a user of
-some account, with permissions, for a time. Where no service replies, no client is admitted. The protocol is that of
-https://github.com/nats-io/nats-architecture-and-design/blob/main/adr/ADR-26.md.
+The server sends a token that it signed, and the service replies with one that it signed: a user of some account, with
+permissions, for a time. Where no service replies, no client is admitted (ADR-26).
 """
 
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +13,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from mesh_lab.errors import BadTokenError
-from mesh_lab.security.tokens import Key, decode_token, encode_token
+from mesh_lab.security.tokens import Key, decode_token, encode_token, user_claims
 
 SUBJECT = "$SYS.REQ.USER.AUTH"
 AUDIENCE = "nats-authorization-request"
@@ -58,9 +56,8 @@ async def serve_logins(client: Client, issuer: Key, decide: Decide) -> Subscript
         client: Connected to the account that the configuration names under ``auth_callout``, as one of its
             ``auth_users``. No other client should be in that account: it could send what a server would send.
         issuer: Key of an account; its public half stands in the configuration as ``issuer``.
-        decide: Returns the user that a client is admitted as, or ``None``. If it raises, the client is refused. Compare
-            passwords in constant time (``hmac.compare_digest``), and reply within the servers' authentication timeout,
-            2 s.
+        decide: Returns the user that a client is admitted as, or ``None``; if it raises, the client is refused. Compare
+            passwords in constant time (``hmac.compare_digest``), and reply within the servers' timeout, 2 s.
     """
 
     async def reply_to(msg: Msg) -> None:
@@ -76,9 +73,8 @@ async def serve_logins(client: Client, issuer: Key, decide: Decide) -> Subscript
         user = claims["user_nkey"]
         reply = {"jwt": _user(grant, user, issuer)} if grant is not None else {"error": why}
         to = claims["server_id"]["id"]
-        await msg.respond(
-            encode_token("authorization_response", reply, subject=user, signer=issuer, audience=to).encode()
-        )
+        token = encode_token("authorization_response", reply, subject=user, signer=issuer, audience=to)
+        await msg.respond(token.encode())
 
     return await client.subscribe(SUBJECT, queue="logins", cb=reply_to)
 
@@ -101,12 +97,7 @@ def _login(claims: dict[str, Any]) -> Login:
 
 
 def _user(grant: Grant, user: str, issuer: Key) -> str:
-    claims = {
-        "pub": {"allow": list(grant.publish)},
-        "sub": {"allow": list(grant.subscribe)},
-        **dict.fromkeys(("subs", "data", "payload"), -1),
-    }
-    expires = None if grant.lives_for is None else time.time() + grant.lives_for
+    claims, account = user_claims(grant.publish, grant.subscribe), grant.account
     return encode_token(
-        "user", claims, subject=user, signer=issuer, name=grant.name, expires=expires, audience=grant.account
+        "user", claims, subject=user, signer=issuer, name=grant.name, lives_for=grant.lives_for, audience=account
     )

@@ -1,7 +1,7 @@
 """A certificate authority for one mesh, made by `trustme <https://trustme.readthedocs.io>`_.
 
-It is for a lab: its key lives in the memory of this process and is gone with it. In production, an authority's key
-lives in a vault (HashiCorp Vault, AWS Private CA, step-ca), and certificates live for hours or days.
+For a lab: its key lives in this process's memory and is gone with it. In production it lives in a vault (HashiCorp
+Vault, AWS Private CA, step-ca), and certificates live for hours or days.
 """
 
 import datetime
@@ -21,12 +21,7 @@ class Authority:
     """Signs certificates for servers and for clients; both sides trust it alone."""
 
     def __init__(self, name: str = "order mesh") -> None:
-        self._name = name
         self._ca = trustme.CA(organization_name=name)
-
-    def __repr__(self) -> str:
-        """Name the authority."""
-        return f"Authority({self._name!r})"
 
     def issue(self, directory: Path, *names: str) -> TlsFiles:
         """Issue a certificate for a day, and return where it, its key and the authority's own certificate lie.
@@ -42,12 +37,11 @@ class Authority:
         if not names:
             raise ValueError("no name to certify; expected a host name, an IP address or an e-mail address")
         leaf = self._ca.issue_cert(*names, not_after=datetime.datetime.now(datetime.UTC) + LIVES_FOR)
-        stem = directory / names[0].replace("/", "_")
-        paths = [stem.with_name(stem.name + end) for end in (".crt", ".key")]
-        authority = self.write(directory)
-        for path, blobs in zip(paths, (leaf.cert_chain_pems, [leaf.private_key_pem]), strict=True):
-            _write(path, b"".join(blob.bytes() for blob in blobs))
-        return TlsFiles(str(authority), str(paths[0]), str(paths[1]))
+        authority, stem = self.write(directory), names[0].replace("/", "_")
+        certificate, key = directory / f"{stem}.crt", directory / f"{stem}.key"
+        _write(certificate, b"".join(blob.bytes() for blob in leaf.cert_chain_pems))
+        _write(key, leaf.private_key_pem.bytes())
+        return TlsFiles(str(authority), str(certificate), str(key))
 
     def write(self, directory: Path) -> Path:
         """Write the authority's certificate, and return its path; a directory is for the files of one authority.
