@@ -13,6 +13,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import msgspec
 import nats.errors
 from nats.aio.client import Client
 
@@ -37,14 +38,9 @@ async def publish(client: Client, options: argparse.Namespace, stop: asyncio.Eve
     """Place the orders of the data set, or of a file in its format, and end."""
     orders = list(read_orders(options.file, first=options.first))
     await open_event_store(client, replicas=options.replicas)
-    started, stored = time.perf_counter(), 0
-
-    def count(more: int) -> None:
-        nonlocal stored
-        stored += more
-
-    await _until_stopped(place_orders(client, orders, progress=count), stop)
-    return {"service": "publisher", "acknowledged": stored, "elapsed_s": time.perf_counter() - started}
+    started, stored = time.perf_counter(), list[int]()
+    await _until_stopped(place_orders(client, orders, progress=stored.append), stop)
+    return {"service": "publisher", "acknowledged": sum(stored), "elapsed_s": time.perf_counter() - started}
 
 
 async def work(client: Client, options: argparse.Namespace, stop: asyncio.Event) -> Report:
@@ -58,11 +54,10 @@ async def work(client: Client, options: argparse.Namespace, stop: asyncio.Event)
 async def read(client: Client, options: argparse.Namespace, stop: asyncio.Event) -> Report:
     """Keep the read model until stopped."""
     await open_event_store(client, replicas=options.replicas)
-    last: Report = {}
-    await _until_stopped(
-        serve_read_model(client, progress=lambda summary: last.update(last_seq=summary.last_seq)), stop
-    )
-    return {"service": "read-model", **last}
+    last: Report = {"service": "read-model"}
+    serving = serve_read_model(client, progress=lambda summary: last.update(last_seq=summary.last_seq))
+    await _until_stopped(serving, stop)
+    return last
 
 
 async def publish_bulk(client: Client, options: argparse.Namespace, stop: asyncio.Event) -> Report:
@@ -79,43 +74,20 @@ async def read_bulk(client: Client, options: argparse.Namespace, stop: asyncio.E
     await create_bulk_lane(client.jetstream(timeout=10.0), replicas=options.replicas)
     count = BulkCount()
     await _until_stopped(count_bulk(client, count, until=options.until), stop)
-    totals = {name: getattr(count.totals, name) for name in count.totals.__struct_fields__}
-    return {"service": "bulk-reader", **totals, "doubled": count.doubled, "rejected": count.rejected}
+    found = {**msgspec.structs.asdict(count.totals), "doubled": count.doubled, "rejected": count.rejected}
+    return {"service": "bulk-reader", **found}
 
 
 async def _until_stopped(service: Coroutine[Any, Any, T], stop: asyncio.Event) -> T | None:
-    """Return what a service returns; nothing, if it is stopped before."""
+    """Return what a service returns, or nothing if it is stopped before: it cleans up, on a connection that stands."""
     serving, stopping = asyncio.create_task(service), asyncio.create_task(stop.wait())
     await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    # It cleans up on the connection, which is closed next.
     await cancel_and_join(serving, stopping)
     return None if serving.cancelled() else serving.result()
 
 
-SERVICES = {
-    "publisher": publish,
-    "worker": work,
-    "read-model": read,
-    "bulk-publisher": publish_bulk,
-    "bulk-reader": read_bulk,
-}
-
-
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m mesh_lab.orders", description=__doc__)
-    parser.add_argument("service", choices=SERVICES)
-    parser.add_argument(
-        "--url",
-        default=os.environ.get("NATS_URL"),
-        help="servers, nearest first, separated by commas; or NATS_URL, which other users of the machine cannot see",
-    )
-    parser.add_argument("--creds", default=os.environ.get("NATS_CREDS"), help="credentials file, or NATS_CREDS")
-    parser.add_argument("--name", default=os.environ.get("SERVICE_NAME"), help="name of the connection")
-    parser.add_argument("--replicas", type=int, default=1, help="copies of the stream, if it has to be made")
-    parser.add_argument("--first", type=int, help="publisher: place only so many orders")
-    parser.add_argument("--file", type=Path, help="publisher: a file in the format of the data set")
-    parser.add_argument("--until", type=int, help="bulk-reader: end when so many orders are counted")
-    return parser.parse_args(arguments)
+SERVICES = {"publisher": publish, "worker": work, "read-model": read}
+SERVICES |= {"bulk-publisher": publish_bulk, "bulk-reader": read_bulk}
 
 
 async def _run(options: argparse.Namespace) -> Report:
@@ -124,7 +96,7 @@ async def _run(options: argparse.Namespace) -> Report:
     if packed := os.environ.pop(CONNECT_VARIABLE, None):  # from the mesh that started this
         where = cast(ConnectOptions, unpack(json.loads(packed)))
     else:
-        where = ConnectOptions(servers=(options.url or DEFAULT_URL).split(","))
+        where = ConnectOptions(servers=options.url.split(","))
         if options.creds:
             where["user_credentials"] = options.creds
     where["name"] = options.name or options.service
@@ -138,7 +110,17 @@ async def _run(options: argparse.Namespace) -> Report:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the service that the command line names and return the exit code."""
-    options = _parse(arguments)
+    parser = argparse.ArgumentParser(prog="python -m mesh_lab.orders", description=__doc__)
+    parser.add_argument("service", choices=SERVICES)
+    urls = "servers, nearest first, separated by commas; or NATS_URL, which other users of the machine cannot see"
+    parser.add_argument("--url", default=os.environ.get("NATS_URL", DEFAULT_URL), help=urls)
+    parser.add_argument("--creds", default=os.environ.get("NATS_CREDS"), help="credentials file, or NATS_CREDS")
+    parser.add_argument("--name", default=os.environ.get("SERVICE_NAME"), help="name of the connection")
+    parser.add_argument("--replicas", type=int, default=1, help="copies of the stream, if it has to be made")
+    parser.add_argument("--first", type=int, help="publisher: place only so many orders")
+    parser.add_argument("--file", type=Path, help="publisher: a file in the format of the data set")
+    parser.add_argument("--until", type=int, help="bulk-reader: end when so many orders are counted")
+    options = parser.parse_args(arguments)
     try:
         report = run(_run(options))
     except (MeshLabError, nats.errors.Error, OSError) as err:

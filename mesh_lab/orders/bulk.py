@@ -1,13 +1,11 @@
 """Many orders in one message: the batch, its encodings, and the rejection of members that are no orders.
 
-An order costs a client and a server some microseconds, whatever its size: a subject, an acknowledgement, a place in a
-stream. In a batch, hundreds of orders share that cost. In exchange, they have no subject and no sequence number of
-their own, so the bulk lane is for loading and analysis, and single orders for working on them.
-
-Encoding and compression travel in the message's headers, under their names from HTTP: ``Content-Type`` and
-``Content-Encoding``.
+In a batch, hundreds of orders share what a message costs. In exchange, they have no subject and no sequence number of
+their own: the bulk lane is for loading and analysis, single orders are for working on them. Encoding and compression
+travel in the headers ``Content-Type`` and ``Content-Encoding``, as in HTTP.
 """
 
+import contextlib
 import datetime
 import re
 import sys
@@ -36,8 +34,7 @@ _ENCODINGS = {content_type: encoding for encoding, content_type in CONTENT_TYPES
 LARGEST_BATCH_BYTES = 64 * 2**20
 """A compressed message that grows beyond this is no batch but an attack or an accident."""
 
-# What msgspec raises for bytes that are not what they should be; a TypeError is a list as the key of a map, and a
-# RecursionError lists in lists in lists.
+# What msgspec raises for bytes: a TypeError is a list as the key of a map, a RecursionError lists in lists in lists.
 MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, TypeError, RecursionError)
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -63,10 +60,7 @@ class OrderBatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @classmethod
     def of(cls, orders: Sequence[Order]) -> Self:
-        """Return a batch of orders.
-
-        Args:
-            orders: At least one, all of the same region.
+        """Return a batch of orders, at least one, all of the same region.
 
         Raises:
             ValueError: There are none, or they are of several regions.
@@ -99,34 +93,28 @@ class RejectedOrder(msgspec.Struct, frozen=True):
     place: int
     """Its place in the batch, from 0; -1 for a message that is no batch at all."""
     reason: str
-    """Why it is rejected."""
     seen: str
     """Its beginning."""
 
 
 class Decoded(NamedTuple):
-    """The content of a message."""
+    """The good orders of a message, ``None`` if there are none, and its members that are no orders."""
 
     batch: OrderBatch | None
-    """Its good orders; ``None`` if there are none."""
     rejected: list[RejectedOrder]
-    """The others."""
+
+    @classmethod
+    def of(cls, good: Sequence[Order], rejected: list[RejectedOrder]) -> Self:
+        """Return what was found one by one."""
+        return cls(OrderBatch.of(good) if good else None, rejected)
 
 
 _json, _msgpack = msgspec.json.Encoder(), msgspec.msgpack.Encoder()
 _columns = msgspec.msgpack.Decoder(OrderBatch)
 
 
-class _Rows:
-    """Decoders of one encoding that writes an order after the other."""
-
-    def __init__(self, module: ModuleType) -> None:
-        self.all = module.Decoder(list[Order]).decode
-        self.parts = module.Decoder(list[msgspec.Raw]).decode
-        self.one = module.Decoder(Order).decode
-
-
-_rows = {"json": _Rows(msgspec.json), "msgpack": _Rows(msgspec.msgpack)}
+_MODULES: dict[str, ModuleType] = {"json": msgspec.json, "msgpack": msgspec.msgpack}
+_rows = {name: module.Decoder(list[Order]) for name, module in _MODULES.items()}
 
 
 def headers_of(encoding: Encoding, compression: Compression = "") -> dict[str, str]:
@@ -144,10 +132,8 @@ def encode_batch(batch: OrderBatch, encoding: Encoding = "columns", compression:
             ``"columns"`` writes each field once, with all of its values behind it.
         compression: ``"zstd"``, or ``""`` for none.
     """
-    if encoding == "columns":
-        payload = _msgpack.encode(batch)
-    else:
-        payload = (_json if encoding == "json" else _msgpack).encode(list(batch.orders()))
+    encoder = _json if encoding == "json" else _msgpack
+    payload = encoder.encode(batch if encoding == "columns" else list(batch.orders()))
     return zstd.compress(payload) if compression else payload
 
 
@@ -166,33 +152,16 @@ def decode_batch(payload: bytes, headers: Mapping[str, str] | None) -> Decoded:
         raise OrderFormatError(f"Content-Type {content_type!r}, expected one of {', '.join(_ENCODINGS)}")
     if compression := (headers or {}).get("Content-Encoding", ""):
         payload = _decompressed(payload, compression)
-    return _decode_columns(payload) if encoding == "columns" else _decode_rows(payload, encoding)
-
-
-def _decode_columns(payload: bytes) -> Decoded:
-    try:
-        batch = _columns.decode(payload)
-    except msgspec.ValidationError:
-        return _sift_columns(payload)
-    except MALFORMED as err:
-        raise _no_batch(payload, err) from err
-    return Decoded(batch, []) if _is_sound(batch) else _sift_columns(payload)
-
-
-def _decode_rows(payload: bytes, encoding: Encoding) -> Decoded:
-    try:
-        orders = _rows[encoding].all(payload)
-    except msgspec.ValidationError:
-        return _sift_rows(payload, encoding)
-    except MALFORMED as err:
-        raise _no_batch(payload, err) from err
-    if len({order.region for order in orders}) != 1:
-        return _sift_rows(payload, encoding)
-    return Decoded(OrderBatch.of(orders), [])
-
-
-def _no_batch(payload: bytes, err: Exception) -> OrderFormatError:
-    return OrderFormatError(f"not a batch: {err}; seen {payload[:60]!r}")
+    with contextlib.suppress(*MALFORMED):
+        if encoding == "columns":
+            if _is_sound(batch := _columns.decode(payload)):
+                return Decoded(batch, [])
+        else:
+            orders = _rows[encoding].decode(payload)
+            if len({order.region for order in orders}) == 1:
+                return Decoded(OrderBatch.of(orders), [])
+    # At least one order is bad, or all of it: one by one, then.
+    return _sift_columns(payload) if encoding == "columns" else _sift_rows(payload, encoding)
 
 
 def _decompressed(payload: bytes, compression: str) -> bytes:
@@ -204,9 +173,7 @@ def _decompressed(payload: bytes, compression: str) -> bytes:
     except zstd.ZstdError as err:
         raise OrderFormatError(f"not zstd: {err}; seen {payload[:60]!r}") from err
     if not decompressor.eof:
-        raise OrderFormatError(
-            f"a zstd message that is cut off, or has more than {LARGEST_BATCH_BYTES:,} bytes when it is unpacked"
-        )
+        raise OrderFormatError(f"a zstd message that is cut off, or unpacks to more than {LARGEST_BATCH_BYTES:,} bytes")
     if decompressor.unused_data:
         raise OrderFormatError(f"a zstd message with {len(decompressor.unused_data):,} bytes behind its end")
     return plain
@@ -221,21 +188,21 @@ def _is_sound(batch: OrderBatch) -> bool:
 
 def _sift_rows(payload: bytes, encoding: Encoding) -> Decoded:
     """Check each order by itself."""
+    module = _MODULES[encoding]
     try:
-        parts = _rows[encoding].parts(payload)
+        parts = module.decode(payload, type=list[msgspec.Raw])
     except MALFORMED as err:
         raise OrderFormatError(f"not a batch: {err}, expected a list of orders; seen {payload[:60]!r}") from err
-    good: list[Order] = []
-    rejected: list[RejectedOrder] = []
+    good, rejected = list[Order](), list[RejectedOrder]()
     for place, part in enumerate(parts):
         try:
-            order = _rows[encoding].one(part)
+            order = module.decode(part, type=Order)
             if good and order.region != good[0].region:
                 raise msgspec.ValidationError(f"region {order.region!r} in a batch of {good[0].region!r}")
             good.append(order)
         except MALFORMED as err:
             rejected.append(RejectedOrder(place, str(err), repr(bytes(part)[:120])))
-    return Decoded(OrderBatch.of(good) if good else None, rejected)
+    return Decoded.of(good, rejected)
 
 
 def _sift_columns(payload: bytes) -> Decoded:
@@ -243,7 +210,7 @@ def _sift_columns(payload: bytes) -> Decoded:
     try:
         fields = msgspec.msgpack.decode(payload)
     except MALFORMED as err:
-        raise _no_batch(payload, err) from err
+        raise OrderFormatError(f"not a batch: {err}; seen {payload[:60]!r}") from err
     names = OrderBatch.__struct_fields__
     if not isinstance(fields, dict) or set(fields) != set(names):
         raise OrderFormatError(f"not a batch of columns: expected the fields {', '.join(names)}")
@@ -251,8 +218,7 @@ def _sift_columns(payload: bytes) -> Decoded:
     lengths = {name: len(column) if isinstance(column, list) else None for name, column in fields.items()}
     if None in lengths.values() or len(set(lengths.values())) != 1:
         raise OrderFormatError(f"columns of lengths {lengths}, expected lists of the same length")
-    good: list[Order] = []
-    rejected: list[RejectedOrder] = []
+    good, rejected = list[Order](), list[RejectedOrder]()
     for place, row in enumerate(zip(*(fields[name] for name in names[1:]), strict=True)):
         id_, customer, day, cds, cents = row
         try:
@@ -261,4 +227,4 @@ def _sift_columns(payload: bytes) -> Decoded:
             good.append(msgspec.convert(values, Order))
         except msgspec.ValidationError as err:
             rejected.append(RejectedOrder(place, str(err), repr(row)[:120]))
-    return Decoded(OrderBatch.of(good) if good else None, rejected)
+    return Decoded.of(good, rejected)

@@ -1,8 +1,8 @@
 """The bulk lane: orders travel many to a message, on ``bulk.<region>``, and are counted exactly all the same.
 
-Each message has a ``Nats-Msg-Id``, so a batch that is sent twice is stored once. The worker reads the stream from its
-beginning and counts each order by its id, so a batch that is read twice counts once. A member that is no order goes to
-a stream of its own, before the worker goes on: nothing is dropped in silence.
+Each message has a ``Nats-Msg-Id``, so a batch that is sent twice is stored once; orders are counted by their ids, so a
+batch that is read twice counts once. A member that is no order goes to a stream of its own: nothing is dropped in
+silence.
 """
 
 import asyncio
@@ -43,13 +43,7 @@ class RejectionNote(msgspec.Struct, frozen=True):
 
 
 async def create_bulk_lane(js: JetStreamContext, *, replicas: int = 1, storage: StorageType = StorageType.FILE) -> None:
-    """Make the stream of batches and that of rejected orders, if they are not there.
-
-    Args:
-        js: JetStream context.
-        replicas: Servers that hold a copy.
-        storage: On disk, or in memory: gone with its servers.
-    """
+    """Make the stream of batches and that of rejected orders, if they are not there."""
     for name, subject in ((STREAM, "bulk.*"), (REJECTED_STREAM, "rejected.*")):
         await js.add_stream(StreamConfig(name=name, subjects=[subject], storage=storage, num_replicas=replicas))
 
@@ -67,7 +61,7 @@ async def send_batches(
     Args:
         client: A connected nats-py client.
         batches: What to send; the first id of a batch and its length make its ``Nats-Msg-Id``.
-        encoding: See :func:`mesh_lab.orders.bulk.encode_batch`.
+        encoding: As for :func:`mesh_lab.orders.bulk.encode_batch`.
         compression: ``"zstd"``, or ``""`` for none.
         window: Batches whose acknowledgement may be outstanding.
 
@@ -119,11 +113,10 @@ class BulkCount:
     Attributes:
         doubled: Orders that came a further time.
         rejected: Members of batches that were no orders.
-        last_seq: Number in the stream of the last message that is counted.
     """
 
     def __init__(self) -> None:
-        self.doubled = self.rejected = self.last_seq = 0
+        self.doubled = self.rejected = 0
         self._ids: set[str] = set()
         self._customers: set[int] = set()
         self._cds = self._cents = 0
@@ -163,7 +156,7 @@ async def count_bulk(client: Client, count: BulkCount, *, until: int | None = No
 
     Args:
         client: A connected nats-py client.
-        count: Where to count; ``count.totals`` may be read at any time.
+        count: Where to count; its totals may be read at any time.
         until: Orders after which to return, good and rejected ones together; ``None`` goes on.
 
     Raises:
@@ -175,7 +168,6 @@ async def count_bulk(client: Client, count: BulkCount, *, until: int | None = No
             for msg in messages:
                 await _count_message(msg, count, rejections)
             await rejections.flush()
-            count.last_seq = position(messages[-1]).stream_seq
             if until is not None and count.totals.orders + count.rejected >= until:
                 return
             await asyncio.sleep(0)
@@ -188,10 +180,9 @@ async def _count_message(msg: Msg, count: BulkCount, rejections: WindowedPublish
         batch, rejected = None, [RejectedOrder(-1, str(err), repr(msg.data[:120]))]
     if batch is not None:
         count.add(batch)
-    if rejected:
+    for order in rejected:
         seq = position(msg).stream_seq
-        for order in rejected:
-            note = msgspec.json.encode(RejectionNote(seq, order))
-            # A worker that reads the stream again stores the same note again, under the same id.
-            await rejections.publish(REJECTED, note, msg_id=f"{STREAM}.{seq}.{order.place}")
-        count.rejected += len(rejected)
+        note = msgspec.json.encode(RejectionNote(seq, order))
+        # A worker that reads the stream again stores the same note again, under the same id.
+        await rejections.publish(REJECTED, note, msg_id=f"{STREAM}.{seq}.{order.place}")
+    count.rejected += len(rejected)

@@ -21,8 +21,8 @@ EVERYTHING = Totals(orders=69_659, customers=23_570, cds=167_881, cents=250_031_
 def read_orders(path: Path | None = None, *, first: int | None = None) -> Iterator[Order]:
     """Yield the orders of the data set in the order of its rows.
 
-    The data set names no regions: odd customers shop in ``eu``, even ones in ``us``, so that all orders of a
-    customer meet in one place. An order's id is the number of its row, ``"000001"`` to ``"069659"``.
+    The data set names no regions: odd customers shop in ``eu``, even ones in ``us``. An order's id is the number of its
+    row, ``"000001"`` to ``"069659"``.
 
     Args:
         path: A file in the same format instead of the one that comes with the package.
@@ -31,21 +31,14 @@ def read_orders(path: Path | None = None, *, first: int | None = None) -> Iterat
     Raises:
         OrderFormatError: A row is malformed; the message gives its line number.
     """
-    if path is not None:
-        with path.open(encoding="ascii", errors="replace") as lines:
-            yield from islice(parse_rows(lines, source=path.name), first)
-        return
     packed = resources.files("mesh_lab.orders") / "data" / "cdnow_master.txt.xz"
-    text = lzma.decompress(packed.read_bytes()).decode("ascii")
-    yield from islice(parse_rows(text.splitlines(), source="cdnow_master.txt"), first)
+    text = path.read_bytes() if path else lzma.decompress(packed.read_bytes())
+    source = path.name if path else "cdnow_master.txt"
+    yield from islice(parse_rows(text.decode("ascii", "replace").splitlines(), source=source), first)
 
 
 def parse_rows(lines: Iterable[str], *, source: str) -> Iterator[Order]:
-    """Yield an order for each row after the header.
-
-    Args:
-        lines: Rows of text, the header first.
-        source: Name of the file, for messages.
+    """Yield an order for each row after the header; ``source`` is the file's name, for messages.
 
     Raises:
         OrderFormatError: The header is missing or a row is malformed.

@@ -1,7 +1,7 @@
 """The event store: one stream that holds every event of every order.
 
-A subject for each order makes three things cheap: read one order's events, append one only if no other was appended
-in between, and take all orders of a region or all events of a kind by wildcard.
+A subject for each order makes it cheap to read one order's events, and to take all orders of a region or all events of
+a kind by wildcard.
 """
 
 from typing import NamedTuple
@@ -9,22 +9,20 @@ from typing import NamedTuple
 import nats.js.errors
 from nats.aio.client import Client
 from nats.js import JetStreamContext
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, PubAck, StorageType, StreamConfig, StreamInfo
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, StorageType, StreamConfig, StreamInfo
 
-from mesh_lab.orders.order import ALL_SUBJECTS, STREAM, Event, Order, decode, encode, event_of
+from mesh_lab.orders.order import ALL_SUBJECTS, STREAM, Event, Order, decode, event_of
 from mesh_lab.patterns.pull_consumer import read_in_order
 from mesh_lab.patterns.wait import retry
 
 WORKERS = "workers"
 DUPLICATE_WINDOW_S = 120.0
-REPLY_WITHIN_S = 3.0
 
 
 class StoredEvent(NamedTuple):
-    """One event of an order's life, as the stream holds it."""
+    """One event of an order's life, and its number in the stream."""
 
     seq: int
-    """Number of the event in the stream."""
     event: Event
     order: Order
 
@@ -34,7 +32,7 @@ async def create_event_store(js: JetStreamContext, *, replicas: int = 1) -> Stre
 
     Args:
         js: JetStream context.
-        replicas: Servers that hold a copy: 1 loses orders with its server, 3 survives the loss of one.
+        replicas: Copies: 1 loses orders with its server, 3 survives the loss of one.
 
     Raises:
         nats.js.errors.BadRequestError: A stream of that name has other settings.
@@ -78,19 +76,17 @@ async def create_worker_group(js: JetStreamContext, *, ack_wait: float = 5.0, ma
 async def open_event_store(client: Client, *, replicas: int = 1) -> StreamInfo:
     """Make the stream and the workers' group where they are missing, and return information about the stream.
 
-    What is there already stays as it is, also with other settings.
-
-    It tries again while servers come up or elect a leader: a request that meets an election gets no reply.
+    What is there already stays as it is, also with other settings. Retries while servers come up or elect a leader.
 
     Args:
         client: A connected nats-py client.
-        replicas: Servers that hold a copy, if the stream has to be made.
+        replicas: Copies, if the stream has to be made.
 
     Raises:
         nats.errors.TimeoutError: No leader replied in half a minute.
         nats.js.errors.APIError: The servers cannot make the stream as it is asked for.
     """
-    js = client.jetstream(timeout=REPLY_WITHIN_S)
+    js = client.jetstream(timeout=3.0)
 
     async def open_once() -> StreamInfo:
         try:
@@ -106,37 +102,8 @@ async def open_event_store(client: Client, *, replicas: int = 1) -> StreamInfo:
     return await retry(open_once)
 
 
-async def append(js: JetStreamContext, order: Order, event: Event, *, after: int) -> PubAck:
-    """Store one more event of an order, only if its last event is still the one that the caller saw.
-
-    Args:
-        js: JetStream context.
-        order: The order.
-        event: What happened to it.
-        after: Number in the stream of the last event of the order that the caller has seen; 0 for none.
-
-    Raises:
-        nats.js.errors.APIError: ``err_code`` 10071: another event was appended first; read the order again. On a stream
-            with replicas it is 10164 when both were under way at the same time.
-    """
-    return await js.publish(
-        order.subject(event),
-        encode(order),
-        headers={
-            "Nats-Expected-Last-Subject-Sequence": str(after),
-            # Without this the server compares with the last message of this very subject, not of the order.
-            "Nats-Expected-Last-Subject-Sequence-Subject": f"orders.{order.region}.{order.id}.*",
-        },
-    )
-
-
 async def read_order(client: Client, order_id: str) -> list[StoredEvent]:
-    """Return the events of one order so far, oldest first; an unknown order has none.
-
-    Args:
-        client: A connected nats-py client.
-        order_id: The order.
-    """
+    """Return the events of one order so far, oldest first; an unknown order has none."""
     js = client.jetstream()
     subject = f"orders.*.{order_id}.*"
     try:

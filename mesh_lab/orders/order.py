@@ -9,16 +9,13 @@ from mesh_lab.errors import OrderFormatError
 
 Event = Literal["placed", "paid", "declined", "reserved", "shipped", "cancelled"]
 EVENTS: tuple[Event, ...] = get_args(Event)
-
 _EVENT_BY_NAME: dict[str, Event] = {event: event for event in EVENTS}
-
 STREAM = "ORDERS"
 ALL_SUBJECTS = "orders.*.*.*"
-
 PAYMENT_LIMIT_CENTS = 500_000
 """The payment provider of this course declines more: about four times the largest real order."""
 
-# A token of a subject: a dot would add a level, `*` and `>` would make it a wildcard. `$` would let a line break in.
+# Part of a subject: a dot would add a level, `*` and `>` make it a wildcard; and `$` would let a line break in.
 Token = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,32}\Z")]
 
 
@@ -30,11 +27,8 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     region: Token
     """Where the order was placed: ``"eu"`` or ``"us"`` for the real ones."""
     customer: Annotated[int, msgspec.Meta(ge=1)]
-    """Number of the customer."""
     day: datetime.date
-    """Day of the purchase."""
     cds: Annotated[int, msgspec.Meta(ge=1)]
-    """Number of CDs bought."""
     cents: Annotated[int, msgspec.Meta(ge=0)]
     """Value in US cents; money is never a float."""
 
@@ -77,9 +71,8 @@ def event_of(subject: str) -> Event:
     tokens = subject.split(".")
     if len(tokens) == 4 and tokens[0] == "orders" and (event := _EVENT_BY_NAME.get(tokens[3])):
         return event
-    raise OrderFormatError(
-        f"subject {subject!r}, expected orders.<region>.<order id>.<event>, event one of {', '.join(EVENTS)}"
-    )
+    expected = f"orders.<region>.<order id>.<event>, event one of {', '.join(EVENTS)}"
+    raise OrderFormatError(f"subject {subject!r}, expected {expected}")
 
 
 def next_events(order: Order) -> tuple[Event, ...]:

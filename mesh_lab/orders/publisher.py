@@ -15,8 +15,7 @@ async def place_orders(
 ) -> int:
     """Publish the ``placed`` event of each order and return how many are stored.
 
-    An order that was placed before, by this publisher or an earlier run of it within the stream's
-    ``duplicate_window``, is acknowledged as a duplicate and not stored again.
+    What was placed before, within the stream's ``duplicate_window``, is acknowledged and not stored again.
 
     Args:
         client: A connected nats-py client.

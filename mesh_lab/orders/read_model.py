@@ -1,7 +1,4 @@
-"""The read model: the totals of all order events, kept ready for requests.
-
-It is built from the stream alone, so it can be thrown away and built again at any time.
-"""
+"""The read model: the totals of all order events, built from the stream alone and kept ready for requests."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -10,12 +7,11 @@ import msgspec
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from mesh_lab.orders.order import STREAM, Event, Order, decode, event_of
+from mesh_lab.orders.order import STREAM, Event, decode, event_of
 from mesh_lab.orders.totals import Totals
 from mesh_lab.patterns.pull_consumer import position, read_in_order
 
 SUBJECT = "read_model.summary"
-"""Where it takes requests for its summary."""
 
 
 class Summary(msgspec.Struct, frozen=True):
@@ -40,44 +36,31 @@ class ReadModel:
         self._cds = self._cents = self._doubled = self._last_seq = 0
 
     def apply(self, batch: Sequence[Msg]) -> None:
-        """Count events; an event that was counted before only counts as doubled.
-
-        Args:
-            batch: At least one message, in the stream's order.
+        """Count events, at least one, in the stream's order; one that was counted before only counts as doubled.
 
         Raises:
             OrderFormatError: A message is not an event of an order.
         """
         for msg in batch:
-            self._apply(event_of(msg.subject), decode(msg.data))
+            event, order = event_of(msg.subject), decode(msg.data)
+            seen = self._seen.setdefault(event, set())
+            if order.id in seen:
+                self._doubled += 1
+                continue
+            seen.add(order.id)
+            if event == "placed":
+                self._customers.add(order.customer)
+            elif event == "paid":
+                self._cents += order.cents
+            elif event == "shipped":
+                self._cds += order.cds
         self._last_seq = position(batch[-1]).stream_seq
-
-    def _apply(self, event: Event, order: Order) -> None:
-        seen = self._seen.setdefault(event, set())
-        if order.id in seen:
-            self._doubled += 1
-            return
-        seen.add(order.id)
-        if event == "placed":
-            self._customers.add(order.customer)
-        elif event == "paid":
-            self._cents += order.cents
-        elif event == "shipped":
-            self._cds += order.cds
 
     def summary(self) -> Summary:
         """Return the state as of now."""
-        return Summary(
-            last_seq=self._last_seq,
-            totals=Totals(
-                orders=len(self._seen.get("placed", ())),
-                customers=len(self._customers),
-                cds=self._cds,
-                cents=self._cents,
-            ),
-            events={event: len(ids) for event, ids in self._seen.items()},
-            doubled=self._doubled,
-        )
+        events = {event: len(ids) for event, ids in self._seen.items()}
+        totals = Totals(events.get("placed", 0), len(self._customers), self._cds, self._cents)
+        return Summary(self._last_seq, totals, events, self._doubled)
 
 
 async def serve_read_model(client: Client, *, progress: Callable[[Summary], None] | None = None) -> None:
@@ -108,11 +91,7 @@ async def serve_read_model(client: Client, *, progress: Callable[[Summary], None
 
 
 async def ask_read_model(client: Client, *, within: float = 2.0) -> Summary:
-    """Return the summary of the read model that replies first.
-
-    Args:
-        client: A connected nats-py client.
-        within: Seconds to wait.
+    """Return the summary of the read model that replies first, ``within`` so many seconds.
 
     Raises:
         nats.errors.NoRespondersError: No read model runs.

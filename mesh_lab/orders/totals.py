@@ -9,23 +9,17 @@ from mesh_lab.orders.order import Order
 
 
 class Totals(msgspec.Struct, frozen=True):
-    """Counts and sums over orders."""
+    """Different orders, different customers, CDs, and the value in US cents."""
 
     orders: int = 0
-    """Number of different orders."""
     customers: int = 0
-    """Number of different customers."""
     cds: int = 0
-    """Number of CDs."""
     cents: int = 0
-    """Value in US cents."""
 
     def __str__(self) -> str:
         """Return the sums with separators and units."""
-        return (
-            f"{self.orders:,} orders, {self.customers:,} customers, {self.cds:,} CDs, "
-            f"${self.cents // 100:,}.{self.cents % 100:02d}"
-        )
+        dollars = f"${self.cents // 100:,}.{self.cents % 100:02d}"
+        return f"{self.orders:,} orders, {self.customers:,} customers, {self.cds:,} CDs, {dollars}"
 
 
 def totals_of(orders: Iterable[Order]) -> Totals:
@@ -45,8 +39,8 @@ def check_totals(seen: Totals, expected: Totals) -> None:
     Raises:
         WrongTotalsError: They differ; the message lists each difference.
     """
-    pairs = {name: (getattr(seen, name), getattr(expected, name)) for name in Totals.__struct_fields__}
-    differences = {name: one - other for name, (one, other) in pairs.items() if one != other}
+    one, other = msgspec.structs.asdict(seen), msgspec.structs.asdict(expected)
+    differences = {name: one[name] - other[name] for name in one if one[name] != other[name]}
     if differences:
-        words = [f"{n}: seen {pairs[n][0]:,}, expected {pairs[n][1]:,} ({by:+,})" for n, by in differences.items()]
+        words = [f"{n}: seen {one[n]:,}, expected {other[n]:,} ({by:+,})" for n, by in differences.items()]
         raise WrongTotalsError("wrong totals: " + "; ".join(words), differences=differences)

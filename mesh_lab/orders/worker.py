@@ -1,9 +1,8 @@
 """The worker: turns each placed order into the events that follow.
 
-Workers share one consumer, so each order goes to one of them. A worker acknowledges an order only when all of
-its events are stored. If it dies before, the order goes to another worker, which stores the same events under
-the same ids: the stream drops those it has, for as long as its ``duplicate_window``. Where all workers were away for
-longer, an event may be stored a second time; the read model knows it by its order, and counts it once.
+Workers share one consumer, so each order goes to one of them, which acknowledges it only when all of its events are
+stored. If it dies before, another worker stores the same events under the same ids: the stream drops those it has, for
+as long as its ``duplicate_window``. After that an event may be stored a second time; the read model counts it once.
 """
 
 import asyncio
@@ -60,9 +59,7 @@ class Worker:
                     return
                 await stop.wait()
                 intake.cancel()
-                while self._open:
-                    self._idle.clear()
-                    await self._idle.wait()
+                await self._until_fewer_than(1)
                 steps.cancel()
         except BaseExceptionGroup as group:
             if len(group.exceptions) > 1:
@@ -75,9 +72,12 @@ class Worker:
                 for msg in batch:
                     await self._take(msg)
                 # Order after order, but never more in hand than the window lets out.
-                while self._open >= WINDOW:
-                    self._idle.clear()
-                    await self._idle.wait()
+                await self._until_fewer_than(WINDOW)
+
+    async def _until_fewer_than(self, open_orders: int) -> None:
+        while self._open >= open_orders:
+            self._idle.clear()
+            await self._idle.wait()
 
     async def _take(self, msg: Msg) -> None:
         try:

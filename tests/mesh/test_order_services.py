@@ -21,7 +21,6 @@ from mesh_lab.errors import ProcessEndedError, PublishRefusedError, WrongTotalsE
 from mesh_lab.orders.dataset import EVERYTHING, read_orders
 from mesh_lab.orders.event_store import (
     WORKERS,
-    append,
     create_event_store,
     create_worker_group,
     open_event_store,
@@ -177,16 +176,6 @@ async def test_the_main_job_counts_what_is_declined(tmp_path: Path) -> None:
     async with await start_mesh(servers=1) as mesh:
         run = await run_orders(mesh, workers=1, file=path)
     assert (run.totals.orders, run.totals.customers, run.totals.cds, run.totals.cents) == (2, 2, 1, 1_177)
-
-
-async def test_two_writers_cannot_both_append_the_same_step(client: Client, store) -> None:
-    order = next(read_orders())
-    placed = await append(store, order, "placed", after=0)
-    await append(store, order, "paid", after=placed.seq)
-    with pytest.raises(nats.js.errors.APIError, match="wrong last sequence") as caught:
-        await append(store, order, "cancelled", after=placed.seq)
-    assert caught.value.err_code == 10071
-    assert [e.event for e in await read_order(client, order.id)] == ["placed", "paid"]
 
 
 async def test_the_event_store_forgets_nothing_on_request(client: Client, store) -> None:
