@@ -1,12 +1,9 @@
 """Child processes: how they are started, heard and ended, and what a child does on its own side.
 
-The parent's side is :class:`ChildProcess`, and :func:`output_of` for a command that runs to its end. The child's side
-is :func:`run` (under uvloop where there is one), :func:`on_stop_signal`, and :func:`on_input_line` for a child that
-is told what to do by lines on its standard input, or is to end with its parent.
-
-The standard library only, so that a service in a container can import it. Plain ``subprocess`` and threads, because
-asyncio's own subprocesses do not work on the event loop that Jupyter runs on Windows: what waits here blocks, and
-belongs into a thread where an event loop runs.
+The parent's side is :class:`ChildProcess`, and :func:`output_of` for a command that runs to its end; the child's is
+:func:`run`, :func:`on_stop_signal` and :func:`on_input_line`. The standard library only, as services in containers need
+it; and plain ``subprocess``, because asyncio's own does not work on Jupyter's event loop on Windows. What waits here
+blocks, and belongs into a thread where an event loop runs.
 """
 
 import asyncio
@@ -42,10 +39,6 @@ class ChildProcess:
     """A child process in a session of its own: Ctrl-C in a terminal or an interrupted cell does not reach it.
 
     It may be started again after it ended; its log goes on. Every method may be called in every state.
-
-    Attributes:
-        name: What errors call it.
-        log_file: Where its log is, ``None`` for a temporary file without a name.
     """
 
     def __init__(
@@ -71,7 +64,7 @@ class ChildProcess:
             stdin: Whether it can be sent lines; without, its standard input is empty.
             stdout: Whether it can be heard: :meth:`receive` and :meth:`rest`.
         """
-        self.name, self.log_file = name, log
+        self.name, self._log_file = name, log
         self._command = list(command)
         self._variables = {**(environment or {}), **({} if owner is None else {OWNER_VARIABLE: owner})}
         self._stdin, self._stdout = stdin, stdout
@@ -85,14 +78,13 @@ class ChildProcess:
         Raises:
             OSError: The program cannot be run.
         """
-        if self.log_file is None:
-            # A file, because a pipe that nobody reads would stop a child that prints much.
+        if self._log_file is None:  # not a pipe: one that nobody reads would stop a child that prints much
             self._unnamed_log = self._unnamed_log or tempfile.TemporaryFile()  # noqa: SIM115  # close() closes it
         variables = {**os.environ, **self._variables}
         if not variables.get(OWNER_VARIABLE):
             variables.pop(OWNER_VARIABLE, None)
         with contextlib.ExitStack() as opened:
-            log = self._unnamed_log or opened.enter_context(Path(str(self.log_file)).open("ab"))
+            log = self._unnamed_log or opened.enter_context(Path(str(self._log_file)).open("ab"))
             self._process = subprocess.Popen(
                 self._command,
                 stdin=subprocess.PIPE if self._stdin else subprocess.DEVNULL,
@@ -111,7 +103,7 @@ class ChildProcess:
 
     @property
     def exit_code(self) -> int | None:
-        """Exit code, negative for the signal that killed it; ``None`` while it runs, and before it was started."""
+        """Exit code, negative for the signal that killed it; ``None`` while it runs and before."""
         return self._process.poll() if self._process is not None else None
 
     def send(self, line: bytes = b"") -> None:
@@ -128,13 +120,11 @@ class ChildProcess:
         Raises:
             ProcessEndedError: It ended, or was closed, without one.
         """
-        line = b""
         if self._process is not None and self._process.stdout is not None:
             with contextlib.suppress(ValueError):  # closed meanwhile
-                line = self._process.stdout.readline()
-        if not line:
-            raise self.ended_error()
-        return line.rstrip(b"\r\n")
+                if line := self._process.stdout.readline():
+                    return line.rstrip(b"\r\n")
+        raise self._ended_error()
 
     def request(self, value: Any) -> Any:
         """Send a value as a line of JSON and return the value that the next line holds; one thread at a time.
@@ -147,14 +137,10 @@ class ChildProcess:
             return json.loads(self.receive())
 
     def rest(self, *, within: float) -> bytes:
-        """Wait until it has ended by itself, and return what is left of its standard output: a report, not a stream.
-
-        Args:
-            within: Seconds to wait; it is not killed after that. One that has more to print than a pipe holds (64 KB
-                on Linux) does not end.
+        """Wait until it has ended by itself, and return the rest of its output: at most what a pipe holds, 64 KB.
 
         Raises:
-            TimeoutError: It has not ended in time.
+            TimeoutError: It has not ended ``within`` so many seconds; it is not killed.
         """
         if self._process is None:
             return b""
@@ -165,7 +151,7 @@ class ChildProcess:
         return self._process.stdout.read() if self._process.stdout is not None else b""
 
     def close_input(self) -> None:
-        """Close its standard input: the child sees the end of it. In a forked child, let go of the pipe."""
+        """Close its standard input, so that the child sees its end; in a forked child, let go of the pipe."""
         if self._process is not None and self._process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):  # lines that it never read
                 self._process.stdin.close()
@@ -176,32 +162,17 @@ class ChildProcess:
             self._process.send_signal(STOP_SIGNAL)  # Popen sends nothing to a process that has ended
 
     def wait(self, *, within: float) -> bool:
-        """Wait until it has ended, and kill it when it has not in time.
-
-        Args:
-            within: Seconds to wait before it is killed.
-
-        Returns:
-            Whether it ended by itself.
-        """
-        if self._process is None:
-            return True
+        """Return whether it ended ``within`` so many seconds by itself; otherwise it is killed."""
         try:
-            self._process.wait(within)
+            if self._process is not None:
+                self._process.wait(within)
         except subprocess.TimeoutExpired:
             self.kill()
             return False
         return True
 
     def terminate(self, *, within: float) -> bool:
-        """Stop it in good order (SIGTERM) and wait until it has ended; kill it when it has not in time.
-
-        Args:
-            within: Seconds to wait before it is killed.
-
-        Returns:
-            Whether it ended by itself.
-        """
+        """Stop it in good order (SIGTERM), and return as :meth:`wait` does."""
         self.request_stop()
         return self.wait(within=within)
 
@@ -222,31 +193,23 @@ class ChildProcess:
             self._unnamed_log = None
 
     def log(self, *, last: int | None = None) -> str:
-        """Return its log since it was started first.
-
-        Args:
-            last: Number of lines from the end; ``None`` for all.
-        """
-        if self.log_file is not None:
-            text = self.log_file.read_bytes() if self.log_file.exists() else b""
+        """Return its log since it was started first, or the ``last`` so many lines of it."""
+        text = b""
+        if self._log_file is not None and self._log_file.exists():
+            text = self._log_file.read_bytes()
         elif self._unnamed_log is not None:
             text = _content(self._unnamed_log)
-        else:
-            text = b""
         lines = text.decode(errors="replace").splitlines()
         return "\n".join(lines if last is None else lines[-last:] if last > 0 else [])
 
-    def ended_error(self) -> ProcessEndedError:
+    def _ended_error(self) -> ProcessEndedError:
         """Wait until it has ended, and return an error that says how: exit code or signal, and the end of its log."""
-        code = self._process.wait() if self._process is not None else None
-        if code is None:
-            how = "does not run"
-        else:
+        how, code = "does not run", self._process.wait() if self._process is not None else None
+        if code is not None:
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         log = self.log()[-ERROR_LOG_BYTES:].strip()
         last = log.rsplit("\n", 1)[-1] or "it left no message"
-        message = f"{self.name} {how}: {last}\n{log}".strip()
-        return ProcessEndedError(message, name=self.name, exit_code=code, log=log)
+        return ProcessEndedError(f"{self.name} {how}: {last}\n{log}".strip(), name=self.name, exit_code=code, log=log)
 
 
 def _content(file: IO[bytes]) -> bytes:
@@ -264,10 +227,10 @@ def output_of(
     directory: Path | None = None,
     stderr: bool = False,
 ) -> str:
-    """Run a command to its end and return its standard output; its standard input is empty.
+    """Run a command to its end and return its standard output.
 
     Args:
-        command: Program and arguments.
+        command: Program and arguments; its standard input is empty.
         within: Seconds after which it is killed.
         environment: Variables on top of this process's own.
         directory: Where it runs; ``None`` for this process's own.
@@ -342,8 +305,7 @@ def on_input_line(call: Callable[[bytes], object], *, at_end: Callable[[], objec
     """
     loop = asyncio.get_running_loop()
 
-    # A thread: not every event loop can read standard input on every platform.
-    def read() -> None:
+    def read() -> None:  # in a thread: not every event loop can read standard input on every platform
         with open(0, "rb", buffering=0, closefd=False) as pipe:
             while line := pipe.readline():
                 loop.call_soon_threadsafe(call, line.rstrip(b"\r\n"))
