@@ -4,10 +4,10 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from mesh_lab.chaos.power_cut import power_cut
 from mesh_lab.chaos.run import ChaosRun, chaos_run
@@ -28,7 +28,6 @@ def run_chaos(*, seed: int, seconds: float, kinds: Sequence[Kind] = ()) -> int:
     Raises:
         InvariantBrokenError: An order was lost, doubled or reversed.
         NotReadyError: The servers were not well again in time, or the run proves nothing.
-        StoreError: A server's files are not as nats-server 2.15 writes them.
     """
     _report(f"seed {seed}")
 
@@ -52,7 +51,6 @@ def run_power_cuts(*, seconds: float) -> int:
         NoPowerCutError: This machine does not allow it; the message says what is missing.
         InvariantBrokenError: An order was lost although every one was synced before it was acknowledged.
         NotReadyError: The servers were not well again in time, or the run proves nothing.
-        StoreError: A server's files are not as nats-server 2.15 writes them.
     """
     done: dict[str, ChaosRun] = {}
     with _ending_as_by_ctrl_c():
@@ -84,28 +82,23 @@ def _ending_as_by_ctrl_c() -> Iterator[None]:
 
 
 def _report(line: str) -> None:
-    """Write progress to standard error, where it does not mix with the result."""
     sys.stderr.write(line + "\n")
 
 
 def _print(runs: Mapping[str, ChaosRun], *, gaps: bool) -> None:
-    table = Table("orders", box=None)
-    columns = []
-    for label, run in runs.items():
-        table.add_column(label, justify="right")
-        counts = {
-            "sent": run.audit.attempted,
-            "acknowledged": run.audit.acknowledged,
-            "stored": run.audit.stored,
-            "lost": len(run.audit.lost),
-            "doubled": len(run.audit.doubled),
-            "out of order": len(run.audit.reversed),
-            "unknown, and stored": run.audit.recovered,
-        }
-        columns.append({name: f"{count:,}" for name, count in counts.items()})
-        if gaps:
-            columns[-1]["longest gap"] = f"{run.longest_gap_s:.1f} s"
-            columns[-1]["served"] = f"{run.history.availability:.0%} of {run.history.length_s:.0f} s"
-    for name in columns[0]:
-        table.add_row(name, *(column[name] for column in columns))
+    rows: dict[str, Callable[[ChaosRun], str]] = {
+        "sent": lambda run: f"{run.audit.attempted:,}",
+        "acknowledged": lambda run: f"{run.audit.acknowledged:,}",
+        "stored": lambda run: f"{run.audit.stored:,}",
+        "lost": lambda run: f"{len(run.audit.lost):,}",
+        "doubled": lambda run: f"{len(run.audit.doubled):,}",
+        "out of order": lambda run: f"{len(run.audit.reversed):,}",
+        "unknown, and stored": lambda run: f"{run.audit.recovered:,}",
+    }
+    if gaps:
+        rows["longest gap"] = lambda run: f"{run.longest_gap_s:.1f} s"
+        rows["served"] = lambda run: f"{run.history.availability:.0%} of {run.history.length_s:.0f} s"
+    table = Table("orders", *(Column(label, justify="right") for label in runs), box=None)
+    for name, cell in rows.items():
+        table.add_row(name, *(cell(run) for run in runs.values()))
     Console().print(table)

@@ -2,9 +2,8 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import msgspec
 
@@ -17,7 +16,6 @@ class Attempt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One order that a writer sent, under one id, however often it had to be sent again."""
 
     writer: str
-    """Name of the writer."""
     number: int
     """The writer's own count, from 0: it sends an order when the one before has met its end."""
     id: str
@@ -25,15 +23,13 @@ class Attempt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     began_s: float
     """When it was first sent, in seconds since the run began."""
     ended_s: float
-    """When it met its end."""
     outcome: Outcome
     """``stored``: acknowledged. ``refused``: the server said no. ``unknown``: no answer; it may be stored."""
     seq: int = 0
     """Its number in the stream, from the acknowledgement; 0 without one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Gap:
+class Gap(NamedTuple):
     """A stretch of time in which nothing was acknowledged to anybody."""
 
     began_s: float

@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 
 from mesh_lab.chaos.history import Attempt, History
@@ -17,31 +17,29 @@ class Audit:
     """What became of the orders of a run. Every tuple of ids has to be empty for it to be valid."""
 
     attempted: int
-    """Orders that were sent."""
     acknowledged: int
-    """Orders that were acknowledged: the server promised that they are stored."""
+    """Orders of which the server promised that they are stored."""
     stored: int
     """Messages that a client reads in the end."""
     recovered: int
     """Orders whose end was unknown and that are stored: neither right nor wrong."""
     lost: tuple[str, ...]
     """Acknowledged, and not there."""
-    lost_where: Mapping[str, int] = field(default_factory=dict)
-    """How many of the lost came, for their writer, before all that is there, between, or after: ``beginning``,
-    ``middle``, ``end``."""
-    lost_on: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    lost_where: Mapping[str, int]
+    """How many of the lost came, for their writer, before all that is there, between, or after it."""
+    lost_on: Mapping[str, tuple[str, ...]]
     """Acknowledged, and not on the disk of that server, by server."""
-    differing_on: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    differing_on: Mapping[str, tuple[str, ...]]
     """On the disk of that server under another number, or more or less often, than a client reads, by server."""
-    unexpected: tuple[str, ...] = ()
+    unexpected: tuple[str, ...]
     """There, and never sent."""
-    contradicted: tuple[str, ...] = ()
+    contradicted: tuple[str, ...]
     """There, although the server had refused it."""
-    doubled: tuple[str, ...] = ()
+    doubled: tuple[str, ...]
     """There more than once."""
-    reversed: tuple[str, ...] = ()
+    reversed: tuple[str, ...]
     """Acknowledged, and stored before an order that their writer had sent earlier."""
-    misplaced: tuple[str, ...] = ()
+    misplaced: tuple[str, ...]
     """There, under another number than in the acknowledgement."""
 
     @property
@@ -52,16 +50,10 @@ class Audit:
     @property
     def broken(self) -> dict[str, tuple[str, ...]]:
         """The ids that break the promise, by how they break it."""
-        ways = {
-            "lost": self.lost,
-            **{f"lost on {server}": ids for server, ids in self.lost_on.items()},
-            **{f"different on {server}": ids for server, ids in self.differing_on.items()},
-            "unexpected": self.unexpected,
-            "contradicted": self.contradicted,
-            "doubled": self.doubled,
-            "reversed": self.reversed,
-            "misplaced": self.misplaced,
-        }
+        ways = {"lost": self.lost}
+        ways |= {f"lost on {server}": ids for server, ids in self.lost_on.items()}
+        ways |= {f"different on {server}": ids for server, ids in self.differing_on.items()}
+        ways |= {way: getattr(self, way) for way in ("unexpected", "contradicted", "doubled", "reversed", "misplaced")}
         return {way: ids for way, ids in ways.items() if ids}
 
     def __str__(self) -> str:
@@ -82,9 +74,7 @@ class Audit:
 
 
 def audit(history: History, stored: Sequence[Stored], replicas: Mapping[str, Sequence[Stored]] | None = None) -> Audit:
-    """Compare a history with what is stored.
-
-    Call it when servers have healed and caught up, with all that they will ever return.
+    """Compare a history with what is stored when servers have healed and caught up.
 
     Args:
         history: What the writers wrote down.
@@ -98,36 +88,30 @@ def audit(history: History, stored: Sequence[Stored], replicas: Mapping[str, Seq
     if len(sent) < len(history):
         twice = [id_ for id_, n in Counter(attempt.id for attempt in history.attempts).items() if n > 1]
         raise ValueError(f"{len(twice)} ids are in the history more than once ({_some(twice)}), expected each once")
-    acknowledged = history.acknowledged
-    seqs: dict[str, int] = {}
-    for message in stored:
-        seqs.setdefault(message.id, message.seq)
+    acknowledged, read = history.acknowledged, Counter(stored)
+    seqs = {message.id: message.seq for message in reversed(stored)}  # the first of those that are there twice
     copies = Counter(message.id for message in stored)
-    lost = [id_ for id_ in acknowledged if id_ not in seqs]
-    read = Counter(stored)
-    on_disk = {server: Counter(messages) for server, messages in (replicas or {}).items()}
-    lost_on = {server: _missing(acknowledged, messages) for server, messages in on_disk.items()}
+    there = [attempt for attempt in history.attempts if attempt.id in seqs]
+    lost = _missing(acknowledged, stored)
+    lost_on, differing_on = dict[str, tuple[str, ...]](), dict[str, tuple[str, ...]]()
+    for server, messages in (replicas or {}).items():
+        lost_on[server], held = _missing(acknowledged, messages), Counter(messages)
+        differing = dict.fromkeys(id_ for _, id_ in sorted((held - read) + (read - held)))
+        differing_on[server] = tuple(id_ for id_ in differing if id_ not in lost_on[server])
     return Audit(
         attempted=len(sent),
         acknowledged=len(acknowledged),
         stored=len(stored),
-        recovered=sum(attempt.outcome == "unknown" and attempt.id in seqs for attempt in history.attempts),
-        lost=tuple(lost),
-        lost_where=_places([sent[id_] for id_ in lost], [sent[id_] for id_ in seqs if id_ in sent]),
+        recovered=sum(attempt.outcome == "unknown" for attempt in there),
+        lost=lost,
+        lost_where=_places([sent[id_] for id_ in lost], there),
         lost_on=lost_on,
-        differing_on={
-            server: tuple(
-                dict.fromkeys(id_ for _, id_ in sorted((held - read) + (read - held)) if id_ not in lost_on[server])
-            )
-            for server, held in on_disk.items()
-        },
-        contradicted=tuple(
-            attempt.id for attempt in history.attempts if attempt.outcome == "refused" and attempt.id in seqs
-        ),
-        unexpected=tuple(id_ for id_ in seqs if id_ not in sent),
+        differing_on=differing_on,
+        contradicted=tuple(attempt.id for attempt in there if attempt.outcome == "refused"),
+        unexpected=tuple(id_ for id_ in copies if id_ not in sent),
         doubled=tuple(id_ for id_, number in copies.items() if number > 1),
         reversed=tuple(_reversed(acknowledged.values(), seqs)),
-        misplaced=tuple(id_ for id_, attempt in acknowledged.items() if id_ in seqs and seqs[id_] != attempt.seq),
+        misplaced=tuple(id_ for id_, attempt in acknowledged.items() if seqs.get(id_, attempt.seq) != attempt.seq),
     )
 
 
@@ -137,10 +121,7 @@ def _missing(acknowledged: Iterable[str], messages: Iterable[Stored]) -> tuple[s
 
 
 def _places(lost: Iterable[Attempt], there: Iterable[Attempt]) -> dict[str, int]:
-    """Return where in its writer's sequence each lost order stood.
-
-    A hole in the middle is a loss beyond doubt; one at the end may be a reader that stopped too early.
-    """
+    """Count the lost by where in their writer's sequence they stood; at the end, a reader may have stopped early."""
     numbers: defaultdict[str, list[int]] = defaultdict(list)
     for attempt in there:
         numbers[attempt.writer].append(attempt.number)

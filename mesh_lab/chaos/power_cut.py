@@ -1,9 +1,9 @@
 """A power cut: what only the operating system's memory held is gone, also for servers that never crashed before.
 
-Each server's store lies in a file system of its own, in an image file. What a process has written and not synced is in
-the memory of that file system, and not in the image. So the image at one moment is the disk after a power cut at that
-moment: the servers are frozen, the images copied, everything killed, and the copies mounted in the images' place. It
-models the system's memory, not what a disk itself may hold back. It needs Linux and the right to mount.
+Each server's store lies in a file system of its own, in an image file. What was written and not synced is in memory and
+not in the image: the image at one moment is the disk after a power cut at that moment. So the servers are frozen, the
+images copied, everything killed, and the copies mounted in the images' place. It models the system's memory, not what a
+disk itself may hold back, and needs Linux and the right to mount.
 """
 
 import asyncio
@@ -55,18 +55,10 @@ def why_not() -> str | None:
 
 
 class Disk:
-    """A file system of its own in an image file."""
+    """A file system of its own in an image file; what it cannot do raises :class:`NoPowerCutError`."""
 
     def __init__(self, place: Path, mount_point: Path) -> None:
-        """Make it; it is not mounted yet.
-
-        Args:
-            place: Directory for the image and its copy.
-            mount_point: Where its files are to be seen; made if it is missing.
-
-        Raises:
-            NoPowerCutError: It could not be made.
-        """
+        """Make an image in a directory; it is not mounted yet."""
         self._image, self._mount_point = place / f"{mount_point.name}.img", mount_point
         self._lock = threading.Lock()
         self._mounted = self._closed = False
@@ -77,11 +69,7 @@ class Disk:
         _run("mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", str(self._image))
 
     def mount(self) -> None:
-        """Show the image's files at the mount point.
-
-        Raises:
-            NoPowerCutError: It could not be mounted, or was closed.
-        """
+        """Show the image's files at the mount point."""
         with self._lock:
             if self._closed:
                 raise NoPowerCutError("this disk was closed; make another one")
@@ -90,13 +78,7 @@ class Disk:
             self._mount_point.chmod(0o700)
 
     def snapshot(self) -> None:
-        """Keep a copy of what is in the image now, and not in the system's memory.
-
-        The servers stand still, and the system may write to the image all the same: then the copy is made again.
-
-        Raises:
-            NoPowerCutError: The image did not stand still.
-        """
+        """Keep a copy of what is in the image now; made again where the system wrote to it meanwhile."""
         copy = self._image.with_suffix(".cut")
         for _ in range(COPIES_TRIED):
             before = self._image.stat().st_mtime_ns
@@ -119,12 +101,12 @@ class Disk:
             self._unmount()
 
     def _unmount(self) -> None:
-        for patience_s in UNMOUNT_AFTER_S if self._mounted else ():
-            time.sleep(patience_s)
+        for patience_s in UNMOUNT_AFTER_S:
             with contextlib.suppress(NoPowerCutError):  # busy: a process that was killed is still being taken down
-                _run("umount", str(self._mount_point))
-                self._mounted = False
-                return
+                if self._mounted:
+                    time.sleep(patience_s)
+                    _run("umount", str(self._mount_point))
+                    self._mounted = False
         if self._mounted:
             _run("umount", "--lazy", str(self._mount_point))
             self._mounted = False
@@ -134,14 +116,13 @@ async def power_cut(*, sync_interval: str | None = None, seconds: float = 8.0) -
     """Write orders to three servers, cut the power of all, and return what is left when they are back.
 
     Args:
-        sync_interval: How long a server may leave what it has acknowledged to the system's memory: ``"1s"``, or
-            ``"always"`` for not at all. ``None``: nats-server's own default, two minutes.
+        sync_interval: How long what is acknowledged may stay in memory alone: ``"1s"``, or ``"always"`` for not at
+            all. ``None``: nats-server's own default, two minutes.
         seconds: From the first order to the cut.
 
     Raises:
         NoPowerCutError: This machine does not allow it; the message says what is missing.
         NotReadyError: The servers were not ready again in time.
-        StoreError: A server's files are not as nats-server 2.15 writes them.
     """
     if missing := await asyncio.to_thread(why_not):
         raise NoPowerCutError(f"no power cut here: {missing}; in a container, it takes --privileged")

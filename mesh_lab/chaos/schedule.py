@@ -33,7 +33,6 @@ class PlannedFault:
     at_s: float
     """Seconds after the beginning; later, if the fault before it was not over by then."""
     kind: Kind
-    """What is done to the target."""
     target: Target
     """``leader`` of the stream at that time, ``follower``: the first other server by name, or all."""
     lasts_s: float
@@ -48,7 +47,6 @@ class InjectedFault:
     server: str
     """Which server it hit; ``"all"`` for all."""
     began_s: float
-    """When it was injected, in seconds on the clock of the run."""
     ended_s: float
     """When recovery was done; a server that was down is healthy by then."""
 
@@ -144,9 +142,8 @@ async def _inject(mesh: Mesh, kind: Kind, server: str) -> None:
         case "pause":
             await mesh.pause(server)
         case "cut" | "reset":
-            for other in mesh.servers:
-                if other != server:
-                    await mesh.cut(server, other, mode="silent" if kind == "cut" else "reset")
+            for other in set(mesh.servers) - {server}:
+                await mesh.cut(server, other, mode="silent" if kind == "cut" else "reset")
         case "kill all":
             await asyncio.gather(*(mesh.kill(name) for name in mesh.servers))
 

@@ -17,8 +17,8 @@ from mesh_lab.patterns.pull_consumer import position, read_in_order
 from mesh_lab.patterns.wait import retry
 
 # One record of a block file, little-endian: length (its highest bit: has headers), sequence, time, length of the
-# subject; then the subject, the length of the headers if there are any, the headers, the payload, and a checksum.
-# nats-server 2.15, server/filestore.go (writeMsgRecordLocked)
+# subject; then the subject, the length of the headers if there are any, the headers, the payload, and a checksum
+# (nats-server 2.15, server/filestore.go, writeMsgRecordLocked).
 _RECORD = struct.Struct("<IQqH")
 _HEADER_LENGTH = struct.Struct("<I")
 _HAS_HEADERS = 1 << 31
@@ -31,20 +31,14 @@ READ_WITHIN_S, MORE_WITHIN_S = 60.0, 3.0
 
 
 class Stored(NamedTuple):
-    """One stored message."""
+    """A stored message's number in the stream, and its ``Nats-Msg-Id``, ``""`` without one."""
 
     seq: int
-    """Its number in the stream."""
     id: str
-    """Its ``Nats-Msg-Id``, ``""`` without one."""
 
 
 async def read_stream(client: Client, stream: str) -> list[Stored]:
     """Return all that a client can read of a stream; nothing, if there is no such stream any more.
-
-    Args:
-        client: A connected nats-py client.
-        stream: Name of the stream.
 
     Raises:
         TimeoutError: The stream has no leader, or lost it while it was read.
@@ -53,10 +47,9 @@ async def read_stream(client: Client, stream: str) -> list[Stored]:
         state = (await retry(lambda: client.jetstream(timeout=3.0).stream_info(stream))).state
     except nats.js.errors.NotFoundError:
         return []
-    found: list[Stored] = []
     if not state.messages:
-        return found
-    more, now = True, asyncio.get_running_loop().time
+        return []
+    found, more, now = list[Stored](), True, asyncio.get_running_loop().time
     try:
         async with asyncio.timeout(READ_WITHIN_S) as limit:
             async for batch in read_in_order(client, stream):
@@ -94,10 +87,8 @@ def _read_block(path: Path, *, last: bool) -> Iterator[Stored]:
         length, seq, _, subject_bytes = _RECORD.unpack_from(block, at)
         has_headers, length = length & _HAS_HEADERS, length & ~_HAS_HEADERS
         if length < _RECORD.size + _CHECKSUM_BYTES:
-            raise StoreError(
-                f"{path.name}, byte {at}: a record of {length} bytes, expected at least "
-                f"{_RECORD.size + _CHECKSUM_BYTES}; compressed and encrypted streams cannot be read like this"
-            )
+            expected = f"at least {_RECORD.size + _CHECKSUM_BYTES}; an encrypted stream cannot be read like this"
+            raise StoreError(f"{path.name}, byte {at}: a record of {length} bytes, expected {expected}")
         if at + length > len(block):
             if last and length <= LONGEST_RECORD_BYTES:
                 return  # the end was torn off while it was written

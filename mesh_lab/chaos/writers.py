@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Iterator
-from itertools import count
+from itertools import count, cycle
 from types import TracebackType
 from typing import Self
 
@@ -23,13 +23,10 @@ RETRY_FOR_S = 30.0
 
 
 class Writers:
-    """Some writers at work; an asynchronous context manager.
+    """Some writers at work, and the ``history`` of what became of each order; an asynchronous context manager.
 
     They publish with the package's own :class:`~mesh_lab.patterns.WindowedPublisher` and a window of one,
     so that each writer's orders must be stored in its own order. The stream ``ORDERS`` has to stand.
-
-    Attributes:
-        history: What became of each order so far.
     """
 
     def __init__(self, mesh: Mesh, *, number: int = 4, to: str | None = None, prefix: str = "w") -> None:
@@ -42,10 +39,8 @@ class Writers:
             prefix: Beginning of their names, and of their orders' ids.
         """
         self.history = History()
-        self._mesh = mesh
-        self._number = number
-        self._to = to
-        self._prefix = prefix
+        self._mesh, self._to = mesh, to
+        self._names = [f"{prefix}{n + 1}" for n in range(number)]
         self._clients: list[Client] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
@@ -53,15 +48,12 @@ class Writers:
 
     async def __aenter__(self) -> Self:
         orders = await asyncio.to_thread(lambda: list(read_orders()))
-        names, servers = [f"{self._prefix}{n + 1}" for n in range(self._number)], list(self._mesh.servers)
-        for n, name in enumerate(names):
-            server = self._to or servers[n % len(servers)]
+        for name, server in zip(self._names, cycle([self._to] if self._to else self._mesh.servers), strict=False):
             self._clients.append(await self._mesh.connect(name=name, to=server))
         self._began = time.monotonic()
-        self._tasks = [
-            asyncio.create_task(self._write(client, name, _endlessly(orders[n :: self._number], name)))
-            for n, (client, name) in enumerate(zip(self._clients, names, strict=True))
-        ]
+        for n, (client, name) in enumerate(zip(self._clients, self._names, strict=True)):
+            writing = self._write(client, name, _endlessly(orders[n :: len(self._names)], name))
+            self._tasks.append(asyncio.create_task(writing))
         return self
 
     async def __aexit__(
