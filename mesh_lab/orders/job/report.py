@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from mesh_lab.orders.dataset import EVERYTHING, read_orders
 from mesh_lab.orders.job.run import OrderRun, run_orders
@@ -25,30 +25,18 @@ async def run_with_progress(
     kill_one: bool = False,
     backend: Backend | None = None,
 ) -> int:
-    """Run the main job on three servers, show it, and return the exit code.
+    """Run the main job on three servers of a backend, show it, and return the exit code.
 
-    Args:
-        workers: Number of workers, each a process or a container.
-        first: Number of orders; ``None`` for all.
-        file: Orders in the data set's format instead of the data set.
-        kill_one: Kill the stream's leader half-way and restart it.
-        backend: Where to run it, as in :func:`mesh_lab.start_mesh`. Containers stay up, without the run's stream.
-
-    Raises:
-        MeshLabError: The run failed; see :func:`mesh_lab.orders.job.run.run_orders`.
+    Arguments and errors are those of :func:`mesh_lab.orders.job.run.run_orders` and :func:`mesh_lab.start_mesh`.
+    Containers stay up, without the run's stream.
     """
     console = Console()
     count = EVERYTHING.orders if file is None and first is None else sum(1 for _ in read_orders(file, first=first))
     started = time.monotonic()
     async with await start_mesh(servers=3, backend=backend) as mesh:
         ready_s = time.monotonic() - started
-        with Progress(
-            TextColumn("{task.description:>8}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=console,
-        ) as bars:
+        columns = (TextColumn("{task.description:>8}"), BarColumn(bar_width=None), MofNCompleteColumn())
+        with Progress(*columns, TimeElapsedColumn(), console=console) as bars:
             tasks = {event: bars.add_task(event, total=count) for event in SHOWN_EVENTS}
 
             def show(summary: Summary) -> None:
@@ -67,13 +55,10 @@ async def run_with_progress(
 
 
 def _table(run: OrderRun, *, servers: int, workers: int, ready_s: float) -> Table:
-    table = Table(title=f"{servers} servers ready in {ready_s:.2f} s, a file stream of 3 replicas, {workers} workers")
-    table.add_column("what")
-    table.add_column("timed until")
-    for column in ("messages", "seconds", "a second"):
-        table.add_column(column, justify="right")
+    numbers = [Column(name, justify="right") for name in ("messages", "seconds", "a second")]
+    title = f"{servers} servers ready in {ready_s:.2f} s, a file stream of 3 replicas, {workers} workers"
+    table = Table("what", "timed until", *numbers, title=title)
     for stage in run.stages:
-        table.add_row(
-            stage.name, stage.kind, f"{stage.messages:,}", f"{stage.median_s:.2f}", f"{stage.rate_per_s:,.0f}"
-        )
+        counts = (f"{stage.messages:,}", f"{stage.median_s:.2f}", f"{stage.rate_per_s:,.0f}")
+        table.add_row(stage.name, stage.kind, *counts)
     return table

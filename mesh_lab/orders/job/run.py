@@ -38,7 +38,6 @@ class OrderRun:
     totals: Totals
     """What the read model counted, and the check confirmed."""
     stages: tuple[Measurement, ...]
-    """How fast each part of it was."""
     faults: tuple[str, ...]
     """What was killed and restarted on the way."""
 
@@ -54,9 +53,7 @@ async def run_orders(
     progress: Callable[[Summary], None] | None = None,
     within: float = 120.0,
 ) -> OrderRun:
-    """Send orders through the mesh with a publisher, workers and a read model, each a process of its own.
-
-    On a mesh of containers, each is a container of its own.
+    """Send orders through the mesh with a publisher, workers and a read model, each a process or container of its own.
 
     Args:
         mesh: Where to run it. The stream ``ORDERS`` must not be there yet: it would count into the totals.
@@ -71,9 +68,9 @@ async def run_orders(
     Raises:
         OrderFormatError: A row of ``file`` is malformed.
         WrongTotalsError: An order was lost, doubled or changed; the message shows the difference.
-        ProcessEndedError: A service ended with an error.
+        ProcessEndedError: A service ended with an error, or (:class:`~mesh_lab.errors.EngineRefusedError`) its image
+            could not be built or its container not started.
         NotReadyError: Not every order was through in time.
-        EngineRefusedError: The services' image could not be built, or their containers not started.
     """
     expected, expected_events = _expectation(file, first)
     client = await mesh.connect(name="order-run")
@@ -113,21 +110,18 @@ async def run_orders(
         await _check(client, summary, expected, expected_events)
     placed_s = next(float(str(report["elapsed_s"])) for report in reports if report["service"] == "publisher")
     total_events = sum(expected_events.values())
-    return OrderRun(
-        totals=summary.totals,
-        stages=(
-            Measurement("orders placed", "acknowledged", expected.orders, (placed_s,)),
-            Measurement("orders through all their events", "processed", expected.orders, (elapsed_s,)),
-            Measurement("events stored on every replica and read", "processed", total_events, (elapsed_s,)),
-        ),
-        faults=tuple(faults),
+    stages = (
+        Measurement("orders placed", "acknowledged", expected.orders, (placed_s,)),
+        Measurement("orders through all their events", "processed", expected.orders, (elapsed_s,)),
+        Measurement("events stored on every replica and read", "processed", total_events, (elapsed_s,)),
     )
+    return OrderRun(summary.totals, stages, tuple(faults))
 
 
 def _expectation(file: Path | None, first: int | None) -> tuple[Totals, dict[Event, int]]:
     """Return what must come out: the totals, and how many orders come to each event."""
     if file is None and first is None:  # known, and a second saved
-        return EVERYTHING, {"placed": EVERYTHING.orders, "paid": EVERYTHING.orders, "shipped": EVERYTHING.orders}
+        return EVERYTHING, dict.fromkeys(("placed", "paid", "shipped"), EVERYTHING.orders)
     orders = list(read_orders(file, first=first))
     follow = [(order, ("placed", *next_events(order))) for order in orders]
     totals = msgspec.structs.replace(
@@ -149,12 +143,11 @@ async def _refuse_old_stream(client: Client) -> None:
 
 @contextlib.asynccontextmanager
 async def _stream_of_the_run(client: Client, *, keep: bool) -> AsyncIterator[None]:
-    """Remove the stream when the run is over, unless it is to be kept."""
+    """Remove the stream when the run is over, unless it is to be kept; a failure must not hide what the run came to."""
     try:
         yield
     finally:
         if not keep:
-            # What hinders that must not hide what the run came to.
             with contextlib.suppress(TimeoutError, nats.errors.Error):
                 await client.jetstream(timeout=5.0).delete_stream(STREAM)
 
@@ -170,11 +163,7 @@ async def _unless_transient(request: Awaitable[T]) -> T | None:
 
 
 async def _group_is_done(client: Client) -> bool:
-    """Return whether no order waits for a worker or for its acknowledgement.
-
-    An acknowledgement that meets an election gets lost. Its order comes again after the group's ``ack_wait``, to
-    workers whose events the stream knows by their ids, and is acknowledged then.
-    """
+    """Return whether no order waits for a worker or, as one whose acknowledgement met an election, for the next."""
     group = await _unless_transient(client.jetstream(timeout=1.0).consumer_info(STREAM, WORKERS))
     return group is not None and not group.num_pending and not group.num_ack_pending
 

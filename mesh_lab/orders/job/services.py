@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -26,16 +27,13 @@ _SERVICES = ("publisher", "worker", "read-model")
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What the services have to do."""
+    """What the services have to do: see :func:`mesh_lab.orders.job.run.run_orders`."""
 
     workers: int
-    """Number of workers in the one group."""
     replicas: int
     """Copies of the stream."""
     first: int | None
-    """Number of orders to place; ``None`` for all."""
     file: Path | None
-    """Orders in the data set's format instead of the data set."""
 
     def publisher(self, file: Path | None) -> list[str]:
         """Return the publisher's arguments of ``python -m mesh_lab.orders``, with the place of :attr:`file` for it."""
@@ -49,6 +47,8 @@ class Services:
     def __init__(self, running: "Mapping[str, ChildProcess | _Container]") -> None:
         self._running = running
 
+        self._workers = [name for name in running if name.startswith("worker-")]
+
     @property
     def published(self) -> bool:
         """Whether the publisher placed everything and ended."""
@@ -57,16 +57,16 @@ class Services:
     @property
     def killed_workers(self) -> list[str]:
         """The workers that were killed."""
-        return [name for name, one in self._running.items() if name.startswith("worker-") and one.exit_code in KILLED]
+        return [name for name in self._workers if self._running[name].exit_code in KILLED]
 
     def check(self) -> None:
-        """Raise when a service failed; a killed worker is a fault that the rest of its group makes up for.
+        """Return while none failed; a killed worker is a fault that the rest of its group makes up for.
 
         Raises:
             ProcessEndedError: One did; the message carries the end of its log.
         """
         killed = self.killed_workers
-        tolerated = killed if len(killed) < sum(name.startswith("worker-") for name in self._running) else []
+        tolerated = killed if len(killed) < len(self._workers) else []
         for name, service in self._running.items():
             if (code := service.exit_code) and name not in tolerated:
                 log = service.log(last=LOG_LINES)
@@ -120,7 +120,7 @@ async def start_services(mesh: Mesh, job: Job, *, near: str | None) -> AsyncIter
 
 def _start_processes(mesh: Mesh, near: str | None, job: Job, closing: contextlib.ExitStack) -> dict[str, ChildProcess]:
     """Start processes of this machine, which end with the mesh at the latest."""
-    # In the environment, not among the arguments: those any user of the machine can read.
+    # In the environment: any user of the machine can read arguments.
     environment = {CONNECT_VARIABLE: json.dumps(pack(mesh.connect_options(to=near)))}
     replicas = f"--replicas={job.replicas}"
     commands = {f"worker-{number}": ["worker", replicas] for number in range(1, job.workers + 1)}
@@ -138,10 +138,9 @@ def _start_containers(mesh: ContainerMesh, job: Job, closing: contextlib.ExitSta
     """Start containers of the project's profile ``orders``; the workers are one service, scaled."""
     project = mesh.project
 
-    def compose(*arguments: str, within: float = 120.0) -> None:
-        # The password of the servers as they run: the file of variables may be newer than they are.
-        variables = {"MESH_LAB_USER_PASSWORD": str(mesh.connect_options()["password"])}
-        project.compose("--profile", "orders", *arguments, within=within, variables=variables)
+    # The password of the servers as they run: the file of variables may be newer than they are.
+    variables = {"MESH_LAB_USER_PASSWORD": str(mesh.connect_options()["password"])}
+    compose = partial(project.compose, "--profile", "orders", variables=variables)
 
     def remove() -> None:
         if old := [c.id for c in project.containers() if c.service in _SERVICES]:
@@ -149,8 +148,8 @@ def _start_containers(mesh: ContainerMesh, job: Job, closing: contextlib.ExitSta
 
     remove()  # what a run that was killed left behind
     compose("build", "--quiet", "worker", within=BUILD_LIMIT_S)
-    # One sleeping process, instead of asking the engine ten times a second. `docker compose wait` would not do: it
-    # waits for containers that run when it starts, and a publisher of few orders may have ended by then.
+    # Not `docker compose wait`: it waits for containers that run when it starts, and a publisher of few orders may have
+    # ended by then.
     ours = ["--filter", f"label=com.docker.compose.project={project.name}", "--filter", "event=die"]
     command = ["docker", "events", *ours, "--format", "{{.Actor.ID}} {{.Actor.Attributes.exitCode}}"]
     events, codes = ChildProcess(command, name="docker events", stdout=True), dict[str, int]()
