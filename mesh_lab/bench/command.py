@@ -1,23 +1,71 @@
-"""The command ``mesh-lab bench``."""
+"""The command ``mesh-lab bench``, and its report: tables with bars for people, JSON with a stable schema for machines.
+
+The schema is that of :class:`BenchReport`; ``mesh-lab bench --schema`` prints it as JSON Schema. A field is never
+renamed or given another unit; what comes new gets a new ``schema`` number.
+"""
 
 import asyncio
 import json
+import platform
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
+import msgspec
+from rich.bar import Bar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
-from mesh_lab.bench.cases import CASES, BenchCase
 from mesh_lab.bench.nats_cli import COMMANDS, NatsCliResult, find_nats_cli, run_nats_cli
-from mesh_lab.bench.report import json_schema, report_of, write
-from mesh_lab.bench.suite import PAYLOAD_BYTES, CaseResult, StreamSetup, run_suite
+from mesh_lab.bench.suite import CASES, BenchCase, CaseResult, StreamSetup, run_suite
+from mesh_lab.measure.measurement import NOISY_SPREAD, rounded
+from mesh_lab.measure.reference import Machine, this_machine
 from mesh_lab.servers.start import start_mesh
 
-ROUNDS, QUICK_ROUNDS = 5, 2
-WARMUP, QUICK_WARMUP = 1, 0  # a round to warm up would take a third of the minute
+SCHEMA = 1
+BAR_CHARACTERS = 24
 SETUPS = (StreamSetup(1, "file"), StreamSetup(3, "file"), StreamSetup(1, "memory"), StreamSetup(3, "memory"))
-QUICK_SETUPS = SETUPS[:2]
+
+
+class BenchResult(msgspec.Struct, frozen=True):
+    """All runs of one case on one kind of stream.
+
+    Attributes:
+        ladder: ``publish``, ``consume`` or ``end to end``.
+        rung: What was done.
+        kind: What stopped the clock: ``acknowledged`` (stored) or ``processed`` (a worker's effect).
+        unit: What ``count`` and ``rate_per_s`` count: ``messages`` or ``orders``.
+        replicas: Copies of the stream.
+        storage: ``file`` or ``memory``.
+        stored_messages: Messages in the stream after each run; fewer than orders in the bulk lane.
+        payload_bytes: Size of each payload; 0 where real orders have their own.
+        elapsed_s: Seconds of each run, in the order in which they were made.
+        rate_per_s: ``count`` for each second of the median run.
+        spread: Distance from the fastest run to the slowest, as a share of the median.
+    """
+
+    ladder: str
+    rung: str
+    kind: str
+    unit: str
+    replicas: int
+    storage: str
+    count: int
+    stored_messages: int
+    payload_bytes: int
+    elapsed_s: list[float]
+    rate_per_s: float
+    spread: float
+
+
+class BenchReport(msgspec.Struct, frozen=True):
+    """The whole run; ``schema`` is the version of this format, ``peers`` is empty without ``--peer``."""
+
+    schema: int
+    machine: Machine
+    results: list[BenchResult]
+    peers: list[NatsCliResult]
 
 
 def run_bench(*, quick: bool, as_json: bool, peer: bool, ladders: Sequence[str] = ()) -> int:
@@ -38,16 +86,13 @@ def run_bench(*, quick: bool, as_json: bool, peer: bool, ladders: Sequence[str] 
     """
     path = find_nats_cli() if peer else None
     cases = [case for case in CASES if (case.quick or not quick) and (not ladders or case.ladder in ladders)]
-    setups = QUICK_SETUPS if quick else SETUPS
-    rounds, warmup = (QUICK_ROUNDS, QUICK_WARMUP) if quick else (ROUNDS, WARMUP)
-    results, peers = asyncio.run(_run(cases, setups, rounds, warmup, path))
-    write(report_of(results, peers), json=as_json)
+    _write(asyncio.run(_run(cases, quick=quick, path=path)), json=as_json)
     return 0
 
 
-async def _run(
-    cases: Sequence[BenchCase], setups: Sequence[StreamSetup], rounds: int, warmup: int, path: str | None
-) -> tuple[list[CaseResult], list[NatsCliResult]]:
+async def _run(cases: Sequence[BenchCase], *, quick: bool, path: str | None) -> BenchReport:
+    # Quickly without warming up: that would take a third of the minute.
+    setups, rounds, warmup = (SETUPS[:2], 2, 0) if quick else (SETUPS, 5, 1)
     runs = len(cases) * len(setups) * (rounds + warmup) + (2 * len(COMMANDS) if path else 0)
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
@@ -66,13 +111,73 @@ async def _run(
             peers: list[NatsCliResult] = []
             if path is not None:
                 for replicas, mesh in meshes.items():
-                    peers += await asyncio.to_thread(
-                        run_nats_cli, path, mesh, replicas=replicas, payload_bytes=PAYLOAD_BYTES, progress=step
-                    )
-    return results, peers
+                    peers += await asyncio.to_thread(run_nats_cli, path, mesh, replicas=replicas, progress=step)
+    return report_of(results, peers)
+
+
+def report_of(results: Sequence[CaseResult], peers: Sequence[NatsCliResult] = ()) -> BenchReport:
+    """Return the report of a run."""
+    versions = ", ".join(sorted({result.measurement.server_version for result in results}))
+    machine = this_machine(python=platform.python_version(), nats_server=versions, nats_py=version("nats-py"))
+    return BenchReport(SCHEMA, machine, [_result(result) for result in results], list(peers))
+
+
+def _result(result: CaseResult) -> BenchResult:
+    measurement = result.measurement
+    return BenchResult(
+        ladder=result.case.ladder,
+        rung=result.case.name,
+        kind=measurement.kind,
+        unit="orders" if result.case.ladder == "end to end" else "messages",
+        replicas=result.setup.replicas,
+        storage=result.setup.storage,
+        count=measurement.messages,
+        stored_messages=result.stored,
+        payload_bytes=measurement.payload_bytes,
+        elapsed_s=list(measurement.elapsed_s),
+        rate_per_s=measurement.rate_per_s,
+        spread=measurement.spread,
+    )
+
+
+def as_json(report: BenchReport) -> str:
+    """Return a report as JSON, indented."""
+    return msgspec.json.format(msgspec.json.encode(report), indent=2).decode()
 
 
 def print_schema() -> int:
     """Print the JSON Schema of the report and return the exit code."""
-    sys.stdout.write(json.dumps(json_schema(), indent=2) + "\n")
+    sys.stdout.write(json.dumps(msgspec.json.schema(BenchReport), indent=2) + "\n")
     return 0
+
+
+def _write(report: BenchReport, *, json: bool) -> None:
+    """Print a report: JSON, or a table for each ladder, a bar behind each rate."""
+    if json:
+        sys.stdout.write(as_json(report) + "\n")
+        return
+    console = Console()
+    for ladder in dict.fromkeys(result.ladder for result in report.results):
+        console.print(_table(ladder, [result for result in report.results if result.ladder == ladder], report.peers))
+    machine = report.machine
+    console.print(
+        f"{machine.cpus} cores, {machine.memory_gib:g} GiB, {machine.system}; nats-server {machine.nats_server}, "
+        f"nats-py {machine.nats_py}, Python {machine.python}"
+    )
+    if any(result.spread >= NOISY_SPREAD for result in report.results):
+        console.print("Runs that lie 10 % or more apart are rough numbers: compare only what differs by more.")
+
+
+def _table(ladder: str, results: Sequence[BenchResult], peers: Sequence[NatsCliResult]) -> Table:
+    table = Table(title=f"{ladder}: {results[0].unit} {results[0].kind} a second, median", title_justify="left")
+    table.add_column("how", no_wrap=True)
+    for column in ("stream", "a second", "spread"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("")
+    rows: list[tuple[str, BenchResult | NatsCliResult, str]] = [(one.rung, one, f"{one.spread:.0%}") for one in results]
+    rows += [(one.name, one, "") for one in peers if one.ladder == ladder]
+    longest = max(one.rate_per_s for _, one, _ in rows)
+    for name, one, spread in rows:
+        bar = Bar(longest, 0, one.rate_per_s, width=BAR_CHARACTERS)
+        table.add_row(name, f"R{one.replicas} {one.storage}", rounded(one.rate_per_s), spread, bar)
+    return table

@@ -1,4 +1,4 @@
-"""What the children of a benchmark do: each case is one of these jobs, or one from each half.
+"""What the children of a benchmark do: publish, consume what is stored already, or count orders while they are sent.
 
 Publishers stop their clock when the last message is acknowledged, consumers when the last one is acknowledged to the
 server or, where nothing is acknowledged, applied.
@@ -8,24 +8,15 @@ import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import aclosing
+from itertools import islice
 from typing import Generic, Literal
 
 from nats.aio.client import Client
 from nats.js.api import PubAck
 
 from mesh_lab import processes
-from mesh_lab.measure.load_jobs import (
-    ACK_TIMEOUT_S,
-    Job,
-    Parent,
-    R_co,
-    Result,
-    Sent,
-    begin,
-    publish_one_by_one,
-    publish_windowed,
-)
-from mesh_lab.orders.bulk import OrderBatch
+from mesh_lab.measure import load_jobs
+from mesh_lab.measure.load_jobs import Job, Parent, R_co, Result, Sent
 from mesh_lab.orders.bulk_lane import BulkCount, batched, count_bulk, send_batches
 from mesh_lab.orders.dataset import EVERYTHING, read_orders
 from mesh_lab.orders.order import decode, encode
@@ -39,46 +30,35 @@ ASYNC_PENDING = 4_000
 
 
 class Consumed(Result, frozen=True, kw_only=True):
-    """What a consumer got."""
+    """How many messages a consumer got, each as often as it came."""
 
     received: int
-    """Messages, each as often as it came."""
 
 
 class Counted(Result, frozen=True, kw_only=True):
-    """What the orders came to that a worker counted, each once."""
+    """What a worker counted: each order once, and how many came a further time."""
 
     totals: Totals
     doubled: int
-    """Orders that came a further time."""
 
 
 class BenchJob(Job[R_co], Generic[R_co], frozen=True, kw_only=True):
-    """What all jobs of a benchmark share."""
+    """A job of ``count`` messages, or orders where a worker decodes them; ``BenchCase`` says what ``window`` means."""
 
     count: int
-    """Messages, or orders where a worker decodes them."""
     window: int = 1
-    """Messages outstanding, in a batch or prefetched; orders in a message of the bulk lane."""
-    plain_loop: bool = False
-    """Run on asyncio's own event loop, as a program does that did nothing about it."""
+    plain_loop: bool = False  # asyncio's own, as in a program that did nothing about it
 
     def new_event_loop(self) -> asyncio.AbstractEventLoop:
-        """Return the event loop that the job runs on."""
         return asyncio.new_event_loop() if self.plain_loop else processes.new_event_loop()
 
 
-# Publishers
-
-
 class Publisher(BenchJob[Sent], frozen=True, kw_only=True):
-    """Publish a message to a subject of its own, as often as the job says."""
+    """Publish zeros, so that no case gains by its data, or without ``payload_bytes`` real orders, read beforehand."""
 
     payload_bytes: int | None = None
-    """Size of each payload; ``None`` for real orders, which have their own."""
 
     def messages(self) -> Iterator[tuple[str, bytes]]:
-        """Return subjects and payloads: zeros, so that no case gains by its data, or real orders, read beforehand."""
         if self.payload_bytes is None:
             orders = list(read_orders(first=self.count))
             return ((f"bench.{order.id}", encode(order)) for order in orders)
@@ -90,18 +70,17 @@ class OneByOne(Publisher, frozen=True, kw_only=True):
     """``js.publish`` and wait, message after message."""
 
     async def __call__(self, client: Client, parent: Parent) -> Sent:
-        return await publish_one_by_one(client, parent, self.messages())
+        return await load_jobs.publish_one_by_one(client, parent, self.messages())
 
 
 class Async(Publisher, frozen=True, kw_only=True):
-    """nats-py's own ``js.publish_async``, 4,000 outstanding, as its documentation shows it."""
+    """nats-py's own ``js.publish_async``; without a limit, an acknowledgement that never comes hangs it."""
 
     stall_limit_s: float | None = None
-    """Limit on the wait for a free slot; without one, an acknowledgement that never comes hangs it."""
 
     async def __call__(self, client: Client, parent: Parent) -> Sent:
-        js = client.jetstream(timeout=ACK_TIMEOUT_S, publish_async_max_pending=ASYNC_PENDING)
-        began = await begin(parent)
+        js = client.jetstream(timeout=load_jobs.ACK_TIMEOUT_S, publish_async_max_pending=ASYNC_PENDING)
+        began = await parent.begin()
         acks = [await js.publish_async(*message, wait_stall=self.stall_limit_s) for message in self.messages()]
         await asyncio.wait_for(js.publish_async_completed(), self.stall_limit_s)
         if not all(isinstance(ack.result(), PubAck) for ack in acks):
@@ -114,21 +93,16 @@ class Windowed(Publisher, frozen=True, kw_only=True):
 
     async def __call__(self, client: Client, parent: Parent) -> Sent:
         messages = ((subject, payload, subject[len("bench.") :]) for subject, payload in self.messages())
-        return await publish_windowed(client, parent, messages, window=self.window)
+        return await load_jobs.publish_windowed(client, parent, messages, window=self.window)
 
 
 class Atomic(Publisher, frozen=True, kw_only=True):
     """Atomic batches."""
 
     async def __call__(self, client: Client, parent: Parent) -> Sent:
-        began, messages = await begin(parent), list[BatchMessage]()
-        for subject, payload in self.messages():
-            messages.append(BatchMessage(subject, payload))
-            if len(messages) == self.window:
-                await publish_together(client, messages)
-                messages.clear()
-        if messages:
-            await publish_together(client, messages)
+        messages, began = self.messages(), await parent.begin()
+        while batch := [BatchMessage(*message) for message in islice(messages, self.window)]:
+            await publish_together(client, batch)
         return Sent(began_ns=began, ended_ns=time.perf_counter_ns())
 
 
@@ -137,7 +111,7 @@ class FastIngest(Publisher, frozen=True, kw_only=True):
 
     async def __call__(self, client: Client, parent: Parent) -> Sent:
         messages = self.messages()
-        began = await begin(parent)
+        began = await parent.begin()
         await ingest(client, messages)
         return Sent(began_ns=began, ended_ns=time.perf_counter_ns())
 
@@ -149,18 +123,11 @@ class BulkOrders(BenchJob[Sent], frozen=True, kw_only=True):
 
     async def __call__(self, client: Client, parent: Parent) -> Sent:
         batches = list(batched(read_orders(), size=self.window))
-
-        def load() -> Iterator[OrderBatch]:
-            for repeat in range(self.count // EVERYTHING.orders):
-                for batch in batches:
-                    yield batch.renamed(f"{repeat}-")
-
-        began = await begin(parent)
-        await send_batches(client, load(), compression=self.compression)
+        repeats = range(self.count // EVERYTHING.orders)
+        began = await parent.begin()
+        renamed = (batch.renamed(f"{repeat}-") for repeat in repeats for batch in batches)
+        await send_batches(client, renamed, compression=self.compression)
         return Sent(began_ns=began, ended_ns=time.perf_counter_ns())
-
-
-# Consumers of what is stored already
 
 
 class FetchAndAckEach(BenchJob[Consumed], frozen=True, kw_only=True):
@@ -168,7 +135,7 @@ class FetchAndAckEach(BenchJob[Consumed], frozen=True, kw_only=True):
 
     async def __call__(self, client: Client, parent: Parent) -> Consumed:
         group = await client.jetstream().pull_subscribe_bind(consumer=CONSUMER, stream=STREAM)
-        began, received = await begin(parent), 0
+        began, received = await parent.begin(), 0
         while received < self.count:
             messages = await group.fetch(500, timeout=10.0)
             for msg in messages:
@@ -179,10 +146,9 @@ class FetchAndAckEach(BenchJob[Consumed], frozen=True, kw_only=True):
 
 
 class Consume(BenchJob[Consumed], frozen=True, kw_only=True):
-    """The continuous consumer."""
+    """The continuous consumer; ``ack_all`` acknowledges a batch with its last message, instead of each."""
 
     ack_all: bool = False
-    """One acknowledgement for all that a batch holds, instead of one for each message."""
 
     async def __call__(self, client: Client, parent: Parent) -> Consumed:
         received = 0
@@ -190,7 +156,7 @@ class Consume(BenchJob[Consumed], frozen=True, kw_only=True):
             PullConsumer(client, STREAM, CONSUMER, prefetch=self.window) as consumer,
             aclosing(consumer.batches()) as batches,
         ):
-            began = await begin(parent)
+            began = await parent.begin()
             async for batch in batches:
                 for msg in batch[-1:] if self.ack_all else batch:
                     await msg.ack()
@@ -205,16 +171,13 @@ class ReadInOrder(BenchJob[Consumed], frozen=True, kw_only=True):
     """A reader in order, which keeps its place itself and acknowledges nothing."""
 
     async def __call__(self, client: Client, parent: Parent) -> Consumed:
-        began, received = await begin(parent), 0
+        began, received = await parent.begin(), 0
         async with aclosing(read_in_order(client, STREAM, prefetch=self.window)) as batches:
             async for batch in batches:
                 received += len(batch)
                 if received >= self.count:
                     break
         return Consumed(began_ns=began, ended_ns=time.perf_counter_ns(), received=received)
-
-
-# Workers, which decode and count each order while a publisher sends them
 
 
 class Work(BenchJob[Counted], frozen=True, kw_only=True):

@@ -1,7 +1,4 @@
-"""The same servers under another client: the benchmark of the ``nats`` command-line tool, which is written in Go.
-
-https://docs.nats.io/using-nats/nats-tools/nats_cli/natsbench describes it.
-"""
+"""The same servers under the ``nats`` tool's benchmark, in Go: https://docs.nats.io/using-nats/nats-tools/nats_cli."""
 
 import contextlib
 import re
@@ -10,6 +7,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from mesh_lab.bench.suite import PAYLOAD_BYTES
 from mesh_lab.errors import NoNatsCliError, ProcessEndedError
 from mesh_lab.processes import output_of
 from mesh_lab.servers.mesh import Mesh
@@ -17,31 +15,24 @@ from mesh_lab.servers.mesh import Mesh
 STREAM, CONSUMER = "BENCH_PEER", "peer"
 LIMIT_S = 120.0
 RATE = re.compile(r"([\d,]+) msgs/sec")
-# What is run, in this order: the stream that the first ones fill is the one that the last ones read.
-COMMANDS: tuple[tuple[str, str, int, list[str]], ...] = (
-    ("publish", "Go: js.Publish, one at a time", 8_000, ["js", "pub", "sync", "bench.peer", "--purge"]),
-    ("publish", "Go: fast ingest", 200_000, ["js", "pub", "fast", "bench.peer", "--purge"]),
-    ("publish", "Go: async, 4,000 in a batch", 200_000,
-     ["js", "pub", "async", "bench.peer", "--purge", "--batch=4000"]),
-    ("consume", "Go: Consume, an ack each", 200_000, ["js", "consume", "--acks=explicit", "--batch=5000"]),
-)  # fmt: skip
+# Ladder, name, messages, arguments; the stream that the first ones fill is the one that the last one reads.
+COMMANDS = (
+    ("publish", "Go: js.Publish, one at a time", 8_000, "js pub sync bench.peer --purge"),
+    ("publish", "Go: fast ingest", 200_000, "js pub fast bench.peer --purge"),
+    ("publish", "Go: async, 4,000 in a batch", 200_000, "js pub async bench.peer --purge --batch=4000"),
+    ("consume", "Go: Consume, an ack each", 200_000, f"js consume --acks=explicit --batch=5000 --consumer={CONSUMER}"),
+)
 
 
 class NatsCliResult(msgspec.Struct, frozen=True):
-    """One run of the other client."""
+    """One run of the ``nats`` tool, with the rate that it printed."""
 
     ladder: str
-    """``publish`` or ``consume``."""
     name: str
-    """What was done."""
     replicas: int
-    """Copies of the stream."""
     storage: str
-    """``file`` or ``memory``."""
     count: int
-    """Messages."""
     rate_per_s: float
-    """Messages a second, as the tool says."""
 
 
 def find_nats_cli() -> str:
@@ -59,43 +50,28 @@ def find_nats_cli() -> str:
 
 
 def run_nats_cli(
-    path: str, mesh: Mesh, *, replicas: int, payload_bytes: int, progress: Callable[[str], None] | None = None
+    path: str, mesh: Mesh, *, replicas: int, progress: Callable[[str], None] = lambda _: None
 ) -> list[NatsCliResult]:
-    """Run the tool's benchmark on a file stream and return its results; it blocks.
-
-    Args:
-        path: The ``nats`` tool.
-        mesh: Servers to run it on.
-        replicas: Copies of the stream.
-        payload_bytes: Size of a message.
-        progress: Called with the name of each run before it begins.
+    """Run the tool's benchmark on a file stream with so many copies and return its results; it blocks.
 
     Raises:
         ProcessEndedError: The tool failed, or printed no rate.
     """
     options = mesh.connect_options()
-    environment = {
-        # In the environment, not among the arguments: those any user of the machine can read.
-        "NATS_URL": ",".join(options["servers"]),
-        "NATS_USER": options.get("user", ""),
-        "NATS_PASSWORD": options.get("password", ""),
-        "NATS_CREDS": options.get("user_credentials", ""),
-    }
+    # In the environment, not among the arguments: those any user of the machine can read.
+    environment = {f"NATS_{name.upper()}": str(options.get(name, "")) for name in ("user", "password")}
+    environment["NATS_URL"] = ",".join(options["servers"])
+    create = ["--create", "--storage=file", f"--replicas={replicas}", f"--size={PAYLOAD_BYTES}B"]
     results = []
     try:
         for ladder, name, count, words in COMMANDS:
-            if progress is not None:
-                progress(f"{name}, R{replicas} file")
-            command = [path, "bench", *words, f"--stream={STREAM}", f"--msgs={count}", "--no-progress"]
-            if ladder == "publish":
-                command += ["--create", "--storage=file", f"--replicas={replicas}", f"--size={payload_bytes}B"]
-            else:
-                command += [f"--consumer={CONSUMER}"]
+            progress(f"{name}, R{replicas} file")
+            command = [path, "bench", *words.split(), f"--stream={STREAM}", f"--msgs={count}", "--no-progress"]
+            command += create if ladder == "publish" else []
             printed = output_of(command, within=LIMIT_S, environment=environment)
             if (found := RATE.search(printed)) is None:
-                raise ProcessEndedError(
-                    f"`{' '.join(command[1:])}` printed no rate: {printed.strip()[-500:]}", name=path
-                )
+                message = f"`{' '.join(command[1:])}` printed no rate: {printed.strip()[-500:]}"
+                raise ProcessEndedError(message, name=path)
             results.append(NatsCliResult(ladder, name, replicas, "file", count, float(found[1].replace(",", ""))))
     finally:
         with contextlib.suppress(ProcessEndedError):  # there may be none

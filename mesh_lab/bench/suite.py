@@ -1,27 +1,28 @@
-"""Run the cases: each in child processes on a stream of its own, in rounds, each round in an order of its own.
+"""The cases of the benchmark, each run in child processes on a stream of its own, in rounds of an order of their own.
 
-The rounds are what makes the cases comparable. A machine grows warm, a neighbour begins to compile: what happens in
-one minute happens to all cases, and not to the one that was measured then. What is stored and what is received is
-counted after each run, and a count that is off is an error and no figure.
+The rounds make the cases comparable: what happens to the machine in one minute happens to all of them. What is stored
+and what is received is counted after each run, and a count that is off is an error and no figure.
 """
 
+import contextlib
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
 
 import msgspec
 import nats.js.errors
 from nats.aio.client import Client
 from nats.js import JetStreamContext
-from nats.js.api import ConsumerConfig, StorageType, StreamConfig
+from nats.js.api import AckPolicy, ConsumerConfig, StorageType, StreamConfig
 
-from mesh_lab.bench.cases import BenchCase, Storage
+from mesh_lab.bench import jobs
 from mesh_lab.bench.jobs import CONSUMER, STREAM, BenchJob, Consumed, Counted
 from mesh_lab.errors import WrongTotalsError
 from mesh_lab.measure.load import run_children
 from mesh_lab.measure.load_jobs import Result
-from mesh_lab.measure.measurement import Measurement, Run
+from mesh_lab.measure.measurement import Kind, Measurement, Run
 from mesh_lab.orders import bulk_lane
 from mesh_lab.orders.dataset import EVERYTHING
 from mesh_lab.orders.totals import Totals, check_totals
@@ -36,12 +37,72 @@ SHARE_OF_REPLICATED = 0.4
 
 
 @dataclass(frozen=True, slots=True)
+class BenchCase:
+    """One way of doing it.
+
+    Attributes:
+        jobs: The job that is timed, or publisher and worker.
+        messages: Messages on a file stream of one copy, about a second's worth; orders for ``end to end``.
+        window: Messages outstanding, in a batch or prefetched; orders in a message of the bulk lane.
+        documented: As the client's documentation shows it: asyncio's own loop, default options. The others use uvloop.
+        bulk: Whether one message holds many orders.
+        stream: Further settings of the stream.
+        quick: Whether ``--quick`` runs it.
+    """
+
+    name: str
+    ladder: Literal["publish", "consume", "end to end"]
+    jobs: tuple[Callable[..., BenchJob[Any]], ...]
+    messages: int
+    window: int = 1
+    documented: bool = False
+    ack: AckPolicy = AckPolicy.EXPLICIT
+    bulk: bool = False
+    stream: dict[str, Any] = field(default_factory=dict)
+    quick: bool = False
+
+    @property
+    def kind(self) -> Kind:
+        """What stops the clock."""
+        return "acknowledged" if self.ladder == "publish" else "processed"
+
+
+BATCHED = {"allow_batched": True}
+PUBLISH = (
+    BenchCase("js.publish, one at a time", "publish", (jobs.OneByOne,), 3_000, documented=True, quick=True),
+    BenchCase("js.publish_async", "publish", (jobs.Async,), 60_000, documented=True, quick=True),
+    BenchCase("js.publish_async, bounded wait", "publish", (partial(jobs.Async, stall_limit_s=10.0),), 20_000,
+         documented=True),
+    BenchCase("atomic batches of 500", "publish", (jobs.Atomic,), 60_000, window=500, stream={"allow_atomic": True}),
+    BenchCase("windowed publisher", "publish", (jobs.Windowed,), 100_000, window=4_000, quick=True),
+    BenchCase("fast ingest", "publish", (jobs.FastIngest,), 200_000, stream=BATCHED, quick=True),
+)  # fmt: skip
+CONSUME = (
+    BenchCase("fetch(500), an ack each", "consume", (jobs.FetchAndAckEach,), 40_000, documented=True, quick=True),
+    BenchCase("continuous, an ack each", "consume", (jobs.Consume,), 120_000, window=5_000, quick=True),
+    BenchCase("continuous, ack all", "consume", (partial(jobs.Consume, ack_all=True),), 200_000, window=10_000,
+         ack=AckPolicy.ALL, quick=True),
+    BenchCase("ordered reader, no ack", "consume", (jobs.ReadInOrder,), 200_000, window=10_000),
+)  # fmt: skip
+END_TO_END = (
+    BenchCase("single lane, windowed, an ack each", "end to end", (jobs.Windowed, jobs.Work), 69_659, window=4_000,
+         quick=True),
+    BenchCase("single lane, fast ingest, ack all", "end to end", (jobs.FastIngest, partial(jobs.Work, ack_all=True)),
+         69_659, window=10_000, ack=AckPolicy.ALL, stream=BATCHED),
+    BenchCase("bulk lane, 256 orders a message", "end to end", (jobs.BulkOrders, jobs.BulkWork), 15 * 69_659,
+         window=256, bulk=True, quick=True),
+    BenchCase("bulk lane, 1,024 orders, zstd", "end to end",
+         (partial(jobs.BulkOrders, compression="zstd"), jobs.BulkWork), 15 * 69_659, window=1_024, bulk=True),
+)  # fmt: skip
+CASES = (*PUBLISH, *CONSUME, *END_TO_END)
+
+
+@dataclass(frozen=True, slots=True)
 class StreamSetup:
-    """The stream that a case runs on."""
+    """The stream that a case runs on: copies (1 or 3), and where they are kept."""
 
     replicas: int
-    """Copies of the stream: 1 or 3."""
-    storage: Storage
+    storage: Literal["memory", "file"]
 
     def __str__(self) -> str:
         """Return it in short: ``R3 file``."""
@@ -50,13 +111,12 @@ class StreamSetup:
 
 @dataclass(frozen=True, slots=True)
 class CaseResult:
-    """All runs of a case on one kind of stream."""
+    """All runs of a case on one kind of stream, which held ``stored`` messages after each."""
 
     case: BenchCase
     setup: StreamSetup
     measurement: Measurement
     stored: int
-    """Messages in the stream after each run, as the server counts them."""
 
 
 async def run_suite(
@@ -67,7 +127,7 @@ async def run_suite(
     rounds: int,
     warmup: int = 1,
     seed: int | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> list[CaseResult]:
     """Run every case on every kind of stream ``rounds`` times.
 
@@ -88,24 +148,19 @@ async def run_suite(
     if rounds < 1 or warmup < 0:
         raise ValueError(f"rounds={rounds}, warmup={warmup}: expected rounds >= 1 and warmup >= 0")
     chance = random.Random(seed)
-    runs = [(case, setup) for case in cases for setup in setups]
-    done: dict[tuple[str, StreamSetup], list[Run]] = {(case.name, setup): [] for case, setup in runs}
-    stored: dict[tuple[str, StreamSetup], int] = {}
+    runs = {f"{case.name}, {setup}": (case, setup) for case in cases for setup in setups}
+    done: dict[str, list[Run]] = {name: [] for name in runs}
+    stored: dict[str, int] = {}
     for turn in range(warmup + rounds):
-        for case, setup in chance.sample(runs, len(runs)):
-            if progress is not None:
-                progress(f"{case.name}, {setup}")
-            run, stored[case.name, setup] = await run_once(meshes[setup.replicas], case, setup)
+        for name in chance.sample(list(runs), len(runs)):
+            progress(name)
+            case, setup = runs[name]
+            run, stored[name] = await run_once(meshes[setup.replicas], case, setup)
             if turn >= warmup:
-                done[case.name, setup].append(run)
+                done[name].append(run)
     return [
-        CaseResult(
-            case,
-            setup,
-            Measurement.of(f"{case.name}, {setup}", case.kind, done[case.name, setup]),
-            stored[case.name, setup],
-        )
-        for case, setup in runs
+        CaseResult(case, setup, Measurement.of(name, case.kind, done[name]), stored[name])
+        for name, (case, setup) in runs.items()
     ]
 
 
@@ -122,18 +177,17 @@ async def run_once(mesh: Mesh, case: BenchCase, setup: StreamSetup) -> tuple[Run
         try:
             count = messages_of(case, setup)
             await _prepare(client, js, case, setup, count)
-            jobs = _jobs(mesh, case, count)
-            [first], workers = await run_children(jobs[:1], jobs[1:], within=WITHIN_S)
+            children = _jobs(mesh, case, count)
+            [first], workers = await run_children(children[:1], children[1:], within=WITHIN_S)
             stored = (await js.stream_info(bulk_lane.STREAM if case.bulk else STREAM)).state.messages
             if not case.bulk and stored != count:
-                raise WrongTotalsError(
-                    f"{case.name}: the stream holds {stored:,} messages, expected {count:,}",
-                    differences={"messages": stored - count},
-                )
-            for result in (first, *workers):
+                message = f"{case.name}: the stream holds {stored:,} messages, expected {count:,}"
+                raise WrongTotalsError(message, differences={"messages": stored - count})
+            results = (first, *workers)
+            for result in results:
                 check_counts(case, count, result)
-            ended_ns = max(result.ended_ns for result in (first, *workers))
-            elapsed_s, size = (ended_ns - first.began_ns) / 1e9, 0 if case.ladder == "end to end" else PAYLOAD_BYTES
+            elapsed_s = (max(result.ended_ns for result in results) - first.began_ns) / 1e9
+            size = 0 if case.ladder == "end to end" else PAYLOAD_BYTES
             return Run(count, elapsed_s, payload_bytes=size, server_version=first.server_version), stored
         finally:
             await _remove_streams(js)
@@ -148,15 +202,13 @@ def messages_of(case: BenchCase, setup: StreamSetup) -> int:
 
 
 async def _prepare(client: Client, js: JetStreamContext, case: BenchCase, setup: StreamSetup, count: int) -> None:
-    storage = StorageType.FILE if setup.storage == "file" else StorageType.MEMORY
+    replicas, storage = setup.replicas, StorageType(setup.storage)
     if case.bulk:
-        await bulk_lane.create_bulk_lane(js, replicas=setup.replicas, storage=storage)
+        await bulk_lane.create_bulk_lane(js, replicas=replicas, storage=storage)
         await wait_routable(client, bulk_lane.STREAM)
         return
-    settings = {"allow_batched": True} if case.ladder == "consume" else case.stream
-    await js.add_stream(
-        StreamConfig(name=STREAM, subjects=["bench.*"], storage=storage, num_replicas=setup.replicas, **settings)
-    )
+    more = BATCHED if case.ladder == "consume" else case.stream
+    await js.add_stream(StreamConfig(STREAM, subjects=["bench.*"], storage=storage, num_replicas=replicas, **more))
     await wait_routable(client, STREAM)
     if case.ladder == "consume":
         await ingest(client, ((f"bench.{n}", bytes(PAYLOAD_BYTES)) for n in range(count)))
@@ -166,14 +218,9 @@ async def _prepare(client: Client, js: JetStreamContext, case: BenchCase, setup:
 
 
 def _jobs(mesh: Mesh, case: BenchCase, count: int) -> list[BenchJob[Any]]:
-    options = {**mesh.connect_options(), **({} if case.documented else {"skip_subject_validation": True})}
-    common = {
-        "options": options,
-        "within": WITHIN_S,
-        "plain_loop": case.documented,
-        "count": count,
-        "window": case.window,
-    }
+    options = mesh.connect_options() | ({} if case.documented else {"skip_subject_validation": True})
+    common = {"options": options, "within": WITHIN_S, "plain_loop": case.documented}
+    common |= {"count": count, "window": case.window}
     if case.ladder == "publish":
         common["payload_bytes"] = PAYLOAD_BYTES
     return [job(role=f"{case.name} {part}", **common) for part, job in enumerate(case.jobs, 1)]
@@ -186,18 +233,14 @@ def check_counts(case: BenchCase, count: int, result: Result) -> None:
         WrongTotalsError: It did not.
     """
     if isinstance(result, Consumed) and result.received != count:
-        raise WrongTotalsError(
-            f"{case.name}: {result.received:,} messages received, expected {count:,}",
-            differences={"messages": result.received - count},
-        )
+        message = f"{case.name}: {result.received:,} messages received, expected {count:,}"
+        raise WrongTotalsError(message, differences={"messages": result.received - count})
     if isinstance(result, Counted):
-        received = result.totals.orders + result.doubled
-        if received != count or result.doubled:
-            raise WrongTotalsError(
-                f"{case.name}: the worker counted {received:,} orders, {result.doubled:,} of them twice, "
-                f"expected {count:,}, each once",
-                differences={"orders": received - count, "orders counted twice": result.doubled},
-            )
+        received, doubled = result.totals.orders + result.doubled, result.doubled
+        if received != count or doubled:
+            seen = f"{received:,} orders, {doubled:,} of them twice"
+            message = f"{case.name}: the worker counted {seen}, expected {count:,}, each once"
+            raise WrongTotalsError(message, differences={"orders": received - count, "orders counted twice": doubled})
         repeats = count // EVERYTHING.orders
         if count == repeats * EVERYTHING.orders:
             orders, customers, cds, cents = msgspec.structs.astuple(EVERYTHING)
@@ -206,7 +249,5 @@ def check_counts(case: BenchCase, count: int, result: Result) -> None:
 
 async def _remove_streams(js: JetStreamContext) -> None:
     for name in (STREAM, bulk_lane.STREAM, bulk_lane.REJECTED_STREAM):
-        try:
+        with contextlib.suppress(nats.js.errors.NotFoundError):
             await js.delete_stream(name)
-        except nats.js.errors.NotFoundError:
-            continue

@@ -6,35 +6,24 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from dataclasses import fields
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mesh_lab.errors import MeshLabError, StoreError
 from mesh_lab.measure.local_store import data_dir, open_store
-from mesh_lab.measure.measurement import Measurement, rounded
-from mesh_lab.measure.reference import REFERENCE, Entry, read_reference, write_reference
+from mesh_lab.measure.measurement import Measurement, figure, rounded
+from mesh_lab.measure.reference import REFERENCE, read_reference, write_reference
 
 if TYPE_CHECKING:
     import pandas as pd
 
 MISSING = "—"
-COLUMNS: dict[str, Callable[[Any], Any]] = {
-    "name": str,
-    "kind": str,
-    "messages": int,  # pandas hands out numbers of its own kinds, which SQLite would keep as bytes
-    "elapsed_s": lambda seconds: json.dumps([float(one) for one in seconds]),
-    "payload_bytes": int,
-    "lost": int,
-    "duplicates": int,
-    "server_version": str,
-    "client_version": str,
-    "python_version": str,
-}
-"""The fields of a measurement, and how each is stored."""
+COLUMNS = [field.name for field in fields(Measurement)]
 TABLE = (
     "measurements (id INTEGER PRIMARY KEY, notebook TEXT NOT NULL, recorded_at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP"
-    + "".join(f", {name} {'INTEGER' if store is int else 'TEXT'} NOT NULL" for name, store in COLUMNS.items())
+    + "".join(f", {name} NOT NULL" for name in COLUMNS)
     + ")"
 )
 
@@ -54,7 +43,7 @@ def record(notebook: str, measurement: Measurement) -> Measurement:
     """
     if not notebook.strip():
         raise ValueError("a measurement is kept under its notebook's name, and the name is empty")
-    values = [notebook, *(store(getattr(measurement, name)) for name, store in COLUMNS.items())]
+    values = [notebook, *(_stored(getattr(measurement, name)) for name in COLUMNS)]
     with open_store("ledger", TABLE) as database:
         places = ", ".join("?" for _ in values)
         database.execute(f"INSERT INTO measurements (notebook, {', '.join(COLUMNS)}) VALUES ({places})", values)  # noqa: S608
@@ -82,39 +71,28 @@ def latest(notebook: str) -> list[Measurement]:
 def compare(notebook: str) -> "pd.DataFrame":
     """Return this machine's newest results beside the reference run, as a table.
 
-    What one of the two has and the other has not shows a dash. The rates of two machines differ; what should
-    agree is which of two rows is faster, and by about how much.
+    What only one of the two has shows a dash. Rates differ between machines; which of two rows is faster should not.
 
     Raises:
         StoreError: The ledger or the reference run cannot be read; the message says what to do.
     """
     import pandas as pd
 
-    here: dict[tuple[str, str], Measurement] = {(one.name, one.kind): one for one in latest(notebook)}
-    there: dict[tuple[str, str], Entry] = {(one.what, one.kind): one for one in read_reference(notebook)}
+    here = {(one.name, one.kind): one for one in latest(notebook)}
+    there = {(one.what, one.kind): one for one in read_reference(notebook)}
     table = []
     for what, kind in [*here, *(key for key in there if key not in here)]:
         mine, reference = here.get((what, kind)), there.get((what, kind))
-        times = reference.ratio(mine) if mine and reference else None
-        table.append(
-            {
-                "what": what,
-                "kind": kind,
-                "here": mine.figure if mine else MISSING,
-                "reference": reference.figure if reference else MISSING,
-                "here / reference": MISSING if times is None else rounded(times, 2),
-                "spread here": f"{int(mine.spread * 100)} %" if mine and mine.runs > 1 else MISSING,
-            }
-        )
+        figures = [mine.figure if mine else MISSING, figure(reference.value, kind) if reference else MISSING]
+        ratio = rounded(mine.value / reference.value, 2) if mine and reference and reference.value else MISSING
+        spread = f"{int(mine.spread * 100)} %" if mine and mine.runs > 1 else MISSING
+        table.append([what, kind, *figures, ratio, spread])
     columns = ["what", "kind", "here", "reference", "here / reference", "spread here"]
     return pd.DataFrame(table, columns=columns)
 
 
 def export_reference(path: Path = REFERENCE) -> Path:
-    """Write the newest results of every notebook as a reference run, and return the file's path.
-
-    Args:
-        path: File to write; the default is the one that the package carries.
+    """Write the newest results of every notebook as a reference run, the package's own, and return the file's path.
 
     Raises:
         StoreError: The ledger is empty or cannot be read, or the file cannot be written.
@@ -124,6 +102,13 @@ def export_reference(path: Path = REFERENCE) -> Path:
         raise StoreError(f"the ledger in {data_dir()} is empty; run the notebooks first, then export")
     write_reference(path, notebooks)
     return path
+
+
+def _stored(value: Any) -> str | int:
+    """Return a field for SQLite, which would keep the numbers of pandas, of kinds of their own, as bytes."""
+    if isinstance(value, tuple):
+        return json.dumps([float(one) for one in value])
+    return int(value) if isinstance(value, Integral) else str(value)
 
 
 def _read() -> list[tuple[str, Measurement]]:
@@ -138,19 +123,17 @@ def _read() -> list[tuple[str, Measurement]]:
             facts["elapsed_s"] = tuple(json.loads(facts["elapsed_s"]))
             measurements.append((notebook, Measurement(**facts)))
         except (ValueError, TypeError) as err:
-            raise StoreError(
-                f"the ledger in {data_dir()} holds something that is no measurement ({facts['name']!r}: {err}); "
-                "move ledger.sqlite away to begin a new one"
-            ) from err
+            what = f"holds something that is no measurement ({facts['name']!r}: {err})"
+            advice = "move ledger.sqlite away to begin a new one"
+            raise StoreError(f"the ledger in {data_dir()} {what}; {advice}") from err
     return measurements
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m mesh_lab.measure.ledger", description=main.__doc__)
-    commands = parser.add_subparsers(required=True)
-    export = commands.add_parser("export", help="make this machine's results the reference run")
-    export.add_argument("path", nargs="?", type=Path, default=REFERENCE, help="file to write")
+    parser.add_argument("command", choices=["export"], help="make this machine's results the reference run")
+    parser.add_argument("path", nargs="?", type=Path, default=REFERENCE, help="file to write")
     chosen = parser.parse_args(arguments)
     try:
         sys.stdout.write(f"{export_reference(chosen.path)}\n")

@@ -1,8 +1,7 @@
-"""Put load on a mesh from child processes, and say how it went.
+"""Put load on a mesh from child processes, and return how it went.
 
-A notebook's kernel that publishes and counts at the same time measures itself: its one event loop has both to
-do, and the display besides. Here every publisher and every subscriber is a process of its own under uvloop.
-The clocks are in the children; the parent only waits.
+A notebook's kernel that publishes and counts at the same time measures itself. Here every publisher and every
+subscriber is a process of its own under uvloop, with its own clock; the parent only waits.
 """
 
 import asyncio
@@ -10,35 +9,26 @@ import secrets
 import sys
 import threading
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import reduce
+from functools import partial, reduce
+from itertools import pairwise
 from operator import or_
 from typing import Any, TypeVar, get_type_hints
 
 import msgspec
 
 from mesh_lab.errors import ProcessEndedError
-from mesh_lab.measure.load_jobs import (
-    HEADER,
-    Job,
-    Publish,
-    PublishAcknowledged,
-    Receive,
-    Received,
-    Result,
-    Sent,
-)
+from mesh_lab.measure.load_jobs import HEADER, Job, Publish, PublishAcknowledged, Receive, Received, Result, Sent
 from mesh_lab.measure.measurement import Run
 from mesh_lab.processes import ChildProcess
 from mesh_lab.tls import pack
 
 WORKER = "mesh_lab.measure.load_worker"
 GRACE_S = 5.0
+SUBJECT = "orders.eu.{n}.placed"
 S = TypeVar("S", bound=Result)
 R = TypeVar("R", bound=Result)
-
-SUBJECT = "orders.eu.{n}.placed"
 
 
 async def publish_load(
@@ -54,17 +44,14 @@ async def publish_load(
 ) -> Run:
     """Publish as fast as it goes, and return how long it took until the server had, or had stored, everything.
 
-    Without ``acknowledged`` the clock stops at the PONG that follows the last message: until then, some of the
-    messages are only in the client's buffer. With it, it stops at the last message's acknowledgement.
-
     Args:
         options: Arguments of ``nats.connect``, as ``mesh.connect_options()`` returns them.
-        subject: Where to publish; a token ``{n}`` becomes the message's number, for a subject to each order.
-        messages: Messages in all, shared out among the publishers. Below 10,000 on core NATS the run is over in
-            some 30 ms, and what is measured is chance.
-        payload_bytes: Size of each payload, 8 (its number) or more; the rest is zeros, which compress well.
+        subject: Where to publish; a token ``{n}`` becomes the message's number.
+        messages: Messages in all, shared out among the publishers; below 10,000 on core NATS, chance is measured.
+        payload_bytes: Size of each payload, 8 (its number) or more; the rest is zeros.
         publishers: Processes that publish.
-        acknowledged: Publish to JetStream; a stream must listen to the subject.
+        acknowledged: Publish to JetStream until the last acknowledgement; a stream must listen to the subject. Without,
+            the clock stops at the PONG behind the last message, which until then may be in the client's buffer.
         window: Messages that a publisher may have outstanding; 1 waits for each acknowledgement.
         within: Seconds until all must be done, the children's start included.
 
@@ -78,18 +65,11 @@ async def publish_load(
         raise ValueError(f"window={window}, expected 1 or more")
     shares = numbered_shares(options, subject, messages, payload_bytes, publishers, within)
     # The windowed publisher sends again what a broken connection cost.
-    stored: dict[str, Any] = {"window": window, "survives_reconnect": window > 1}
-    jobs: list[Job[Sent]] = [
-        PublishAcknowledged(**share, **stored) if acknowledged else Publish(**share) for share in shares
-    ]
-    sent, _ = await run_children(jobs, within=within)
-    return Run(
-        messages=messages,
-        elapsed_s=_span(sent, max(result.ended_ns for result in sent)),
-        duplicates=sum(result.duplicates for result in sent),
-        payload_bytes=payload_bytes,
-        server_version=sent[0].server_version,
-    )
+    stored = partial(PublishAcknowledged, window=window, survives_reconnect=window > 1)
+    job: Callable[..., Job[Sent]] = stored if acknowledged else Publish
+    sent, _ = await run_children([job(**share) for share in shares], within=within)
+    duplicates = sum(result.duplicates for result in sent)
+    return Run(messages, _elapsed_s(sent, sent), 0, duplicates, payload_bytes, sent[0].server_version)
 
 
 async def deliver_load(
@@ -106,13 +86,9 @@ async def deliver_load(
 ) -> Run:
     """Publish to core NATS and subscribe, and return the time from the first publish to the last receive.
 
-    Every message carries its number, so that what is lost or comes twice is counted, not guessed. The run's
-    ``messages`` are the deliveries that were due: each message once for a queue group, and once for every
-    subscriber without one.
-
-    The publishers are faster than one subscriber. The server keeps what the subscriber has not read yet, slows
-    publishers down a little when that is much, and cuts the subscriber off when it is more than ``max_pending``
-    (64 MiB). That is how a run loses messages.
+    Every message carries its number, so that what is lost or comes twice is counted. The run's ``messages`` are the
+    deliveries that were due: each message once for a queue group, and once for every subscriber without one. Messages
+    are lost when the server cuts off a subscriber that has more than ``max_pending`` (64 MiB) to read.
 
     Args:
         options: Arguments of ``nats.connect``, as ``mesh.connect_options()`` returns them.
@@ -131,45 +107,22 @@ async def deliver_load(
     """
     if subscribers < 1:
         raise ValueError(f"subscribers={subscribers}, expected 1 or more")
-    run = secrets.token_hex(8)
-    controls = [f"_INBOX.load.{run}.{i}" for i in range(subscribers)]
+    inbox = f"_INBOX.load.{secrets.token_hex(8)}"
+    controls = {f"subscriber {i + 1}": f"{inbox}.{i}" for i in range(subscribers)}
     shares = numbered_shares(options, subject, messages, payload_bytes, publishers, within)
-    receiving = [
-        Receive(
-            role=f"subscriber {i}",
-            options=portable(options if subscriber_options is None else subscriber_options),
-            within=within,
-            subject=subject,
-            mark=shares[0]["mark"],
-            count=messages,
-            control=control,
-            publishers=publishers,
-            queue=queue or "",
-        )
-        for i, control in enumerate(controls, start=1)
-    ]
-    sent, got = await run_children([Publish(**share, controls=controls) for share in shares], receiving, within=within)
+    receiver = shares[0] | {"count": messages, "publishers": publishers, "queue": queue or ""}
+    receiver["options"] = portable(options if subscriber_options is None else subscriber_options)
+    receiving = [Receive(**receiver | {"role": role, "control": control}) for role, control in controls.items()]
+    publishing = [Publish(**share, controls=list(controls.values())) for share in shares]
+    sent, got = await run_children(publishing, receiving, within=within)
     due, lost, duplicates = count_faults(got, messages=messages, shared=queue is not None)
     # Where nothing came there is no last receive; the time that the publishers took stands in for it.
-    last_ns = max(result.ended_ns for result in got) or max(result.ended_ns for result in sent)
-    return Run(
-        messages=due,
-        elapsed_s=_span(sent, last_ns),
-        lost=lost,
-        duplicates=duplicates,
-        payload_bytes=payload_bytes,
-        server_version=sent[0].server_version,
-    )
+    elapsed_s = _elapsed_s(sent, got if any(result.ended_ns for result in got) else sent)
+    return Run(due, elapsed_s, lost, duplicates, payload_bytes, sent[0].server_version)
 
 
 def count_faults(results: Sequence[Received], *, messages: int, shared: bool) -> tuple[int, int, int]:
-    """Return how many deliveries were due, how many were lost, and how many came a further time.
-
-    Args:
-        results: One for each subscriber.
-        messages: Different messages that were published.
-        shared: Whether the subscribers are one queue group, in which each message is due once.
-    """
+    """Return how many deliveries were due, were lost, and came a further time, if ``shared`` among one queue group."""
     # One byte to a message, 1 if it came: as numbers, their union is an "or" and their size a count of bits.
     seen = [int.from_bytes(zlib.decompress(result.seen), "little") for result in results]
     groups = [reduce(or_, seen)] if shared else seen
@@ -181,29 +134,21 @@ def count_faults(results: Sequence[Received], *, messages: int, shared: bool) ->
 async def run_children(
     publishers: Sequence[Job[S]], subscribers: Sequence[Job[R]] = (), *, within: float
 ) -> tuple[list[S], list[R]]:
-    """Run a load: every child ready, publishers off together, then the signal to subscribers that all was sent.
+    """Run a load and return the results of the publishers and of the subscribers, in the jobs' order.
 
     Args:
         publishers: Jobs that begin when every child is ready.
         subscribers: Jobs that run until the publishers are done and nothing more arrives.
         within: Seconds until the children must be done; 5 s later they are killed.
 
-    Returns:
-        The results of the publishers and those of the subscribers, in the jobs' order.
-
     Raises:
         ProcessEndedError: A child ended without a result, or was not done in time.
     """
     jobs = [*subscribers, *publishers]
-    children = [
-        ChildProcess(
-            [sys.executable, "-m", WORKER, f"{type(job).__module__}:{type(job).__qualname__}"],
-            name=f"load child {job.role!r}",
-            stdin=True,
-            stdout=True,
-        )
-        for job in jobs
-    ]
+    children = []
+    for job in jobs:
+        command = [sys.executable, "-m", WORKER, f"{type(job).__module__}:{type(job).__qualname__}"]
+        children.append(ChildProcess(command, name=f"load child {job.role!r}", stdin=True, stdout=True))
     receiving, sending = children[: len(subscribers)], children[len(subscribers) :]
     loop = asyncio.get_running_loop()
     # Threads of its own: the loop's default ones are few, and a child that is slow would hold up all others.
@@ -241,9 +186,7 @@ async def run_children(
         threads.shutdown()
         for child in children:  # one that was just being started
             child.close()
-    return [_result(*one) for one in zip(publishers, sent, strict=True)], [
-        _result(*one) for one in zip(subscribers, got, strict=True)
-    ]
+    return list(map(_result, publishers, sent)), list(map(_result, subscribers, got))
 
 
 def _result(job: Job[R], line: bytes) -> R:
@@ -261,29 +204,19 @@ def numbered_shares(
         ValueError: A number is out of its range, or the subject or the options cannot be used.
     """
     if not 1 <= publishers <= messages < 2**32:
-        raise ValueError(
-            f"publishers={publishers:,}, messages={messages:,}: expected 1 <= publishers <= messages < 2**32"
-        )
-    if payload_bytes < HEADER.size:
-        raise ValueError(
-            f"payload_bytes={payload_bytes}, expected {HEADER.size} or more: each payload carries its number"
-        )
+        expected = "expected 1 <= publishers <= messages < 2**32"
+        raise ValueError(f"publishers={publishers:,}, messages={messages:,}: {expected}")
+    if payload_bytes < (least := HEADER.size):
+        raise ValueError(f"payload_bytes={payload_bytes}, expected {least} or more: each payload carries its number")
     if within <= 0:
         raise ValueError(f"within={within}, expected a positive number of seconds")
     if any("{n}" in part and part != "{n}" for part in subject.split(".")):
         raise ValueError(f"subject {subject!r}: {{n}} must be a token of its own, as in 'orders.eu.{{n}}.placed'")
     first = [messages * i // publishers for i in range(publishers + 1)]
-    run = {
-        "options": portable(options),
-        "within": within,
-        "subject": subject,
-        "mark": secrets.token_bytes(4),
-        "payload_bytes": payload_bytes,
-    }
-    return [
-        {**run, "role": f"publisher {i + 1}", "first": first[i], "count": first[i + 1] - first[i]}
-        for i in range(publishers)
-    ]
+    run = {"options": portable(options), "within": within, "subject": subject, "payload_bytes": payload_bytes}
+    run["mark"] = secrets.token_bytes(4)
+    shares = enumerate(pairwise(first), 1)
+    return [run | {"role": f"publisher {i}", "first": begin, "count": end - begin} for i, (begin, end) in shares]
 
 
 def portable(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -300,6 +233,6 @@ def portable(options: Mapping[str, Any]) -> dict[str, Any]:
     return packed
 
 
-def _span(sent: Sequence[Result], ended_ns: int) -> float:
-    """Return the seconds from the first publish to ``ended_ns``."""
-    return (ended_ns - min(result.began_ns for result in sent)) / 1e9
+def _elapsed_s(begun: Sequence[Result], ended: Sequence[Result]) -> float:
+    """Return the seconds from the first publish of some to the last end of others."""
+    return (max(result.ended_ns for result in ended) - min(result.began_ns for result in begun)) / 1e9

@@ -1,10 +1,10 @@
-"""The jobs of a load generator's children, each a struct, and how such a child talks with its parent.
+"""The jobs of a load generator's children, and how such a child talks with its parent.
 
 A job's fields travel to the child as JSON, calling it is what the child does, and what that returns travels back.
-Jobs with other needs, such as a benchmark's, stand in other modules: a child finds its job by the job's place.
 """
 
 import asyncio
+import contextlib
 import struct
 import sys
 import time
@@ -34,8 +34,7 @@ class Parent:
     """The process that started this one; it says when to go on with an empty line."""
 
     def __init__(self) -> None:
-        self.stage = "the connection"
-        """What the child waits for, for the error when it waits too long."""
+        self.stage = "the connection"  # what the child waits for, for the error when it waits too long
         self._lines: asyncio.Queue[bytes] = asyncio.Queue()
         processes.on_input_line(self._lines.put_nowait)
 
@@ -44,8 +43,14 @@ class Parent:
         self.report_ready()
         await self.wait_for_go()
 
+    async def begin(self) -> int:
+        """Return the time at which a job that waits for acknowledgements may begin, in nanoseconds."""
+        await self.ready()
+        self.stage = "acknowledgements"
+        return time.perf_counter_ns()
+
     def report_ready(self) -> None:
-        """Report that this child could begin, or has begun."""
+        """Report that this child could begin."""
         write_line(b'{"ready":true}')
 
     async def wait_for_go(self) -> None:
@@ -55,50 +60,49 @@ class Parent:
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """How a job went. Times are of the clock that all processes of a machine share, in nanoseconds."""
+    """How a job went, by the clock that all processes of a machine share.
+
+    Attributes:
+        began_ns: When the first message was published.
+        ended_ns: When the last message was published, acknowledged or received; 0 if none was.
+    """
 
     began_ns: int = 0
-    """When the first message was published."""
     ended_ns: int = 0
-    """When the last message was published, acknowledged or received; 0 if none was."""
     server_version: str = ""
-    """Version of the server at the other end."""
 
 
 class Sent(Result, frozen=True, kw_only=True):
-    """What a publisher did."""
+    """What a publisher did; duplicates are publishes that the stream had already."""
 
     duplicates: int = 0
-    """Publishes that the stream had already."""
 
 
 class Received(Result, frozen=True, kw_only=True):
-    """What a subscriber got."""
+    """Messages that a subscriber got, duplicates included; ``seen``, compressed, is a 1 for each number that came."""
 
     received: int = 0
-    """Messages, duplicates included."""
     seen: bytes = b""
-    """A byte for each number, 1 if that message came; compressed."""
 
 
 R_co = TypeVar("R_co", bound=Result, covariant=True)
 
 
 class Job(msgspec.Struct, Generic[R_co], frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
-    """What one child has to do; a subclass for each kind of job."""
+    """What one child has to do; a subclass for each kind of job.
+
+    Attributes:
+        role: Name of this child in errors, for example ``"publisher 2"``.
+        options: Arguments of ``nats.connect``, as :func:`mesh_lab.tls.pack` returns them.
+        within: Seconds until the child must be done.
+        survives_reconnect: Whether the job notices what a broken connection cost. For the others that is an error:
+            they would count as published what never left.
+    """
 
     role: str
-    """Name of this child in errors, for example ``"publisher 2"``."""
     options: dict[str, Any]
-    """Arguments of ``nats.connect``, as :func:`mesh_lab.tls.pack` returns them."""
     within: float
-    """Seconds until the child must be done."""
-
     survives_reconnect: bool = False
-    """Whether the job notices what a broken connection cost, because it sends it again or counts it as lost.
-
-    For the others a broken connection is an error: they would count as published what never left.
-    """
 
     def new_event_loop(self) -> asyncio.AbstractEventLoop:
         """Return the event loop that the job runs on."""
@@ -110,18 +114,15 @@ class Job(msgspec.Struct, Generic[R_co], frozen=True, kw_only=True, forbid_unkno
 
 
 class NumberedJob(Job[R_co], Generic[R_co], frozen=True, kw_only=True):
-    """What the jobs share whose messages carry the run's mark and a number."""
+    """What the jobs share whose messages carry the run's mark (4 bytes) and a number, from ``first`` on."""
 
     subject: str
     """Where messages go; ``{n}`` stands for the message's number."""
     mark: bytes
-    """Mark of the run, 4 bytes."""
     first: int = 0
-    """Number of this child's first message."""
     count: int
     """Number of messages to publish, or of different messages to expect."""
     payload_bytes: int = HEADER.size
-    """Size of each payload."""
 
     def messages(self) -> Iterator[tuple[str, bytes]]:
         """Yield subject and payload of each message."""
@@ -139,16 +140,14 @@ class NumberedJob(Job[R_co], Generic[R_co], frozen=True, kw_only=True):
 class Publish(NumberedJob[Sent], frozen=True, kw_only=True):
     """Publish to core NATS; the clock stops when a PONG proves that the server has read the last message."""
 
-    controls: list[str] = []
-    """The subscribers' control subjects."""
+    controls: list[str] = []  # the subscribers' control subjects
 
     async def __call__(self, client: Client, parent: Parent) -> Sent:
         parent.stage = "the subscribers' answers"
         for control in self.controls:
             # A subscription on one server reaches the others a moment later, and what is published in that moment is
             # lost. Each control subject is subscribed after its subscriber's real one, and interest travels in order.
-            ask = partial(client.request, control, timeout=1.0)
-            await retry(ask, within=self.within, every=PROBE_EVERY_S)
+            await retry(partial(client.request, control, timeout=1.0), within=self.within, every=PROBE_EVERY_S)
         await parent.ready()
         parent.stage = "the server to read the messages"
         began = time.perf_counter_ns()
@@ -167,10 +166,9 @@ class Publish(NumberedJob[Sent], frozen=True, kw_only=True):
 
 
 class PublishAcknowledged(NumberedJob[Sent], frozen=True, kw_only=True):
-    """Publish to JetStream once a stream listens: with ``js.publish``, or with many acknowledgements outstanding."""
+    """Publish to JetStream once a stream listens: with ``js.publish``, or with a window of more than one message."""
 
     window: int
-    """Messages that may wait for their acknowledgement at a time; with 1, the next leaves when the last is stored."""
 
     async def __call__(self, client: Client, parent: Parent) -> Sent:
         await wait_interest(client, self.subject)
@@ -187,10 +185,7 @@ class Receive(NumberedJob[Received], frozen=True, kw_only=True):
     control: str
     """Where publishers ask for this subscriber, and tell it that they are done."""
     publishers: int
-    """Number of publishers."""
     queue: str = ""
-    """Queue group; empty for none."""
-
     survives_reconnect: bool = True
 
     async def __call__(self, client: Client, parent: Parent) -> Received:
@@ -212,9 +207,7 @@ class Receive(NumberedJob[Received], frozen=True, kw_only=True):
             nonlocal ends
             if msg.reply:
                 await msg.respond(b"here")
-                return
-            ends += 1
-            if ends >= self.publishers:
+            elif (ends := ends + 1) >= self.publishers:
                 all_ended.set()
 
         subscription = await self.subscribe(client, on_message, queue=self.queue)
@@ -224,11 +217,10 @@ class Receive(NumberedJob[Received], frozen=True, kw_only=True):
         parent.stage = "the last messages"
         while not all_ended.is_set():
             before = received
-            try:
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(all_ended.wait(), QUIET_S)
-            except TimeoutError:
-                if received == before:  # the end was lost too, as when the server cuts a slow subscriber off
-                    break
+            if received == before:  # the end was lost too, as when the server cuts a slow subscriber off
+                break
         await subscription.drain()  # the callback finishes what has arrived
         return Received(ended_ns=last_ns, received=received, seen=zlib.compress(seen, 1))
 
@@ -236,8 +228,7 @@ class Receive(NumberedJob[Received], frozen=True, kw_only=True):
 async def publish_one_by_one(client: Client, parent: Parent, messages: Iterable[tuple[str, bytes]]) -> Sent:
     """Publish with ``js.publish``, each message when the one before is acknowledged."""
     js = client.jetstream(timeout=ACK_TIMEOUT_S)
-    duplicates = 0
-    began = await begin(parent)
+    duplicates, began = 0, await parent.begin()
     for subject, payload in messages:
         duplicates += bool((await js.publish(subject, payload)).duplicate)
     return Sent(began_ns=began, ended_ns=time.perf_counter_ns(), duplicates=duplicates)
@@ -248,19 +239,12 @@ async def publish_windowed(
 ) -> Sent:
     """Publish subjects, payloads and ids with a window of outstanding acknowledgements."""
     async with WindowedPublisher(client, window=window) as publisher:
-        began = await begin(parent)
+        began = await parent.begin()
         for subject, payload, msg_id in messages:
             await publisher.publish(subject, payload, msg_id=msg_id)
         await publisher.flush()
         ended = time.perf_counter_ns()
     return Sent(began_ns=began, ended_ns=ended, duplicates=publisher.duplicates)
-
-
-async def begin(parent: Parent) -> int:
-    """Return the time at which a job that waits for acknowledgements may begin, in nanoseconds."""
-    await parent.ready()
-    parent.stage = "acknowledgements"
-    return time.perf_counter_ns()
 
 
 def write_line(line: bytes) -> None:

@@ -1,12 +1,10 @@
 """The child process of a load generator: ``python -m mesh_lab.measure.load_worker package.module:Job``.
 
-It reads the :class:`~mesh_lab.measure.load_jobs.Job` of that place from standard input (never from its arguments, which
-every user of the machine can read, and the job holds a password), does it, and writes lines of JSON to standard output:
-``{"ready":true}`` when it could begin, the result at the end. In between the parent says when to go on, with an empty
-line. When standard input ends, the parent is dead, and so is the child a moment later.
+It reads its job from standard input (not from its arguments, which every user can read: the job holds a password) and
+writes lines of JSON to standard output: ``{"ready":true}`` when it could begin, the result at the end. In between the
+parent says when to go on, with an empty line. When standard input ends, so does the child.
 
-Clocks: ``time.perf_counter_ns`` is the same for all processes of a machine (Python's documentation of ``time``),
-so a publisher's first stamp and a subscriber's last one can be subtracted.
+``time.perf_counter_ns`` is the same clock for all processes of a machine (Python's documentation of ``time``).
 """
 
 import asyncio
@@ -36,24 +34,18 @@ async def _connect(job: Job[Result], gone: asyncio.Event) -> Client:
     async def on_gone() -> None:
         gone.set()
 
-    defaults: dict[str, Any] = {
-        "name": f"load {job.role}",
-        "reconnect_time_wait": 0.1,
-        "max_reconnect_attempts": 20,
-        "error_cb": on_error,
-        "closed_cb": on_gone,
-    }
+    defaults: dict[str, Any] = {"name": f"load {job.role}", "reconnect_time_wait": 0.1, "max_reconnect_attempts": 20}
+    defaults |= {"error_cb": on_error, "closed_cb": on_gone}
     if not job.survives_reconnect:
         defaults["disconnected_cb"] = on_gone
     try:
-        return await nats.connect(**{**defaults, **unpack(job.options)})
+        return await nats.connect(**(defaults | unpack(job.options)))
     except nats.errors.NoServersError as err:
         raise ConnectionError(f"no server took the connection: {', '.join(errors) or 'no server given'}") from err
 
 
 async def _work(job: Job[Result]) -> Result:
-    parent = Parent()
-    gone = asyncio.Event()
+    parent, gone = Parent(), asyncio.Event()
     try:
         async with asyncio.timeout(job.within):
             client = await _connect(job, gone)

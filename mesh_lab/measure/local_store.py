@@ -14,33 +14,27 @@ LOCK_S = 10.0
 
 
 def data_dir() -> Path:
-    """Return the directory, made for its owner alone (mode 0700) if it is not there yet.
+    """Return the directory that ``MESH_LAB_HOME`` names, or else where the platform keeps a user's data.
 
-    It is the one that ``MESH_LAB_HOME`` names; without that variable, the place where the platform keeps a
-    user's data. A directory that exists already keeps its mode.
+    It is made for its owner alone (mode 0700) if it is not there yet; one that exists keeps its mode.
 
     Raises:
         StoreError: It cannot be made or written.
     """
-    named = os.environ.get(HOME_VARIABLE)
-    if named:
+    if named := os.environ.get(HOME_VARIABLE):
         place = Path(named).expanduser().absolute()
     else:
         from platformdirs import user_data_path
 
         place = user_data_path("mesh-lab", appauthor=False)
+    directory = f"the directory {place} for this machine's results"
+    advice = f"name another one with the variable {HOME_VARIABLE}"
     try:
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as err:
-        raise StoreError(
-            f"cannot make the directory {place} for this machine's results: {err.strerror or err}; "
-            f"name another one with the variable {HOME_VARIABLE}"
-        ) from err
+        raise StoreError(f"cannot make {directory}: {err.strerror or err}; {advice}") from err
     if not os.access(place, os.R_OK | os.W_OK | os.X_OK):
-        raise StoreError(
-            f"the directory {place} for this machine's results cannot be written; "
-            f"make it writable, or name another one with the variable {HOME_VARIABLE}"
-        )
+        raise StoreError(f"{directory} cannot be written; make it writable, or {advice}")
     return place
 
 

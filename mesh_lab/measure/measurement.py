@@ -9,11 +9,9 @@ from importlib.metadata import version
 from typing import Literal, Self, get_args
 
 Kind = Literal["published", "acknowledged", "delivered", "processed", "ready"]
-"""What the clock was stopped by.
-
-``published``: the server has read the last message (a PONG came back). ``acknowledged``: the last message is
-stored. ``delivered``: a subscriber received it. ``processed``: a worker's effect is confirmed. ``ready``:
-something could be used.
+"""What stopped the clock: the server had read the last message (``published``: a PONG came back), it was stored
+(``acknowledged``), a subscriber had it (``delivered``), a worker's effect was confirmed (``processed``), or something
+could be used (``ready``).
 """
 
 NOISY_SPREAD = 0.10
@@ -21,26 +19,20 @@ NOISY_SPREAD = 0.10
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run of what is measured."""
+    """One run of what is measured: messages that were due, and the time from the first to the last of them.
+
+    Some of them may be lost, which never came, or duplicates, which came a further time.
+    """
 
     messages: int
-    """Messages that were due."""
     elapsed_s: float
-    """Time from the first of them to the last."""
     lost: int = 0
-    """How many of them never came."""
     duplicates: int = 0
-    """How many came a further time."""
     payload_bytes: int = 0
-    """Size of each message's payload."""
     server_version: str = ""
-    """Version of the nats-server that the clients were connected to."""
 
     def __post_init__(self) -> None:
-        _check_counts(self.messages, self.lost, self.duplicates, self.payload_bytes)
-        _check_elapsed(self.elapsed_s)
-        if self.lost > self.messages:
-            raise ValueError(f"lost={self.lost:,} of {self.messages:,} messages: more than there were")
+        _check(self, (self.elapsed_s,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,28 +40,28 @@ class Measurement:
     """The result of several runs, with what it takes to read it a year later.
 
     ``repr`` is one line, which warns in words of a spread of 10 % or more.
+
+    Attributes:
+        name: What was done, in the words of the notebook.
+        kind: What the clock was stopped by.
+        messages: Messages that were due in each run; 1 for ``ready``.
+        elapsed_s: Time of each run.
+        payload_bytes: Size of each message's payload.
+        lost: Messages that never came, in all runs together.
+        duplicates: Messages that came a further time, in all runs together.
+        server_version: nats-server's version; empty when it is not known. The others are nats-py's and Python's.
     """
 
     name: str
-    """What was done, in the words of the notebook."""
     kind: Kind
-    """What the clock was stopped by."""
     messages: int
-    """Messages that were due in each run; 1 for ``ready``."""
     elapsed_s: tuple[float, ...]
-    """Time of each run."""
     payload_bytes: int = 0
-    """Size of each message's payload."""
     lost: int = 0
-    """Messages that never came, in all runs together."""
     duplicates: int = 0
-    """Messages that came a further time, in all runs together."""
     server_version: str = ""
-    """nats-server's version; empty when it is not known."""
     client_version: str = field(default_factory=lambda: version("nats-py"))
-    """nats-py's version."""
     python_version: str = field(default_factory=platform.python_version)
-    """Python's version."""
 
     def __post_init__(self) -> None:
         if not self.name.strip():
@@ -78,13 +70,9 @@ class Measurement:
             raise ValueError(f"kind={self.kind!r}, expected one of {', '.join(get_args(Kind))}")
         if not self.elapsed_s:
             raise ValueError(f"{self.name!r} has no runs, expected at least 1")
-        for seconds in self.elapsed_s:
-            _check_elapsed(seconds)
-        _check_counts(self.messages, self.lost, self.duplicates, self.payload_bytes)
+        _check(self, self.elapsed_s)
         if self.kind == "ready" and self.messages != 1:
             raise ValueError(f"messages={self.messages:,} for kind 'ready', expected 1: the thing itself")
-        if self.lost > self.messages * self.runs:
-            raise ValueError(f"lost={self.lost:,} of {self.messages * self.runs:,} messages: more than there were")
 
     @classmethod
     def of(cls, name: str, kind: Kind, runs: Sequence[Run]) -> Self:
@@ -93,22 +81,14 @@ class Measurement:
         Raises:
             ValueError: There are no runs, or they differ in size.
         """
-        if len({(run.messages, run.payload_bytes) for run in runs}) != 1:
-            sizes = sorted({(run.messages, run.payload_bytes) for run in runs})
-            listed = (
-                " and ".join(f"{messages:,} messages of {size:,} B" for messages, size in sizes) or "there are none"
-            )
-            raise ValueError(f"the runs of {name!r} differ: {listed}; only equal runs can be compared")
-        return cls(
-            name=name,
-            kind=kind,
-            messages=runs[0].messages,
-            elapsed_s=tuple(run.elapsed_s for run in runs),
-            payload_bytes=runs[0].payload_bytes,
-            lost=sum(run.lost for run in runs),
-            duplicates=sum(run.duplicates for run in runs),
-            server_version=runs[0].server_version,
-        )
+        sizes = sorted({(run.messages, run.payload_bytes) for run in runs})
+        if len(sizes) != 1:
+            listed = " and ".join(f"{messages:,} messages of {size:,} B" for messages, size in sizes)
+            raise ValueError(f"the runs of {name!r} differ: {listed or 'none'}; only equal runs can be compared")
+        [(messages, size)] = sizes
+        elapsed_s = tuple(run.elapsed_s for run in runs)
+        lost, duplicates = sum(run.lost for run in runs), sum(run.duplicates for run in runs)
+        return cls(name, kind, messages, elapsed_s, size, lost, duplicates, runs[0].server_version)
 
     @property
     def runs(self) -> int:
@@ -136,30 +116,29 @@ class Measurement:
         return self.spread >= NOISY_SPREAD
 
     @property
+    def value(self) -> float:
+        """The number that people quote: the rate, or the time for ``ready``."""
+        return self.median_s if self.kind == "ready" else self.rate_per_s
+
+    @property
     def figure(self) -> str:
-        """The number that people quote, with its unit: ``"312,000/s"``, or ``"0.37 s"`` for ``ready``."""
-        return f"{rounded(self.median_s)} s" if self.kind == "ready" else f"{rounded(self.rate_per_s)}/s"
+        """That number with its unit: ``"312,000/s"``, or ``"0.37 s"`` for ``ready``."""
+        return figure(self.value, self.kind)
 
     def __repr__(self) -> str:
         """Return everything in one line."""
         # Rounded down, so that a line that shows 10 % is always one that warns.
-        percent = int(self.spread * 100)
-        facts = ["1 run" if self.runs == 1 else f"{self.runs} runs, spread {percent} %"]
+        facts = ["1 run" if self.runs == 1 else f"{self.runs} runs, spread {int(self.spread * 100)} %"]
         if self.kind != "ready":
             facts += [f"{self.payload_bytes:,} B", f"lost {self.lost:,}"]
             facts += [f"duplicates {self.duplicates:,}"] if self.duplicates else []
-        figure = self.figure if self.kind == "ready" else f"{self.figure} {self.kind}"
+        end = "" if self.kind == "ready" else f" {self.kind}"
         warning = "; the runs lie far apart, read it as a rough number" if self.noisy else ""
-        return f"{self.name}: {figure} ({', '.join(facts)}){warning}"
+        return f"{self.name}: {self.figure}{end} ({', '.join(facts)}){warning}"
 
 
 async def measure(
-    name: str,
-    run: Callable[[], Awaitable[Run]],
-    *,
-    kind: Kind,
-    runs: int = 3,
-    warmup: int = 1,
+    name: str, run: Callable[[], Awaitable[Run]], *, kind: Kind, runs: int = 3, warmup: int = 1
 ) -> Measurement:
     """Run something several times, one run after the other, and return what came out.
 
@@ -167,9 +146,8 @@ async def measure(
         name: What is done, in the words of the notebook.
         run: Does it once and returns how it went.
         kind: What stops the clock.
-        runs: Runs that count; with 1 there is no spread, and nothing tells whether the number is any good.
-        warmup: Runs before those, whose times do not count. The first run pays for cold caches and new
-            connections; 0 where just that is what you want to see.
+        runs: Runs that count; with 1 there is no spread.
+        warmup: Runs before those, which do not count; with 0, cold caches and new connections do.
 
     Raises:
         ValueError: A number is out of its range, or the runs were not of the same size.
@@ -184,10 +162,6 @@ async def measure(
 def rounded(value: float, digits: int = 3) -> str:
     """Return a number with so many significant digits and thousands separators: ``"312,000"``, ``"0.372"``.
 
-    Args:
-        value: Any finite number.
-        digits: Significant digits; what lies beyond them is noise in a timing.
-
     Raises:
         ValueError: ``value`` is not finite.
     """
@@ -197,14 +171,20 @@ def rounded(value: float, digits: int = 3) -> str:
     return f"{round(value, places):,.{max(places, 0)}f}"
 
 
-def _check_elapsed(seconds: float) -> None:
-    if not (seconds > 0 and math.isfinite(seconds)):
-        raise ValueError(f"elapsed_s={seconds!r}, expected a positive number of seconds")
+def figure(value: float, kind: Kind) -> str:
+    """Return a rate, or the time for ``ready``, with its unit."""
+    return rounded(value) + (" s" if kind == "ready" else "/s")
 
 
-def _check_counts(messages: int, lost: int, duplicates: int, payload_bytes: int) -> None:
-    if messages < 1:
-        raise ValueError(f"messages={messages!r}, expected at least 1")
-    for name, count in (("lost", lost), ("duplicates", duplicates), ("payload_bytes", payload_bytes)):
-        if count < 0:
+def _check(facts: Run | Measurement, elapsed_s: Sequence[float]) -> None:
+    """Refuse numbers that no runs of these times can have."""
+    for seconds in elapsed_s:
+        if not (seconds > 0 and math.isfinite(seconds)):
+            raise ValueError(f"elapsed_s={seconds!r}, expected a positive number of seconds")
+    if facts.messages < 1:
+        raise ValueError(f"messages={facts.messages!r}, expected at least 1")
+    for name in ("lost", "duplicates", "payload_bytes"):
+        if (count := getattr(facts, name)) < 0:
             raise ValueError(f"{name}={count!r}, expected 0 or more")
+    if facts.lost > (due := facts.messages * len(elapsed_s)):
+        raise ValueError(f"lost={facts.lost:,} of {due:,} messages: more than there were")

@@ -1,12 +1,8 @@
 """Load at a given rate, and what each message waited: from the moment at which it was due, not from when it left.
 
-A generator that waits for an answer before it asks again slows down with the system that it measures: while the
-system stands still, it asks nothing, and the bad moments are missing from the result. That is *coordinated
-omission* (Gil Tene, "How NOT to Measure Latency", 2013). Here the times at which messages are due are fixed
-beforehand. A message that leaves late because its predecessors are stuck has been waiting since then.
-
-The child keeps time with ``select``, which counts in microseconds; the event loops of asyncio and uvloop sleep in
-whole milliseconds.
+A generator that waits for an answer before it asks again asks nothing while the system stands still, and the bad
+moments are missing from its result: *coordinated omission* (Gil Tene, "How NOT to Measure Latency", 2013). Here the
+times at which messages are due are fixed beforehand, and one that leaves late has been waiting since then.
 """
 
 import math
@@ -27,30 +23,32 @@ Arrivals = Literal["steady", "random"]
 Since = Literal["due", "sent"]
 LONGEST_US = 600 * 1_000_000
 OUTCOMES = {UNANSWERED: "unanswered", ANSWERED: "answered", REFUSED: "refused", NOBODY: "nobody there"}
-# A generator that is later than this has latencies of its own to tell.
-LATE_MS = 5.0
+LATE_MS = 5.0  # a generator that is later than this has latencies of its own to tell
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class PacedRun:
-    """Each message of a run: when it was due, when it left, how and when it ended. Times are in nanoseconds."""
+    """Each message of a run: when it was due, when it left, how and when it ended. Times are in nanoseconds.
+
+    Attributes:
+        offered_per_s: The rate that was asked for.
+        due_ns: When each message was due, after the first one.
+        sent_ns: When it left, on the same clock.
+        done_ns: When its answer came; 0 for none.
+        outcome: How it ended, a byte each; :meth:`frame` has it in words.
+        gave_up_ns: When the generator stopped waiting for answers, on the same clock.
+        closed: Whether each message waited for the end of the one before.
+        server_version: Version of the server at the other end.
+    """
 
     offered_per_s: float
-    """The rate that was asked for."""
     due_ns: Sequence[int]
-    """When each message was due, after the first one."""
     sent_ns: Sequence[int]
-    """When it left, on the same clock."""
     done_ns: Sequence[int]
-    """When its answer came; 0 for none."""
     outcome: bytes
-    """How it ended, a byte each; :meth:`frame` has it in words."""
     gave_up_ns: int = 0
-    """When the generator stopped waiting for answers, on the same clock."""
     closed: bool = False
-    """Whether each message waited for the end of the one before."""
     server_version: str = ""
-    """Version of the server at the other end."""
 
     def __post_init__(self) -> None:
         sizes = {len(self.due_ns), len(self.sent_ns), len(self.done_ns), len(self.outcome)}
@@ -81,8 +79,7 @@ class PacedRun:
         """Return how long each answered message took, in the order in which they were due.
 
         Args:
-            since: ``"due"`` counts from when the message was due, as its sender feels it; ``"sent"`` only from when
-                it left, which hides what it waited for before.
+            since: ``"due"``, as its sender feels it, or ``"sent"``, which hides what it waited for before it left.
 
         Raises:
             ValueError: ``since`` is something else.
@@ -90,17 +87,11 @@ class PacedRun:
         if since not in get_args(Since):
             raise ValueError(f"since={since!r}, expected one of {', '.join(get_args(Since))}")
         began = self.due_ns if since == "due" else self.sent_ns
-        return [
-            (done - start) / 1e6
-            for start, done, how in zip(began, self.done_ns, self.outcome, strict=True)
-            if how == ANSWERED
-        ]
+        messages = zip(began, self.done_ns, self.outcome, strict=True)
+        return [(done - start) / 1e6 for start, done, how in messages if how == ANSWERED]
 
     def histogram(self) -> "HdrHistogram":
-        """Return the latencies in microseconds as an HDR histogram, three digits exact, from 1 µs to 10 minutes.
-
-        Histograms of several runs can be added; their percentiles cannot.
-        """
+        """Return the latencies in microseconds as an HDR histogram, three digits exact, from 1 µs to 10 minutes."""
         from hdrh.histogram import HdrHistogram
 
         histogram = HdrHistogram(1, LONGEST_US, 3)
@@ -111,44 +102,33 @@ class PacedRun:
     def percentile_ms(self, percent: float) -> float:
         """Return the smallest latency since due that so many percent of the answered messages did not exceed.
 
-        What was refused or lost has no latency and does not count here: read it beside :attr:`refused` and
-        :attr:`lost`, or use :meth:`share_within`.
-
         Args:
-            percent: Above 0 and up to 100, which is the longest.
+            percent: Above 0 and up to 100, which is the longest. What was refused or lost does not count.
 
         Raises:
             ValueError: No message was answered, or ``percent`` is out of its range.
         """
-        latencies = sorted(self.latencies_ms())
+        latencies = self.latencies_ms()
         if not latencies or not 0 < percent <= 100:
             raise ValueError(f"percent={percent} of {len(latencies)} answered messages, expected 0 to 100 of 1 or more")
-        return latencies[_rank(percent, len(latencies))]
+        return _percentile(latencies, percent)
 
     def share_within(self, limit_ms: float) -> float:
-        """Return the share of all messages that were answered in time; what was refused or lost was not.
-
-        Args:
-            limit_ms: Latency since due that still counts as in time.
-        """
+        """Return the share of all messages that were answered within so many milliseconds since due."""
         return sum(latency <= limit_ms for latency in self.latencies_ms()) / self.messages
 
     def lateness_ms(self, percent: float = 99) -> float:
         """Return how late messages left: the lateness that so many percent of them did not exceed.
 
-        In an open loop this is the generator's own fault, or that of the connection it writes to; it is part of
-        every latency since due. A machine that is too busy, or a rate that is too high, shows here first.
-
-        Args:
-            percent: Above 0 and up to 100, which is the latest.
+        In an open loop that is the generator's own fault, or that of its connection: too busy, or too high a rate.
 
         Raises:
-            ValueError: ``percent`` is out of its range.
+            ValueError: ``percent`` is not above 0 and up to 100.
         """
         if not 0 < percent <= 100:
             raise ValueError(f"percent={percent}, expected above 0 and up to 100")
-        late = sorted((sent - due) / 1e6 for due, sent in zip(self.due_ns, self.sent_ns, strict=True))
-        return late[_rank(percent, len(late))]
+        late = [(sent - due) / 1e6 for due, sent in zip(self.due_ns, self.sent_ns, strict=True)]
+        return _percentile(late, percent)
 
     def frame(self) -> "pd.DataFrame":
         """Return a row for each message: ``due_s``, ``sent_s``, ``done_s`` (NaN for none) and ``outcome`` in words."""
@@ -192,26 +172,28 @@ async def paced_load(
     Args:
         options: Arguments of ``nats.connect``, as ``mesh.connect_options()`` returns them.
         subject: Where to publish; a token ``{n}`` becomes the message's number.
-        rate_per_s: Messages a second; one process manages some 10,000 on the machines of the course. The run says in
-            words when it was late itself.
+        rate_per_s: Messages a second; a run whose generator was late itself says so.
         seconds: How long messages are due.
         until: What ends a message: ``"reply"`` to a request, ``"ack"`` of a stream, ``"received"`` by a subscriber.
-            A stream that listens to the subject answers a request, too.
         closed: Wait for each answer before the next message leaves, however long ago that was due: the closed loop.
         arrivals: ``"steady"`` gaps, or ``"random"`` ones as of senders that know nothing of each other (Poisson).
         seed: Chooses the random gaps; the same seed gives the same ones.
         payloads: What to send, in turn; ``None`` sends numbers. ``"received"`` needs the numbers.
         payload_bytes: Size of each payload without ``payloads``, 8 or more.
         patience: Seconds to wait for answers after the last message has left; in a closed loop, after each. What has
-            not been answered then is lost. An answer that comes while the run still lasts counts, however late.
-        within: Seconds beyond ``seconds`` and ``patience`` until the child must be done. A closed loop whose messages
-            are not answered needs ``patience`` for each.
+            not been answered when the run ends is lost.
+        within: Seconds beyond ``seconds`` and ``patience`` until the child must be done.
 
     Raises:
         ValueError: A number is out of its range, or the subject or the options cannot be used.
         ProcessEndedError: The child ended without a result; the message carries its traceback.
     """
-    messages = _messages(rate_per_s, seconds, patience, within)
+    numbers = {"rate_per_s": rate_per_s, "seconds": seconds, "patience": patience, "within": within}
+    for name, number in numbers.items():
+        if not (math.isfinite(number) and number > 0):
+            raise ValueError(f"{name}={number}, expected a positive number")
+    if (messages := round(rate_per_s * seconds)) < 1:
+        raise ValueError(f"rate_per_s={rate_per_s}, seconds={seconds}: no message is due; expected 1 or more")
     for name, value, known in (("until", until, get_args(Until)), ("arrivals", arrivals, get_args(Arrivals))):
         if value not in known:
             raise ValueError(f"{name}={value!r}, expected one of {', '.join(known)}")
@@ -244,18 +226,7 @@ async def paced_load(
     )
 
 
-def _messages(rate_per_s: float, seconds: float, patience: float, within: float) -> int:
-    """Return how many messages are due."""
-    numbers = {"rate_per_s": rate_per_s, "seconds": seconds, "patience": patience, "within": within}
-    for name, value in numbers.items():
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name}={value}, expected a positive number")
-    if (messages := round(rate_per_s * seconds)) < 1:
-        raise ValueError(f"rate_per_s={rate_per_s}, seconds={seconds}: no message is due; expected 1 or more")
-    return messages
-
-
-def _rank(percent: float, count: int) -> int:
-    """Return the position of a percentile among so many sorted values: the first that enough of them do not exceed."""
+def _percentile(values: list[float], percent: float) -> float:
+    """Return the smallest value that so many percent of them do not exceed."""
     # Rounded first: 99.9 % of 1,000 is 999.0000000000001 as a float, which is not the 1,000th.
-    return max(0, math.ceil(round(percent * count / 100, 9)) - 1)
+    return sorted(values)[max(0, math.ceil(round(percent * len(values) / 100, 9)) - 1)]

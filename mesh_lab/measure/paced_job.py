@@ -15,6 +15,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from mesh_lab.measure.load_jobs import HEADER, NumberedJob, Parent, Result
+from mesh_lab.patterns.jetstream_api import PublishReply
 from mesh_lab.patterns.jetstream_wait import wait_interest
 
 # What became of a message, a byte each.
@@ -23,15 +24,12 @@ START_S = 0.02  # from the parent's signal to the first message
 
 
 class PacedResult(Result, frozen=True, kw_only=True):
-    """When each message was due, sent and answered: eight bytes of nanoseconds each, in the machine's own order."""
+    """When each message was due (after the first), sent and answered (0 if not): 8 bytes of nanoseconds each."""
 
     due_ns: bytes
-    """After the first one."""
     sent_ns: bytes
     done_ns: bytes
-    """0 for a message without an answer."""
     outcome: bytes
-    """A byte for each message."""
 
 
 class Paced(NumberedJob[PacedResult], frozen=True, kw_only=True):
@@ -44,18 +42,14 @@ class Paced(NumberedJob[PacedResult], frozen=True, kw_only=True):
     seed: int
     payloads: list[bytes]
     patience: float
-
     survives_reconnect: bool = True
 
     def new_event_loop(self) -> asyncio.AbstractEventLoop:
-        """Return a loop that waits with ``select``.
-
-        It counts in microseconds; epoll, kqueue under asyncio and uvloop's timers count in milliseconds.
-        """
+        # select counts in microseconds; epoll, kqueue under asyncio and uvloop's timers count in milliseconds.
         return asyncio.SelectorEventLoop(selectors.SelectSelector())
 
     def schedule(self) -> Iterator[int]:
-        """Yield when each message is due, in nanoseconds after the first: evenly, or by chance around the same rate."""
+        # When each message is due, in nanoseconds after the first: evenly, or by chance around the same rate.
         gap_ns = 1e9 / self.rate_per_s
         chance = random.Random(self.seed)  # a load is repeated, not guessed
         at = 0.0
@@ -146,18 +140,10 @@ def _outcome(msg: Msg, *, acknowledgement: bool) -> int:
     return REFUSED if msg.headers and "Nats-Service-Error-Code" in msg.headers else ANSWERED
 
 
-class _Ack(msgspec.Struct):
-    """What a stream answers: where the message is stored, or why it is not."""
-
-    stream: str
-    seq: int
-    error: msgspec.Raw = msgspec.Raw()
-
-
 def _stored(answer: bytes) -> bool:
     """Return whether an answer is a stream's acknowledgement, and not its refusal or a service's reply."""
     try:
-        ack = msgspec.json.decode(answer, type=_Ack)
+        reply = msgspec.json.decode(answer, type=PublishReply)
     except msgspec.DecodeError:
         return False
-    return ack.seq > 0 and not ack.error
+    return reply.stream != "" and reply.seq > 0 and reply.error is None

@@ -12,10 +12,20 @@ import msgspec
 import pytest
 
 from mesh_lab.bench import nats_cli
-from mesh_lab.bench.cases import CASES, CONSUME, END_TO_END, PUBLISH, BenchCase
+from mesh_lab.bench.command import BenchReport, as_json, report_of
 from mesh_lab.bench.jobs import Consumed, Counted
-from mesh_lab.bench.report import BenchReport, as_json, json_schema, report_of
-from mesh_lab.bench.suite import StreamSetup, check_counts, messages_of, run_once, run_suite
+from mesh_lab.bench.suite import (
+    CASES,
+    CONSUME,
+    END_TO_END,
+    PUBLISH,
+    BenchCase,
+    StreamSetup,
+    check_counts,
+    messages_of,
+    run_once,
+    run_suite,
+)
 from mesh_lab.errors import NoNatsCliError, ProcessEndedError, WrongTotalsError
 from mesh_lab.orders.dataset import EVERYTHING
 from mesh_lab.servers.mesh import Mesh
@@ -50,7 +60,7 @@ async def test_a_climb_has_its_runs_without_the_first_and_the_report_has_the_sch
     read = msgspec.json.decode(as_json(report), type=BenchReport)
     assert read == report
     first, last = json.loads(as_json(report))["results"]
-    assert set(first) == set(json_schema()["$defs"]["BenchResult"]["properties"])
+    assert set(first) == set(msgspec.json.schema(BenchReport)["$defs"]["BenchResult"]["properties"])
     assert (first["unit"], last["unit"]) == ("messages", "orders")
     assert (first["replicas"], first["storage"], first["kind"]) == (3, "file", "acknowledged")
     assert first["stored_messages"] == first["count"] == 600
@@ -134,7 +144,7 @@ def tool(tmp_path: Path) -> Path:
 
 
 def test_the_other_clients_rates_are_read_and_its_password_is_no_argument(mesh: Mesh, tool: Path) -> None:
-    results = nats_cli.run_nats_cli(str(tool), mesh, replicas=3, payload_bytes=128)
+    results = nats_cli.run_nats_cli(str(tool), mesh, replicas=3)
     assert [(one.ladder, one.rate_per_s) for one in results] == [("publish", 183_412.0)] * 3 + [("consume", 183_412.0)]
     said = (tool.parent / "said").read_text()
     assert mesh.connect_options()["password"] not in said
@@ -145,7 +155,7 @@ def test_the_other_clients_rates_are_read_and_its_password_is_no_argument(mesh: 
 def test_a_tool_that_says_no_rate_is_an_error_with_its_words(mesh: Mesh, tool: Path) -> None:
     tool.write_text("#!/bin/sh\necho 'unknown flag --purge' >&2; exit 1\n")
     with pytest.raises(ProcessEndedError, match=r"js pub sync .*ended with code 1: unknown flag --purge"):
-        nats_cli.run_nats_cli(str(tool), mesh, replicas=1, payload_bytes=128)
+        nats_cli.run_nats_cli(str(tool), mesh, replicas=1)
 
 
 def test_a_peer_that_is_not_installed_is_asked_for_by_name(tmp_path: Path, monkeypatch) -> None:
