@@ -17,8 +17,7 @@ import psutil
 import pytest
 from nats.js.errors import APIError
 
-from mesh_lab.measure.paced import PacedRun, paced_load
-from mesh_lab.measure.paced_job import ANSWERED
+from mesh_lab.measure.paced import ANSWERED, PacedRun, paced_load
 from mesh_lab.notebook.services import Services
 from mesh_lab.orders.dataset import read_orders
 from mesh_lab.orders.order import decode, encode

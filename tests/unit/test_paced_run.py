@@ -5,8 +5,7 @@ import math
 
 import pytest
 
-from mesh_lab.measure.paced import PacedRun, paced_load
-from mesh_lab.measure.paced_job import ANSWERED, NOBODY, REFUSED, UNANSWERED, Paced, _stored
+from mesh_lab.measure.paced import ANSWERED, NOBODY, REFUSED, UNANSWERED, Paced, PacedRun, _stored, paced_load
 
 MS = 1_000_000
 COLUMNS = {"due_ns": [0, 10 * MS], "sent_ns": [0, 10 * MS], "done_ns": [MS, 11 * MS], "outcome": bytes([ANSWERED] * 2)}
