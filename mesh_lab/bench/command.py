@@ -5,11 +5,11 @@ renamed or given another unit; what comes new gets a new ``schema`` number.
 """
 
 import asyncio
-import json
 import platform
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import Any
 
 import msgspec
 from rich.bar import Bar
@@ -69,9 +69,7 @@ class BenchReport(msgspec.Struct, frozen=True):
 
 
 def run_bench(*, quick: bool, as_json: bool, peer: bool, ladders: Sequence[str] = ()) -> int:
-    """Run the benchmark on servers of its own, print the report, and return the exit code.
-
-    Progress goes to standard error, so that standard output holds the report alone.
+    """Run the benchmark on servers of its own, print the report (progress to standard error), and return the exit code.
 
     Args:
         quick: Only the cases that matter most, on file streams, two rounds: under a minute.
@@ -140,14 +138,14 @@ def _result(result: CaseResult) -> BenchResult:
     )
 
 
-def as_json(report: BenchReport) -> str:
-    """Return a report as JSON, indented."""
+def as_json(report: BenchReport | dict[str, Any]) -> str:
+    """Return a report, or its schema, as JSON, indented."""
     return msgspec.json.format(msgspec.json.encode(report), indent=2).decode()
 
 
 def print_schema() -> int:
     """Print the JSON Schema of the report and return the exit code."""
-    sys.stdout.write(json.dumps(msgspec.json.schema(BenchReport), indent=2) + "\n")
+    sys.stdout.write(as_json(msgspec.json.schema(BenchReport)) + "\n")
     return 0
 
 
@@ -159,11 +157,9 @@ def _write(report: BenchReport, *, json: bool) -> None:
     console = Console()
     for ladder in dict.fromkeys(result.ladder for result in report.results):
         console.print(_table(ladder, [result for result in report.results if result.ladder == ladder], report.peers))
-    machine = report.machine
-    console.print(
-        f"{machine.cpus} cores, {machine.memory_gib:g} GiB, {machine.system}; nats-server {machine.nats_server}, "
-        f"nats-py {machine.nats_py}, Python {machine.python}"
-    )
+    on = report.machine
+    versions = f"nats-server {on.nats_server}, nats-py {on.nats_py}, Python {on.python}"
+    console.print(f"{on.cpus} cores, {on.memory_gib:g} GiB, {on.system}; {versions}")
     if any(result.spread >= NOISY_SPREAD for result in report.results):
         console.print("Runs that lie 10 % or more apart are rough numbers: compare only what differs by more.")
 

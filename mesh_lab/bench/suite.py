@@ -47,7 +47,6 @@ class BenchCase:
         documented: As the client's documentation shows it: asyncio's own loop, default options. The others use uvloop.
         bulk: Whether one message holds many orders.
         stream: Further settings of the stream.
-        quick: Whether ``--quick`` runs it.
     """
 
     name: str
@@ -129,7 +128,7 @@ async def run_suite(
     seed: int | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[CaseResult]:
-    """Run every case on every kind of stream ``rounds`` times.
+    """Run every case on every kind of stream ``rounds`` times, in an order that the seed chooses.
 
     Args:
         meshes: A mesh for each number of replicas.
@@ -137,7 +136,7 @@ async def run_suite(
         setups: On which streams.
         rounds: Runs that count.
         warmup: Rounds before those, which do not count: servers that have just started are slower.
-        seed: Chooses the order of the runs; ``None`` for any.
+        seed: ``None`` for any order.
         progress: Called with the name of each run before it begins.
 
     Raises:
@@ -165,12 +164,7 @@ async def run_suite(
 
 
 async def run_once(mesh: Mesh, case: BenchCase, setup: StreamSetup) -> tuple[Run, int]:
-    """Run one case once and return the run, and the number of messages that the server counts in the stream.
-
-    Raises:
-        WrongTotalsError: A count was off.
-        ProcessEndedError: A child ended without a result.
-    """
+    """Run one case once, as :func:`run_suite`, and return the run and the number of messages in the stream."""
     async with await mesh.connect(name="bench") as client:
         js = client.jetstream(timeout=10.0)
         await _remove_streams(js)
@@ -227,11 +221,7 @@ def _jobs(mesh: Mesh, case: BenchCase, count: int) -> list[BenchJob[Any]]:
 
 
 def check_counts(case: BenchCase, count: int, result: Result) -> None:
-    """Return when a child got what it should.
-
-    Raises:
-        WrongTotalsError: It did not.
-    """
+    """Raise :class:`WrongTotalsError` when a child did not get what it should."""
     if isinstance(result, Consumed) and result.received != count:
         message = f"{case.name}: {result.received:,} messages received, expected {count:,}"
         raise WrongTotalsError(message, differences={"messages": result.received - count})

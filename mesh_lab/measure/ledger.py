@@ -29,9 +29,7 @@ TABLE = (
 
 
 def record(notebook: str, measurement: Measurement) -> Measurement:
-    """Keep a measurement and return it, so that a cell can end with the call.
-
-    Earlier results of the same name stay; the newest is the one that counts.
+    """Keep a measurement beside earlier ones and return it, so that a cell can end with the call.
 
     Args:
         notebook: Name of the notebook without its ending, for example ``"01_publish_and_subscribe"``.
@@ -81,14 +79,13 @@ def compare(notebook: str) -> "pd.DataFrame":
     here = {(one.name, one.kind): one for one in latest(notebook)}
     there = {(one.what, one.kind): one for one in read_reference(notebook)}
     table = []
-    for what, kind in [*here, *(key for key in there if key not in here)]:
+    for what, kind in here | there:
         mine, reference = here.get((what, kind)), there.get((what, kind))
         figures = [mine.figure if mine else MISSING, figure(reference.value, kind) if reference else MISSING]
         ratio = rounded(mine.value / reference.value, 2) if mine and reference and reference.value else MISSING
         spread = f"{int(mine.spread * 100)} %" if mine and mine.runs > 1 else MISSING
         table.append([what, kind, *figures, ratio, spread])
-    columns = ["what", "kind", "here", "reference", "here / reference", "spread here"]
-    return pd.DataFrame(table, columns=columns)
+    return pd.DataFrame(table, columns=["what", "kind", "here", "reference", "here / reference", "spread here"])
 
 
 def export_reference(path: Path = REFERENCE) -> Path:

@@ -86,9 +86,8 @@ async def deliver_load(
 ) -> Run:
     """Publish to core NATS and subscribe, and return the time from the first publish to the last receive.
 
-    Every message carries its number, so that what is lost or comes twice is counted. The run's ``messages`` are the
-    deliveries that were due: each message once for a queue group, and once for every subscriber without one. Messages
-    are lost when the server cuts off a subscriber that has more than ``max_pending`` (64 MiB) to read.
+    The run's ``messages`` are the deliveries that were due: each message once for a queue group, and once for every
+    subscriber without one. The server cuts off a subscriber that has more than ``max_pending`` (64 MiB) to read.
 
     Args:
         options: Arguments of ``nats.connect``, as ``mesh.connect_options()`` returns them.
@@ -212,10 +211,10 @@ def numbered_shares(
         raise ValueError(f"within={within}, expected a positive number of seconds")
     if any("{n}" in part and part != "{n}" for part in subject.split(".")):
         raise ValueError(f"subject {subject!r}: {{n}} must be a token of its own, as in 'orders.eu.{{n}}.placed'")
-    first = [messages * i // publishers for i in range(publishers + 1)]
+    bounds = [messages * i // publishers for i in range(publishers + 1)]
     run = {"options": portable(options), "within": within, "subject": subject, "payload_bytes": payload_bytes}
     run["mark"] = secrets.token_bytes(4)
-    shares = enumerate(pairwise(first), 1)
+    shares = enumerate(pairwise(bounds), 1)
     return [run | {"role": f"publisher {i}", "first": begin, "count": end - begin} for i, (begin, end) in shares]
 
 
@@ -226,10 +225,8 @@ def portable(options: Mapping[str, Any]) -> dict[str, Any]:
         try:
             msgspec.json.encode(value)
         except TypeError as err:
-            raise ValueError(
-                f"connect option {name!r} is a {type(value).__name__}, which cannot travel to a child process; "
-                "leave it out, or give it as text or a number"
-            ) from err
+            option = f"connect option {name!r} is a {type(value).__name__}, which cannot travel to a child process"
+            raise ValueError(f"{option}; leave it out, or give it as text or a number") from err
     return packed
 
 

@@ -22,12 +22,10 @@ from mesh_lab.patterns.jetstream_wait import wait_interest
 from mesh_lab.patterns.wait import retry
 from mesh_lab.patterns.windowed_publisher import WindowedPublisher
 
-HEADER = struct.Struct(">4sI")
-"""Every payload begins with the run's mark and the message's number, so that each one can be told apart."""
+HEADER = struct.Struct(">4sI")  # every payload begins with the run's mark and the message's number
 ACK_TIMEOUT_S = 10.0
 PROBE_EVERY_S = 0.02
-QUIET_S = 2.0
-"""Seconds without a message after which a subscriber gives up waiting for the publishers' last one."""
+QUIET_S = 2.0  # without a message: then a subscriber gives up waiting for the publishers' last one
 
 
 class Parent:
@@ -60,11 +58,9 @@ class Parent:
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """How a job went, by the clock that all processes of a machine share.
+    """When the first message was published, and the last was published, acknowledged or received; 0 if none was.
 
-    Attributes:
-        began_ns: When the first message was published.
-        ended_ns: When the last message was published, acknowledged or received; 0 if none was.
+    Times are of the clock that all processes of a machine share.
     """
 
     began_ns: int = 0
@@ -114,14 +110,12 @@ class Job(msgspec.Struct, Generic[R_co], frozen=True, kw_only=True, forbid_unkno
 
 
 class NumberedJob(Job[R_co], Generic[R_co], frozen=True, kw_only=True):
-    """What the jobs share whose messages carry the run's mark (4 bytes) and a number, from ``first`` on."""
+    """What the jobs share whose ``count`` messages carry the run's mark (4 bytes) and a number, from ``first`` on."""
 
-    subject: str
-    """Where messages go; ``{n}`` stands for the message's number."""
+    subject: str  # ``{n}`` stands for the message's number
     mark: bytes
     first: int = 0
     count: int
-    """Number of messages to publish, or of different messages to expect."""
     payload_bytes: int = HEADER.size
 
     def messages(self) -> Iterator[tuple[str, bytes]]:
@@ -182,8 +176,7 @@ class PublishAcknowledged(NumberedJob[Sent], frozen=True, kw_only=True):
 class Receive(NumberedJob[Received], frozen=True, kw_only=True):
     """Subscribe, and note which of the run's messages come."""
 
-    control: str
-    """Where publishers ask for this subscriber, and tell it that they are done."""
+    control: str  # where publishers ask for this subscriber, and tell it that they are done
     publishers: int
     queue: str = ""
     survives_reconnect: bool = True

@@ -3,8 +3,6 @@
 It reads its job from standard input (not from its arguments, which every user can read: the job holds a password) and
 writes lines of JSON to standard output: ``{"ready":true}`` when it could begin, the result at the end. In between the
 parent says when to go on, with an empty line. When standard input ends, so does the child.
-
-``time.perf_counter_ns`` is the same clock for all processes of a machine (Python's documentation of ``time``).
 """
 
 import asyncio

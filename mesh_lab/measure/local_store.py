@@ -40,9 +40,7 @@ def data_dir() -> Path:
 
 @contextmanager
 def open_store(name: str, table: str) -> Iterator[sqlite3.Connection]:
-    """Open one of the files for a single transaction, make it if it is missing, and close it again.
-
-    An exception inside the ``with`` block undoes what the block did.
+    """Open one of the files for a single transaction, which an exception undoes; make it if it is missing.
 
     Args:
         name: What the file holds, in one word; it is also the file's name.
@@ -59,10 +57,8 @@ def open_store(name: str, table: str) -> Iterator[sqlite3.Connection]:
             database.execute("BEGIN IMMEDIATE")  # two kernels that both find no table must not both make it
             found = database.execute("PRAGMA user_version").fetchone()[0]
             if found > FORMAT:
-                raise StoreError(
-                    f"this machine's {name} in {path} has format {found}, this version of mesh-lab reads {FORMAT}: "
-                    f"update mesh-lab; or {advice}"
-                )
+                reads = f"has format {found}, this version of mesh-lab reads {FORMAT}"
+                raise StoreError(f"this machine's {name} in {path} {reads}: update mesh-lab; or {advice}")
             if found < FORMAT:
                 # An older version made the progress file with its table and without the number.
                 database.execute(f"CREATE TABLE IF NOT EXISTS {table}")

@@ -37,9 +37,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """The result of several runs, with what it takes to read it a year later.
-
-    ``repr`` is one line, which warns in words of a spread of 10 % or more.
+    """The result of several runs; its ``repr`` is one line, which warns in words of a spread of 10 % or more.
 
     Attributes:
         name: What was done, in the words of the notebook.
@@ -49,7 +47,9 @@ class Measurement:
         payload_bytes: Size of each message's payload.
         lost: Messages that never came, in all runs together.
         duplicates: Messages that came a further time, in all runs together.
-        server_version: nats-server's version; empty when it is not known. The others are nats-py's and Python's.
+        server_version: nats-server's version, if it is known.
+        client_version: nats-py's version.
+        python_version: Python's version.
     """
 
     name: str

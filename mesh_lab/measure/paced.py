@@ -143,8 +143,7 @@ class PacedRun:
         """
         if not 0 < percent <= 100:
             raise ValueError(f"percent={percent}, expected above 0 and up to 100")
-        late = [(sent - due) / 1e6 for due, sent in zip(self.due_ns, self.sent_ns, strict=True)]
-        return _percentile(late, percent)
+        return _percentile([(sent - due) / 1e6 for due, sent in zip(self.due_ns, self.sent_ns, strict=True)], percent)
 
     def frame(self) -> "pd.DataFrame":
         """Return a row for each message: ``due_s``, ``sent_s``, ``done_s`` (NaN for none) and ``outcome`` in words."""
@@ -228,18 +227,11 @@ async def paced_load(
         patience=float(patience),
     )
     [[result], _] = await run_children([job], within=limit)
-    due, sent, done = (array("q", part) for part in (result.due_ns, result.sent_ns, result.done_ns))
-    start = result.began_ns
-    return PacedRun(
-        offered_per_s=rate_per_s,
-        due_ns=due,
-        sent_ns=[at - start for at in sent],
-        done_ns=[at - start if at else 0 for at in done],
-        outcome=result.outcome,
-        gave_up_ns=result.ended_ns - start,
-        closed=closed,
-        server_version=result.server_version,
-    )
+    due_ns, start = array("q", result.due_ns), result.began_ns
+    sent_ns = [at - start for at in array("q", result.sent_ns)]
+    done_ns = [at - start if at else 0 for at in array("q", result.done_ns)]
+    gave_up_ns = result.ended_ns - start
+    return PacedRun(rate_per_s, due_ns, sent_ns, done_ns, result.outcome, gave_up_ns, closed, result.server_version)
 
 
 def _percentile(values: list[float], percent: float) -> float:

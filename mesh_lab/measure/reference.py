@@ -88,8 +88,8 @@ def write_reference(path: Path, notebooks: Mapping[str, Sequence[Measurement]]) 
         nats_py=_versions(one.client_version for one in every),
     )
     entries = {
-        notebook: sorted(map(_entry, notebooks[notebook]), key=lambda entry: (entry.what, entry.kind))
-        for notebook in sorted(notebooks)
+        notebook: sorted(map(_entry, measurements), key=lambda entry: (entry.what, entry.kind))
+        for notebook, measurements in sorted(notebooks.items())
     }
     try:
         path.write_bytes(msgspec.json.format(msgspec.json.encode(ReferenceRun(machine, entries)), indent=2) + b"\n")
