@@ -227,7 +227,7 @@ async def paced_load(
         patience=float(patience),
     )
     [[result], _] = await run_children([job], within=limit)
-    due_ns, start = array("q", result.due_ns), result.began_ns
+    due_ns, start = array("q", job.schedule()), result.began_ns
     sent_ns = [at - start for at in array("q", result.sent_ns)]
     done_ns = [at - start if at else 0 for at in array("q", result.done_ns)]
     gave_up_ns = result.ended_ns - start
@@ -241,9 +241,8 @@ def _percentile(values: list[float], percent: float) -> float:
 
 
 class PacedResult(Result, frozen=True, kw_only=True):
-    """When each message was due (after the first), sent and answered (0 if not): 8 bytes of nanoseconds each."""
+    """When each message was sent and answered (0 if not), 8 bytes of nanoseconds each, and how it ended."""
 
-    due_ns: bytes
     sent_ns: bytes
     done_ns: bytes
     outcome: bytes
@@ -343,7 +342,6 @@ class Paced(NumberedJob[PacedResult], frozen=True, kw_only=True):
         return PacedResult(
             began_ns=start_ns,
             ended_ns=time.perf_counter_ns(),
-            due_ns=due_ns.tobytes(),
             sent_ns=sent_ns.tobytes(),
             done_ns=done_ns.tobytes(),
             outcome=bytes(outcomes),
