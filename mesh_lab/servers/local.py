@@ -16,7 +16,7 @@ from mesh_lab.servers.binary import find_server
 from mesh_lab.servers.layout import HUB, Layout
 from mesh_lab.servers.links import Links, dials
 from mesh_lab.servers.mesh import Mesh
-from mesh_lab.servers.readiness import Deadline, View, ask, gateways_stand, routed, wait_for, wait_until_ready
+from mesh_lab.servers.readiness import Deadline, ask, gateways_stand, routed, until, wait_for, wait_until_ready
 from mesh_lab.servers.server import LocalServer
 from mesh_lab.servers.workspace import Workspace
 
@@ -61,11 +61,11 @@ async def start(request: MeshRequest) -> Mesh:
 async def _bring_up(mesh: Mesh, servers: dict[str, LocalServer], deadline: Deadline) -> None:
     if mesh.links is not None:  # before the servers: a server that is refused waits for a second
         await asyncio.to_thread(mesh.links.start)
-    await _start_in_turn(mesh.view, servers, deadline)
+    await _start_in_turn(mesh.layout, servers, deadline)
     if len(mesh.layout.regions) > 1:
         await wait_for(mesh.view, [gateways_stand, routed], deadline)
         members = [server for name, server in servers.items() if name not in mesh.layout.leaves]
-        await _elect_at_once(mesh.view, members, deadline)
+        await _elect_at_once(members, deadline)
     await wait_until_ready(mesh.view, deadline)
 
 
@@ -152,7 +152,7 @@ def _ports(name: str, layout: Layout, workspace: Workspace) -> config.Ports:
     )
 
 
-async def _start_in_turn(view: View, servers: dict[str, LocalServer], deadline: Deadline) -> None:
+async def _start_in_turn(layout: Layout, servers: dict[str, LocalServer], deadline: Deadline) -> None:
     """Start the servers of each region one after the other, a moment apart; none is ready when this returns.
 
     Two servers that dial each other at the same moment may each hang up the call that the other one keeps, and try
@@ -163,21 +163,21 @@ async def _start_in_turn(view: View, servers: dict[str, LocalServer], deadline: 
         ServerExitedError: A server ended.
     """
 
-    async def listens(_view: View, *, server: LocalServer) -> str:
+    async def listens(server: LocalServer) -> str:
         server.check_alive()
         return "" if server.takes_routes() else f"server {server.name!r} does not listen for routes"
 
-    for turn in zip_longest(*view.layout.regions.values()):
+    for turn in zip_longest(*layout.regions.values()):
         started = [servers[name] for name in turn if name is not None]
         for server in started:
             server.start()
-        clustered = [server for server in started if server.ports.cluster]
-        await wait_for(view, [partial(listens, server=server) for server in clustered], deadline, every=0.002)
-    for leaf in view.layout.leaves:
+        for server in (server for server in started if server.ports.cluster):
+            await until(partial(listens, server), deadline, every=0.002)
+    for leaf in layout.leaves:
         servers[leaf].start()
 
 
-async def _elect_at_once(view: View, servers: list[LocalServer], deadline: Deadline) -> None:
+async def _elect_at_once(servers: list[LocalServer], deadline: Deadline) -> None:
     """Let regions that are joined elect their first meta leader now, in 1 s, and not in 4 to 9 s.
 
     A server dials other regions one second after its start (``gatewaySolicitDelay`` in server/gateway.go). Right
@@ -192,7 +192,7 @@ async def _elect_at_once(view: View, servers: list[LocalServer], deadline: Deadl
     """
     requests = {server.name: server.monitor.jsz for server in servers}
 
-    async def off(_view: View) -> str:
+    async def off() -> str:
         running = [name for name, reply in (await ask(requests)).items() if not reply.get("disabled")]
         return f"JetStream was not switched off on {', '.join(running)}" if running else ""
 
@@ -204,4 +204,4 @@ async def _elect_at_once(view: View, servers: list[LocalServer], deadline: Deadl
             server.configure(replace(server.config, jetstream=jetstream))
             server.reload()
         if not jetstream:
-            await wait_for(view, [off], deadline)
+            await until(off, deadline)

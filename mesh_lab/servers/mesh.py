@@ -230,7 +230,9 @@ class Mesh:
             raise UnsupportedByBackendError("these servers' users are not ours to change; use backend='local' here")
         given = {"users": users_config, "accounts": accounts_config}
         changed = {name: text for name, text in given.items() if text is not None}
-        await reload_all(servers, lambda config: replace(config, extra=config.extra._replace(**changed)), within=within)
+        await reload_all(
+            servers, lambda config: replace(config, extra=config.extra._replace(**changed)), Deadline(within)
+        )
 
     def logs(self, server: str, *, last: int | None = 20) -> str:
         """Return the end of a server's log.

@@ -72,38 +72,48 @@ class View:
 Probe = Callable[[View], Awaitable[str]]
 
 
-async def wait_for(view: View, probes: Sequence[Probe], deadline: Deadline, *, every: float = POLL_S) -> None:
+async def wait_for(view: View, probes: Sequence[Probe], deadline: Deadline) -> None:
     """Return when each probe, in this order, has found nothing missing.
 
     Args:
         view: What the probes look at.
-        probes: What to wait for. One that hangs is cut off at the deadline.
+        probes: What to wait for.
         deadline: When it is too late.
-        every: Seconds between two looks of a probe.
 
     Raises:
         NotReadyError: It was too late; the message says what was missing, and after how long.
         ServerExitedError: A server ended.
     """
     for probe in probes:
-        missing = "the servers have not replied"
-        while True:
-            look = asyncio.ensure_future(probe(view))
-            try:
-                await asyncio.wait({look}, timeout=deadline.left)
-            finally:
-                await cancel_and_join(look, again_after=0.1)
-            if look.cancelled():
-                break
-            if not (missing := look.result()):
-                break
-            if not deadline.left:
-                break
-            await asyncio.sleep(every)
-        if missing:
-            raise NotReadyError(
-                f"mesh not ready after {deadline.within:g} s: {missing}", waited_s=deadline.within, missing=missing
-            )
+        await until(partial(probe, view), deadline)
+
+
+async def until(probe: Callable[[], Awaitable[str]], deadline: Deadline, *, every: float = POLL_S) -> None:
+    """Return when a probe has found nothing missing.
+
+    Args:
+        probe: Looks once and returns what is missing. One that hangs is cut off at the deadline.
+        deadline: When it is too late.
+        every: Seconds between two looks.
+
+    Raises:
+        NotReadyError: It was too late; the message says what was missing, and after how long.
+    """
+    missing = "the servers have not replied"
+    while True:
+        look = asyncio.ensure_future(probe())
+        try:
+            await asyncio.wait({look}, timeout=deadline.left)
+        finally:
+            await cancel_and_join(look, again_after=0.1)
+        if not look.cancelled() and not (missing := look.result()):
+            return
+        if not deadline.left:
+            break
+        await asyncio.sleep(every)
+    raise NotReadyError(
+        f"mesh not ready after {deadline.within:g} s: {missing}", waited_s=deadline.within, missing=missing
+    )
 
 
 async def wait_until_ready(view: View, deadline: Deadline) -> None:

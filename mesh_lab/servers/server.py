@@ -10,10 +10,10 @@ import psutil
 
 from mesh_lab.errors import BadConfigError, ProcessEndedError, ServerExitedError, UnsupportedByBackendError
 from mesh_lab.observe.monitor import Monitor
-from mesh_lab.patterns.wait import eventually
 from mesh_lab.processes import ChildProcess, output_of
 from mesh_lab.servers.backend import MeshServer, State
 from mesh_lab.servers.config import Ports, ServerConfig
+from mesh_lab.servers.readiness import Deadline, until
 
 HOST = "127.0.0.1"
 CHECK_WITHIN_S = 30.0
@@ -176,14 +176,14 @@ class LocalServer(MeshServer):
 
 
 async def reload_all(
-    servers: Sequence[LocalServer], change: Callable[[ServerConfig], ServerConfig], *, within: float
+    servers: Sequence[LocalServer], change: Callable[[ServerConfig], ServerConfig], deadline: Deadline
 ) -> None:
     """Set servers up otherwise while they run, and return when each goes by it.
 
     Args:
         servers: Servers that run.
         change: Returns what a server's configuration becomes.
-        within: Seconds until it is too late.
+        deadline: When it is too late.
 
     Raises:
         BadConfigError: A server refused its new configuration; all keep what they had.
@@ -208,15 +208,21 @@ async def reload_all(
         for server, config in zip(servers, old, strict=True):
             server.configure(config)
         raise
-    await asyncio.gather(*(_reload(server, within) for server in servers))
+    await asyncio.gather(*(_reload(server, deadline) for server in servers))
 
 
-async def _reload(server: LocalServer, within: float) -> None:
+async def _reload(server: LocalServer, deadline: Deadline) -> None:
     if not hasattr(signal, "SIGHUP"):  # Windows has no signal for it
         await asyncio.to_thread(server.stop)
         await asyncio.to_thread(server.start)
-        await eventually(lambda: asyncio.to_thread(lambda: server.health() == "200 ok"), within=within)
+
+        async def healthy() -> str:
+            reply = await asyncio.to_thread(server.health)
+            return "" if reply == "200 ok" else f"server {server.name!r} last answered /healthz with {reply}"
+
+        await until(healthy, deadline)
         return
+    before: object = None
 
     async def loaded() -> object:
         try:
@@ -224,10 +230,15 @@ async def _reload(server: LocalServer, within: float) -> None:
         except (OSError, ValueError):  # a busy server takes its time to answer
             return None
 
-    before = await eventually(loaded, within=within)
+    async def known() -> str:
+        nonlocal before
+        before = await loaded()
+        return "" if before else f"server {server.name!r} does not say when it read its configuration"
+
+    async def read_again() -> str:
+        done = await loaded() not in (None, before)
+        return "" if done else f"server {server.name!r} has not read its configuration again"
+
+    await until(known, deadline)
     server.reload()
-
-    async def done() -> bool:
-        return await loaded() not in (None, before)
-
-    await eventually(done, within=within)
+    await until(read_again, deadline)
