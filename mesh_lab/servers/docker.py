@@ -1,7 +1,7 @@
 """Servers in containers behind the same :class:`~mesh_lab.servers.mesh.Mesh`: ``start_mesh(backend="docker")``.
 
 A mesh of containers outlives the program that started it. It is joined when it is up already, ``close()`` lets
-go of it, and only ``down()`` or ``mesh-lab down`` takes it away, with all that its streams hold.
+go of it, and only ``mesh-lab down`` takes it away, with all that its streams hold.
 """
 
 import asyncio
@@ -13,18 +13,17 @@ from mesh_lab.errors import EngineRefusedError, NotReadyError, ServerExitedError
 from mesh_lab.observe.monitor import Monitor
 from mesh_lab.patterns.connection import ConnectOptions
 from mesh_lab.servers.backend import MeshRequest, MeshServer, State
-from mesh_lab.servers.compose import CLIENT_PORT, MONITOR_PORT, SERVERS, Container, Engine, Project, Removed
+from mesh_lab.servers.compose import CLIENT_PORT, MONITOR_PORT, SERVERS, Container, Engine, Project
 from mesh_lab.servers.config import USER
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.readiness import Deadline, wait_until_ready
 from mesh_lab.servers.workspace import Workspace
 
-HOST = "127.0.0.1"
-"""Containers are reached through their published ports only."""
+HOST = "127.0.0.1"  # containers are reached through their published ports only
 
 
 class ContainerServer(MeshServer):
-    """A nats-server in a container: its facts, and what the engine can do to it."""
+    """A nats-server in a container, whose engine is asked for what it does."""
 
     monitor: Monitor
 
@@ -34,116 +33,70 @@ class ContainerServer(MeshServer):
         self._id = container.id
         self._engine = engine
         self._ended: State = "exited"
-        self._state = self._state_of(container.status)
+        self._status = container.status
 
     @property
     def state(self) -> State:
         """What the container did when that was last seen; :meth:`observe` asks the engine."""
-        return self._state
+        if self._status == "running":
+            return "running"
+        return "paused" if self._status == "paused" else self._ended
 
     def observe(self) -> State:
-        """Ask the engine what the container does now, and return it.
-
-        Raises:
-            ServerExitedError: The container was removed.
-        """
+        """Ask the engine what the container does now, and return it."""
         self._inspect()
-        return self._state
+        return self.state
 
     def start(self) -> None:
-        """Start the container, or let it go on; the server is not ready yet when this returns.
-
-        Raises:
-            ServerExitedError: The container was removed.
-            EngineRefusedError: The engine refused.
-        """
-        if self._running("Paused"):
-            self._engine.docker("unpause", self._id)
+        """Start the container."""
+        self._unpause()
         self._engine.docker("start", self._id)
-        self._ended, self._state, self.was_healthy = "exited", "running", None
+        self._ended, self._status, self.was_healthy = "exited", "running", None
 
     def stop(self) -> None:
-        """Ask the server to end in good order (SIGTERM) and wait; it is killed after 10 s.
-
-        Raises:
-            EngineRefusedError: The engine refused.
-        """
+        """End the container in good order."""
         self._end("stop", "stopped")
 
     def kill(self) -> None:
-        """Kill the server (SIGKILL) and wait until it is gone.
-
-        Raises:
-            EngineRefusedError: The engine refused.
-        """
+        """Kill the container."""
         self._end("kill", "killed")
 
     def pause(self) -> None:
-        """Freeze every process of the container: its connections stay open, and nothing answers.
-
-        Raises:
-            ServerExitedError: It is not running.
-            EngineRefusedError: The engine refused.
-        """
+        """Freeze every process of the container."""
         self._require_running()
         self._engine.docker("pause", self._id)
-        self._state = "paused"
+        self._status = "paused"
 
     def resume(self) -> None:
-        """Let a paused container go on.
-
-        Raises:
-            ServerExitedError: It is not running.
-            EngineRefusedError: The engine refused.
-        """
+        """Let the container go on."""
         self._require_running()
-        if self._running("Paused"):
-            self._engine.docker("unpause", self._id)
-        self._state, self.was_healthy = "running", None
+        self._unpause()
+        self._status, self.was_healthy = "running", None
 
     def log(self, last: int | None = None) -> str:
-        """Return the server's log since its container was made, across restarts.
-
-        Args:
-            last: Number of lines from the end; ``None`` for all.
-
-        Raises:
-            EngineRefusedError: The container was removed.
-        """
+        """Return the container's log."""
         return self._engine.logs(self._id, last=last)
 
     def check_alive(self) -> None:
-        """Return when the container runs, or was stopped on purpose.
-
-        Raises:
-            ServerExitedError: It ended by itself; the message ends with its last log lines.
-        """
+        """Return when the container runs, or was stopped on purpose."""
         state = self._inspect()
         if self._ended == "exited" and state["Status"] not in ("running", "paused", "created"):
-            log = self.log(last=8)
-            raise ServerExitedError(
-                f"server {self.name!r} exited with code {state['ExitCode']}; its last log lines:\n{log}",
-                name=self.name,
-                exit_code=state["ExitCode"],
-                log=log,
-            )
+            raise self.exited_error(state["ExitCode"])
 
     def _end(self, command: str, ended: State) -> None:
-        if not self._running("Running"):
+        if not self._inspect()["Running"]:
             return
-        if self._running("Paused"):  # older engines neither stop nor kill what is paused
-            self._engine.docker("unpause", self._id)
+        self._unpause()  # older engines neither stop nor kill what is paused
         self._engine.docker(command, self._id)
-        self._ended = self._state = ended
+        self._ended, self._status = ended, "exited"
 
-    def _running(self, what: str) -> bool:
-        return bool(self._inspect()[what])
+    def _unpause(self) -> None:
+        if self._inspect()["Paused"]:
+            self._engine.docker("unpause", self._id)
 
     def _require_running(self) -> None:
-        if not self._running("Running"):
-            raise ServerExitedError(
-                f"server {self.name!r} is {self.state}, expected running; restart it first", name=self.name
-            )
+        if not self._inspect()["Running"]:
+            raise self.not_running_error()
 
     def _inspect(self) -> dict[str, Any]:
         try:
@@ -154,30 +107,18 @@ class ContainerServer(MeshServer):
                 "anew: await start_mesh(backend='docker')",
                 name=self.name,
             ) from err
-        self._state = self._state_of(found["Status"])
+        self._status = found["Status"]
         return found
-
-    def _state_of(self, status: str) -> State:
-        if status == "running":
-            return "running"
-        return "paused" if status == "paused" else self._ended
 
 
 class ContainerMesh(Mesh):
-    """Servers in containers. It outlives this object: ``close`` lets go of it, ``down`` takes it away.
+    """Servers in containers, which outlive this object.
 
     Attributes:
         project: The containers.
     """
 
     def __init__(self, project: Project, containers: dict[str, Container], *, workspace: Workspace) -> None:
-        """Take hold of containers that run.
-
-        Args:
-            project: The project that they are of.
-            containers: Those of its servers, by name.
-            workspace: The mesh's own.
-        """
         self.project = project
         # As the containers were made, and not as the file of variables may say by now.
         password = containers[SERVERS[0]].environment["USER_PASSWORD"]
@@ -188,22 +129,9 @@ class ContainerMesh(Mesh):
             workspace=workspace,
         )
 
-    async def down(self) -> Removed:
-        """Close the clients and remove the containers, their network and their volumes, streams included.
-
-        Raises:
-            EngineRefusedError: The engine refused to remove something.
-        """
-        await self.close()
-        return await asyncio.to_thread(self.project.down)
-
 
 async def start(request: MeshRequest) -> ContainerMesh:
-    """Return the mesh of containers that was asked for.
-
-    Raises:
-        UnsupportedByBackendError: Containers cannot be as asked for.
-    """
+    """Return the mesh of containers that was asked for; raises what ``start_mesh`` says."""
     count = len(request.layout.servers)
     if count > len(SERVERS) or any(request.extra):
         what = "further settings" if any(request.extra) else f"{count} servers"
@@ -215,20 +143,11 @@ async def start(request: MeshRequest) -> ContainerMesh:
 
 
 async def start_containers(*, directory: Path | None = None, within: float = 20.0) -> ContainerMesh:
-    """Return the mesh of ``docker/compose.yaml``: joined if it is up, brought up if not.
-
-    Servers that somebody killed, stopped or paused are started again.
+    """Return the mesh of ``docker/compose.yaml``: joined if it is up, brought up if not; raises as ``start_mesh`` says.
 
     Args:
         directory: Where to put the mesh's own directory; the system's temporary directory if ``None``.
         within: Seconds until the servers must be ready, once their containers run.
-
-    Raises:
-        NoEngineError: No Docker engine answers, or Compose 2 is missing.
-        SettingsError: ``docker/`` or its ``.env`` is not as it must be.
-        EngineRefusedError: A port is taken, the image cannot be had, or the engine failed otherwise.
-        ServerExitedError: A server ended at its start; the message carries its last log lines.
-        NotReadyError: The servers were not ready in time.
     """
     project = Project(await asyncio.to_thread(Engine.find))
     await asyncio.to_thread(project.up)

@@ -41,12 +41,9 @@ class ExternalServer(MeshServer):
 
 
 async def start(request: MeshRequest) -> Mesh:
-    """Return a mesh that stands for the servers at the address in ``MESH_LAB_URL``.
+    """Return a mesh that stands for the servers at the addresses in ``MESH_LAB_URL``, separated by commas.
 
-    Raises:
-        SettingsError: The variable is not set.
-        UnsupportedByBackendError: The servers cannot be set up as asked for.
-        NotReadyError: The credentials file is missing, or no server answered.
+    A user and password, or a token, may stand in the first. ``MESH_LAB_CREDS`` names a credentials file.
     """
     if any(request.extra):
         raise UnsupportedByBackendError(
@@ -54,28 +51,13 @@ async def start(request: MeshRequest) -> Mesh:
         )
     if not (url := os.environ.get(URL_VARIABLE)):
         raise SettingsError(f"backend 'external' needs an address; set {URL_VARIABLE}=nats://host:4222")
-    credentials = os.environ.get(CREDS_VARIABLE)
-    return await join_external(url, credentials=Path(credentials) if credentials else None, directory=request.directory)
-
-
-async def join_external(url: str, *, credentials: Path | None, directory: Path | None = None) -> Mesh:
-    """Return a mesh that stands for the servers at an address.
-
-    Args:
-        url: One or several addresses, separated by commas; a user and password, or a token, may stand in the first.
-        credentials: Path of a credentials file, ``None`` where none is needed.
-        directory: Where to put the mesh's own directory; the system's temporary directory if ``None``.
-
-    Raises:
-        NotReadyError: The credentials file is missing, or no server answered.
-    """
     found = [urlsplit(one if "://" in one else f"nats://{one}") for one in url.split(",")]
     urls = [_address(parts) for parts in found]
     options = connection.ConnectOptions(servers=urls)
-    if credentials is not None:
-        if not await asyncio.to_thread(credentials.is_file):
+    if credentials := os.environ.get(CREDS_VARIABLE):
+        if not await asyncio.to_thread(Path(credentials).is_file):
             raise NotReadyError(f"MESH_LAB_CREDS names {credentials}, and no file is there; set it to a .creds file")
-        options["user_credentials"] = str(credentials)
+        options["user_credentials"] = credentials
     if (user := found[0].username) is not None:
         if (password := found[0].password) is None:
             options["token"] = unquote(user)
@@ -88,12 +70,10 @@ async def join_external(url: str, *, credentials: Path | None, directory: Path |
         raise NotReadyError(f"MESH_LAB_URL names {where}: {err}") from err
     name = str(client._server_info.get("server_name", "external"))
     await client.close()
-    servers = {}
-    for number, address in enumerate(urls):
-        label = name if number == 0 else f"{name}-{number + 1}"
-        servers[label] = ExternalServer(label, url=address)
+    labels = [name, *(f"{name}-{number}" for number in range(2, len(urls) + 1))]
+    servers = {label: ExternalServer(label, url=address) for label, address in zip(labels, urls, strict=True)}
     options.pop("servers")
-    workspace = await asyncio.to_thread(Workspace, directory)
+    workspace = await asyncio.to_thread(Workspace, request.directory)
     mesh = Mesh(servers, backend="external", credentials=options, workspace=workspace)
     await mesh.states()
     return mesh

@@ -1,77 +1,24 @@
 """A process that outlives a killed kernel just long enough to clean up after it.
 
-``kill -9`` leaves a program no chance to stop its servers. So each mesh starts this guard, which holds the
-read end of a pipe whose only write end is in the mesh's process. When that process ends, however it ends,
-the pipe ends too, and the guard kills what the mesh started and removes its directory.
-
-What the mesh started is known by an environment variable that its processes, and theirs in turn, inherit:
-the guard never goes by name, and never touches a process of anyone else. A mesh that one of them starts has a mark and
-a guard of its own.
+``kill -9`` leaves a program no chance to stop its servers. So each mesh starts this guard, which reads a pipe whose
+only write end is in the mesh's process. When that process ends, however it ends, the pipe ends too, and the guard kills
+what the mesh started and removes its directory. What the mesh started is known by an environment variable that its
+processes, and theirs in turn, inherit: the guard never goes by name.
 """
 
-import os
 import shutil
 import sys
 import time
-import weakref
 from pathlib import Path
 
-from mesh_lab.processes import OWNER_VARIABLE, ChildProcess
+from mesh_lab.processes import OWNER_VARIABLE
 
 DISMISSED = b"dismissed"
-KILL_WITHIN_S = 4.0
-"""A process that cannot be killed until then hangs in the kernel."""
-
-
-class Guard:
-    """The guard process of one mesh, seen from the mesh."""
-
-    def __init__(self, directory: Path, owner: str) -> None:
-        self._process = ChildProcess(
-            [sys.executable, "-m", "mesh_lab.servers.guard", str(directory), owner],
-            name="the mesh's guard",
-            owner="",  # unmarked: it has to outlive also those that another mesh's guard kills
-            stdin=True,
-        ).start()
-        _guards.add(self)
-
-    def close_pipe(self) -> None:
-        """Let go of the pipe in a forked child, which would otherwise keep the guard waiting for its own end."""
-        self._process.close_input()
-
-    def dismiss(self) -> None:
-        """End the guard because the mesh has cleaned up by itself."""
-        self._process.send(DISMISSED)
-        self._end(within=5.0)
-
-    def clean_up(self) -> None:
-        """Let the guard clean up, and wait for it; for a mesh that is forgotten unclosed."""
-        self._end(within=10.0)
-
-    def _end(self, *, within: float) -> None:
-        self._process.close_input()
-        self._process.wait(within=within)
-        self._process.close()
-
-
-_guards: "weakref.WeakSet[Guard]" = weakref.WeakSet()
-
-
-def _close_pipes() -> None:
-    for guard in tuple(_guards):
-        guard.close_pipe()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_close_pipes)
+KILL_WITHIN_S = 4.0  # what cannot be killed until then hangs in the kernel
 
 
 def kill_owned(owner: str) -> None:
-    """Kill every process that carries this owner's mark, and return when none is left.
-
-    Args:
-        owner: Value of the mark in the processes' environment.
-    """
+    """Kill every process that carries this owner's mark, and return when none is left."""
     import psutil
 
     deadline = time.monotonic() + KILL_WITHIN_S

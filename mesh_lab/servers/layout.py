@@ -24,16 +24,14 @@ class Join:
     """A connection that one server dials to another."""
 
     kind: Kind
-    """What it is to the two: a route inside a region, a gateway between regions, or a leaf node's connection."""
+    """A route inside a region, a gateway between regions, or a leaf node's connection."""
     dialler: str
-    """Server that dials."""
     target: str
-    """Server that is dialled."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Regions and leaf nodes of a mesh, by name."""
+    """Regions and leaf nodes of a mesh."""
 
     regions: Mapping[str, tuple[str, ...]]
     """Servers of each region."""
@@ -56,39 +54,27 @@ class Layout:
         """Return a server's region; ``None`` for a leaf node, which is of none."""
         return next((region for region, names in self.regions.items() if server in names), None)
 
-    def region(self, name: str) -> tuple[str, ...]:
-        """Return the servers of a region.
-
-        Raises:
-            UnknownServerError: No region has that name; the message lists those there are.
-        """
-        if name not in self.regions or self.cluster is not None:
-            there = ", ".join(self.regions) if self.cluster is None else "none: it was started with servers="
-            raise UnknownServerError(f"no region {name!r} in this mesh; there are {there}")
-        return self.regions[name]
-
     def near(self, server: str | None, region: str | None) -> tuple[str, ...]:
         """Return the servers that a client dials: the one asked for and its region's others, or a region's.
 
         Raises:
-            UnknownServerError: No region has that name.
+            UnknownServerError: No region has that name; the message lists those there are.
         """
-        names = self.default if region is None else self.region(region)
+        if region is not None and (region not in self.regions or self.cluster is not None):
+            there = ", ".join(self.regions) if self.cluster is None else "none: it was started with servers="
+            raise UnknownServerError(f"no region {region!r} in this mesh; there are {there}")
         if server is None:
-            return names
+            return self.default if region is None else self.regions[region]
         # A leaf node is of no region: its clients have nowhere else to go.
         home = self.regions.get(self.region_of(server) or "", ())
         return (server, *(name for name in home if name != server))
 
     def joins(self) -> Iterator[Join]:
         """Yield every connection that a server is configured to dial."""
-        for region, names in self.regions.items():
-            for one, other in product(names, names):
+        for here, there in product(self.regions, self.regions):
+            for one, other in product(self.regions[here], self.regions[there]):
                 if one != other:
-                    yield Join("route", one, other)
-            for there, others in self.regions.items():
-                if there != region:
-                    yield from (Join("gateway", one, other) for one, other in product(names, others))
+                    yield Join("route" if here == there else "gateway", one, other)
         for leaf, region in self.leaves.items():
             yield from (Join("leaf", leaf, server) for server in self.regions[region])
 
@@ -102,14 +88,13 @@ class Layout:
             return self.regions[name]
         if name in self.servers:
             return (name,)
-        raise UnknownServerError(f"no server, region or leaf node {name!r} in this mesh; there are {self._named()}")
+        named = ", ".join([*(self.regions if self.cluster is None else ()), *self.servers])
+        raise UnknownServerError(f"no server, region or leaf node {name!r} in this mesh; there are {named}")
 
     def pairs(self, one: str, other: str) -> list[Pair]:
         """Return the pairs of servers that are joined between two places, each pair once.
 
-        Args:
-            one: A server, a region or a leaf node.
-            other: Another one; the same region stands for the routes inside of it.
+        A place is a server, a region or a leaf node; twice the same region stands for the routes inside of it.
 
         Raises:
             UnknownServerError: Nothing has that name, or no link joins the two; the message lists those there are.
@@ -117,16 +102,13 @@ class Layout:
         here, there = self.resolve(one), self.resolve(other)
         joined = {frozenset((join.dialler, join.target)) for join in self.joins()}
         wanted = dict.fromkeys(frozenset(pair) for pair in product(here, there))
-        found = [tuple(sorted(pair)) for pair in wanted if pair in joined]
+        found = [(min(pair), max(pair)) for pair in wanted if pair in joined]
         if not found:
             neighbours = sorted({name for pair in joined if pair & set(here) for name in pair - set(here)})
             raise UnknownServerError(
                 f"no link between {one!r} and {other!r}; {one!r} is joined to {', '.join(neighbours) or 'nothing'}"
             )
-        return [(pair[0], pair[1]) for pair in found]
-
-    def _named(self) -> str:
-        return ", ".join([*(self.regions if self.cluster is None else ()), *self.servers])
+        return found
 
 
 def plan(
@@ -134,29 +116,22 @@ def plan(
     regions: Mapping[str, int] | None = None,
     leaves: Collection[str] | Mapping[str, str] = (),
 ) -> Layout:
-    """Return the layout of a mesh as it was asked for.
-
-    Args:
-        servers: Size of the only cluster, where no regions are named.
-        regions: Number of servers in each region.
-        leaves: Names of the leaf nodes, which dial the first region, or the region that each one dials.
+    """Return the layout of a mesh, by the arguments of :func:`~mesh_lab.servers.start.start_mesh`.
 
     Raises:
         BadLayoutError: A number of servers cannot agree by majority, or a name is not legal or not unique.
     """
     if regions is None:
         _check_size(servers, "")
-        layout = Layout(
-            {"mesh": tuple(f"n{i}" for i in range(1, servers + 1))}, _regions_of(leaves, ["mesh"]), cluster="mesh"
-        )
+        named = {"mesh": tuple(f"n{i}" for i in range(1, servers + 1))}
+    elif not regions:
+        raise BadLayoutError("regions={} asked for, expected at least one region such as regions={'eu': 3}")
     else:
-        if not regions:
-            raise BadLayoutError("regions={} asked for, expected at least one region such as regions={'eu': 3}")
         for name, size in regions.items():
             _check_name(name, "region")
             _check_size(size, f" in region {name!r}")
         named = {name: tuple(f"{name}-{i}" for i in range(1, size + 1)) for name, size in regions.items()}
-        layout = Layout(named, _regions_of(leaves, list(named)))
+    layout = Layout(named, _regions_of(leaves, list(named)), cluster="mesh" if regions is None else None)
     _check_unique(layout)
     return layout
 

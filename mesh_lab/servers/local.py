@@ -13,29 +13,21 @@ from mesh_lab.patterns.connection import ConnectOptions
 from mesh_lab.servers import config
 from mesh_lab.servers.backend import MeshRequest
 from mesh_lab.servers.binary import find_server
-from mesh_lab.servers.layout import HUB, Layout
-from mesh_lab.servers.links import Links, dials
+from mesh_lab.servers.layout import HUB, Kind, Layout
+from mesh_lab.servers.links import Links
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.readiness import Deadline, ask, gateways_stand, routed, until, wait_for, wait_until_ready
 from mesh_lab.servers.server import LocalServer
 from mesh_lab.servers.workspace import Workspace
 
 if TYPE_CHECKING:  # its library takes a while to load, and most meshes need none
-    from mesh_lab.security.accounts import Account, Operator
+    from mesh_lab.security.accounts import Account
 
-PORT_CLASH_TRIES = 5
-"""A program that takes a port between the probe and the server's start is rare; five in a row are not chance."""
+PORT_CLASH_TRIES = 5  # a program that takes a port just before the server does is rare; five in a row are no chance
 
 
 async def start(request: MeshRequest) -> Mesh:
-    """Return a mesh of processes, ready.
-
-    Raises:
-        NoServerBinaryError: There is no nats-server and none can be had.
-        StoreError: The directory cannot be written, or its disk is full.
-        ServerExitedError: A server ended at its start; the message carries its last log lines.
-        NotReadyError: The servers were not ready in time; the message says what was missing.
-    """
+    """Return a mesh of processes, ready; raises what ``start_mesh`` says."""
     binary = (await asyncio.to_thread(find_server)).path
     deadline = Deadline(request.within)
     tries = PORT_CLASH_TRIES
@@ -70,20 +62,24 @@ async def _bring_up(mesh: Mesh, servers: dict[str, LocalServer], deadline: Deadl
 
 
 def _configured(request: MeshRequest, binary: Path, workspace: Workspace) -> tuple[Mesh, dict[str, LocalServer]]:
-    """Return a mesh whose servers are configured, and its servers; nothing runs yet.
-
-    Raises:
-        NotReadyError: The workspace has too few ports for a mesh of this size.
-    """
+    """Return a mesh whose servers are configured, and its servers; nothing runs yet."""
     layout, tls, operator, directory = request.layout, request.tls, request.operator, workspace.directory
     ports = {name: _ports(name, layout, workspace) for name in layout.servers}
     joins = {join: workspace.ports.take() for join in layout.joins()} if request.links else None
-    dialled = dials(layout, ports, joins)
+    dialled = {name: dict[Kind, dict[str, list[int]]]() for name in layout.servers}
+    for join in layout.joins():
+        port = joins[join] if joins else ports[join.target].of(join.kind)
+        there = dialled[join.dialler].setdefault(join.kind, {})
+        there.setdefault(str(layout.region_of(join.target)), []).append(port)
     passwords = config.Passwords()
-    lab = operator.account("LAB") if operator is not None else None
+    lab = operator.account(config.ACCOUNT) if operator is not None else None
     servers = {}
     for name in layout.servers:
-        accounts = _accounts_block(operator, lab, directory / f"{name}-accounts") if operator and lab else None
+        accounts = None
+        if operator is not None and lab is not None:
+            from mesh_lab.security.accounts import server_block
+
+            accounts = server_block(operator, {lab.public: lab.token()}, directory=str(directory / f"{name}-accounts"))
         settings = config.ServerConfig(
             name,
             ports=ports[name],
@@ -104,20 +100,13 @@ def _configured(request: MeshRequest, binary: Path, workspace: Workspace) -> tup
         backend="local",
         credentials=_credentials(config.USER, passwords.user, lab, directory, request),
         system=_credentials(
-            config.SYSTEM_USER, passwords.system, operator.system if operator is not None else None, directory, request
+            config.SYSTEM_USER, passwords.system, operator.system if operator else None, directory, request
         ),
         workspace=workspace,
         layout=layout,
         links=Links(joins, ports, directory=directory, owner=workspace.owner) if joins else None,
     )
     return mesh, servers
-
-
-def _accounts_block(operator: "Operator", lab: "Account", directory: Path) -> str:
-    """Return the lines by which a server goes by an operator's accounts."""
-    from mesh_lab.security.accounts import server_block
-
-    return server_block(operator, {lab.public: lab.token()}, directory=str(directory))
 
 
 def _credentials(
@@ -137,17 +126,12 @@ def _credentials(
 
 
 def _ports(name: str, layout: Layout, workspace: Workspace) -> config.Ports:
-    take = workspace.ports.take
-    client, monitor = take(), take()
-    if name in layout.leaves:
-        return config.Ports(client, monitor)
-    region = layout.region_of(name)
-    clustered = len(layout.servers) - len(layout.leaves) > 1
+    take, region = workspace.ports.take, layout.region_of(name)
     return config.Ports(
-        client,
-        monitor,
-        cluster=take() if clustered else 0,
-        gateway=take() if len(layout.regions) > 1 else 0,
+        take(),
+        take(),
+        cluster=take() if region and len(layout.servers) - len(layout.leaves) > 1 else 0,
+        gateway=take() if region and len(layout.regions) > 1 else 0,
         leafnodes=take() if region in layout.leaves.values() else 0,
     )
 
@@ -157,10 +141,6 @@ async def _start_in_turn(layout: Layout, servers: dict[str, LocalServer], deadli
 
     Two servers that dial each other at the same moment may each hang up the call that the other one keeps, and try
     again after a second (``reConnectToRoute`` in server/route.go). So each waits until the one before takes calls.
-
-    Raises:
-        NotReadyError: A server did not listen in time.
-        ServerExitedError: A server ended.
     """
 
     async def listens(server: LocalServer) -> str:
@@ -180,23 +160,18 @@ async def _start_in_turn(layout: Layout, servers: dict[str, LocalServer], deadli
 async def _elect_at_once(servers: list[LocalServer], deadline: Deadline) -> None:
     """Let regions that are joined elect their first meta leader now, in 1 s, and not in 4 to 9 s.
 
-    A server dials other regions one second after its start (``gatewaySolicitDelay`` in server/gateway.go). Right
-    after JetStream's first start, the servers try to elect a meta leader within 0.1 to 0.8 s, which needs a
-    majority over all regions; then they wait for 4 to 9 s (server/raft.go). So that first try comes too early, and
-    JetStream is switched off and on again here, by two reloads: nothing is stored yet, and its second first try
-    finds the gateways standing. Where there is no signal to reload, the election comes when it comes.
-
-    Raises:
-        NotReadyError: JetStream did not stop in time.
-        ServerExitedError: A server ended.
+    JetStream first tries to elect one 0.1 to 0.8 s after its start, and then every 4 to 9 s (server/raft.go). That
+    needs a majority over all regions, but a server dials other regions only after one second (``gatewaySolicitDelay``
+    in server/gateway.go). So JetStream, which stores nothing yet, is switched off and on again by two reloads. Where
+    there is no signal to reload, the election comes when it comes.
     """
-    requests = {server.name: server.monitor.jsz for server in servers}
+    monitors = {server.name: server.monitor for server in servers}
 
     async def off() -> str:
-        running = [name for name, reply in (await ask(requests)).items() if not reply.get("disabled")]
+        running = [name for name, reply in (await ask(monitors, "/jsz")).items() if not reply.get("disabled")]
         return f"JetStream was not switched off on {', '.join(running)}" if running else ""
 
-    led = any(reply.get("meta_cluster", {}).get("leader") for reply in (await ask(requests)).values())
+    led = any(reply.get("meta_cluster", {}).get("leader") for reply in (await ask(monitors, "/jsz")).values())
     if led or not hasattr(signal, "SIGHUP"):
         return
     for jetstream in (False, True):

@@ -4,7 +4,6 @@ import asyncio
 import weakref
 from collections.abc import Awaitable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
 
@@ -13,17 +12,15 @@ from nats.aio.client import Client
 from mesh_lab.errors import MeshClosedError, NotReadyError, UnknownServerError, UnsupportedByBackendError
 from mesh_lab.patterns import connection
 from mesh_lab.patterns.wait import run_shielded
-from mesh_lab.servers.backend import Backend, BackendTraits, MeshServer, traits_of
+from mesh_lab.servers.backend import Backend, MeshServer, traits_of
 from mesh_lab.servers.layout import Layout
 from mesh_lab.servers.links import CutMode, Lane, Links
 from mesh_lab.servers.readiness import Deadline, View, healthy, placeable, routed, wait_for, wait_until_ready
 from mesh_lab.servers.server import LocalServer, reload_all
 from mesh_lab.servers.workspace import Workspace
 
-PLACE_WITHIN_S = 6.0
-"""Seconds for a restarted server to be found by those that run: an election may fall into them."""
-ASK_WITHIN_S = 2.0
-"""Seconds that a server without monitoring has to let a client in, before it counts as not ready."""
+PLACE_WITHIN_S = 6.0  # for a restarted server to be found by those that run: an election may fall into them
+ASK_WITHIN_S = 2.0  # for a server without monitoring to let a client in, before it counts as not ready
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +28,8 @@ class Fault:
     """A fault that was put into the mesh."""
 
     target: str
-    """What it was put into: a server, or what lies between two places, such as ``"eu and us"``."""
+    """A server, or what lies between two places, such as ``"eu and us"``."""
     kind: Literal["killed", "paused", "slowed", "cut"]
-    """What was done to it."""
 
     def __str__(self) -> str:
         """Return it in a few words."""
@@ -43,14 +39,19 @@ class Fault:
 class Mesh:
     """Servers that run, and what one can do with them.
 
-    Facts are properties, and are known without asking anybody: of a server's health, what was last seen. What has to
-    ask the servers is a coroutine, and so is what does something to them. ``connect`` returns plain nats-py clients.
+    Facts are properties, known without asking anybody: of a server's health, what was last seen. What asks the servers
+    or does something to them is a coroutine. It raises MeshClosedError after :meth:`close`, and what takes the name of
+    a server UnknownServerError for one that is not there, with those that are.
 
     Attributes:
         backend: Where its servers run.
         traits: What that backend can do.
         layout: Its regions and leaf nodes.
         links: What joins its servers, where that can be slowed and cut; ``None`` where they are joined directly.
+        servers: The servers by name.
+        directory: Private directory of the mesh; gone when the mesh is closed.
+        owner: Mark in the environment of every process that belongs to the mesh and ends with it.
+        closed: Whether the mesh was closed.
     """
 
     def __init__(
@@ -65,55 +66,33 @@ class Mesh:
         links: Links | None = None,
     ) -> None:
         self.backend: Backend = backend
-        self.traits: BackendTraits = traits_of(backend)
+        self.traits = traits_of(backend)
         self.layout = layout or Layout({"mesh": tuple(servers)}, {}, cluster="mesh")
         self.links = links
-        self._servers = dict(servers)
+        self.servers = dict(servers)
+        self.directory, self.owner = workspace.directory, workspace.owner
+        self.closed = False
         self._credentials = credentials
         self._system = system
         self._workspace = workspace
         self._clients: weakref.WeakSet[Client] = weakref.WeakSet()
-        self._closed = False
 
     # Facts
 
     @property
-    def servers(self) -> dict[str, MeshServer]:
-        """The servers by name."""
-        return dict(self._servers)
-
-    @property
     def urls(self) -> list[str]:
         """Where clients connect, in the first region; :meth:`connect_options` has their credentials too."""
-        return self._urls(self.layout.default)
-
-    @property
-    def closed(self) -> bool:
-        """Whether the mesh was closed."""
-        return self._closed
+        return [self.servers[name].url for name in self.layout.default]
 
     @property
     def last_states(self) -> dict[str, str]:
-        """Each server's state, such as ``killed``, or whether it was ``ready`` when that was last seen.
-
-        :meth:`states` asks them now.
-        """
-        return {name: server.condition for name, server in self._servers.items()}
+        """Each server's state, such as ``killed``, or whether it was ``ready`` when that was last seen."""
+        return {name: server.condition for name, server in self.servers.items()}
 
     @property
     def view(self) -> View:
         """What probes look at, to wait until it is ready."""
-        return View(self._servers, self.layout, self.connect)
-
-    @property
-    def directory(self) -> Path:
-        """Private directory of the mesh; gone when the mesh is closed."""
-        return self._workspace.directory
-
-    @property
-    def owner(self) -> str:
-        """Mark in the environment of every process that belongs to the mesh and ends with it."""
-        return self._workspace.owner
+        return View(self.servers, self.layout, self.connect)
 
     def connect_options(
         self, *, to: str | None = None, region: str | None = None, system: bool = False
@@ -128,7 +107,6 @@ class Mesh:
         Raises:
             UnknownServerError: No server or region has that name.
             UnsupportedByBackendError: The system account of this mesh is not ours.
-            MeshClosedError: The mesh was closed.
         """
         self._check_open()
         names = self.layout.near(self._server(to).name if to is not None else None, region)
@@ -137,23 +115,22 @@ class Mesh:
             raise UnsupportedByBackendError(
                 "the system account of this mesh is not ours; unset MESH_LAB_URL for a mesh that is"
             )
-        return {**credentials, "servers": self._urls(names)}
+        return {**credentials, "servers": [self.servers[name].url for name in names]}
 
     async def states(self) -> dict[str, str]:
         """Ask every server now, and return each one's state, or whether it is ``ready`` or ``not ready``.
 
-        It is ready when its monitoring calls it healthy, JetStream included. One whose monitoring cannot be reached is
-        ready when it lets a client in.
+        It is ready when its monitoring calls it healthy, JetStream included, or without monitoring lets a client in.
 
         Raises:
             ServerExitedError: The container of a server was removed.
         """
-        await asyncio.gather(*(self._ask(server) for server in self._servers.values()))
+        await asyncio.gather(*(self._ask(server) for server in self.servers.values()))
         return self.last_states
 
     async def is_healthy(self) -> bool:
         """Ask every server now, and return whether all run and are ready; ``False`` when the mesh was closed."""
-        return not self._closed and set((await self.states()).values()) == {"ready"}
+        return not self.closed and set((await self.states()).values()) == {"ready"}
 
     # Effects
 
@@ -170,16 +147,12 @@ class Mesh:
 
         Args:
             name: Name of the connection, as the servers' monitoring shows it.
-            to: Server or leaf node to dial first; ``None`` for any. The client still moves on, within the region,
-                when that server dies.
-            region: Region to connect to; ``None`` for the first one.
-            system: Whether to connect to the system account, which answers ``$SYS`` requests.
+            to: As for :meth:`connect_options`; the client moves on, within the region, when that server dies.
+            region: As for :meth:`connect_options`.
+            system: As for :meth:`connect_options`.
             options: Any further arguments of ``nats.connect``.
 
         Raises:
-            UnknownServerError: No server or region has that name.
-            UnsupportedByBackendError: The system account of this mesh is not ours.
-            MeshClosedError: The mesh was closed.
             NotReadyError: No server let the client in.
         """
         if to is not None:
@@ -192,8 +165,6 @@ class Mesh:
 
     async def ready(self, *, within: float = 60.0) -> None:
         """Return when all servers are joined and healthy, agree on their leader, and JetStream answers everywhere.
-
-        A mesh that was just started is. After a cut was healed or servers came back, it takes some seconds.
 
         Args:
             within: Seconds until it is too late.
@@ -213,8 +184,8 @@ class Mesh:
         Clients whose user is no longer there, or no longer the same, are disconnected.
 
         Args:
-            users_config: Users of the lessons' account, in place of those that :func:`start_mesh` or the last call was
-                given; ``None`` leaves them, an empty text removes them.
+            users_config: Users of the lessons' account, in place of those that it was given before; ``None`` leaves
+                them, an empty text removes them.
             accounts_config: Accounts beside it, likewise.
             within: Seconds until it is too late.
 
@@ -225,8 +196,8 @@ class Mesh:
             NotReadyError: A server did not read its file in time.
         """
         self._check_open()
-        servers = [server for server in self._servers.values() if isinstance(server, LocalServer)]
-        if not self.traits.configurable or len(servers) < len(self._servers):
+        servers = [server for server in self.servers.values() if isinstance(server, LocalServer)]
+        if not servers:
             raise UnsupportedByBackendError("these servers' users are not ours to change; use backend='local' here")
         given = {"users": users_config, "accounts": accounts_config}
         changed = {name: text for name, text in given.items() if text is not None}
@@ -235,27 +206,15 @@ class Mesh:
         )
 
     def logs(self, server: str, *, last: int | None = 20) -> str:
-        """Return the end of a server's log.
-
-        Args:
-            server: Name as the mesh shows it.
-            last: Number of lines; ``None`` for all.
-
-        Raises:
-            UnknownServerError: No server has that name.
-        """
+        """Return the last lines of a server's log; ``None`` for all."""
         return self._server(server).log(last)
 
     async def kill(self, server: str) -> Fault:
-        """Kill one server with SIGKILL and return when it stopped answering.
-
-        Args:
-            server: Name as the mesh shows it, for example ``"n2"``.
+        """Kill one server, for example ``"n2"``, with SIGKILL and return when it stopped answering.
 
         Raises:
-            UnknownServerError: No server has that name; the message lists those there are.
-            UnsupportedByBackendError: The mesh is external.
-            EngineRefusedError: The mesh is of containers, and the engine refused; so for pause, resume, restart.
+            UnsupportedByBackendError: The mesh is external; so for pause, resume, restart.
+            EngineRefusedError: The engine of the containers refused; so for pause, resume, restart.
         """
         await asyncio.to_thread(self._server(server).kill)
         return Fault(server, "killed")
@@ -264,9 +223,7 @@ class Mesh:
         """Freeze one server with SIGSTOP: its connections stay open, and nothing answers.
 
         Raises:
-            UnknownServerError: No server has that name.
             ServerExitedError: It does not run.
-            UnsupportedByBackendError: The mesh is external.
         """
         await asyncio.to_thread(self._server(server).pause)
         return Fault(server, "paused")
@@ -275,29 +232,22 @@ class Mesh:
         """Let a paused server go on.
 
         Raises:
-            UnknownServerError: No server has that name.
             ServerExitedError: It does not run.
-            UnsupportedByBackendError: The mesh is external.
         """
         await asyncio.to_thread(self._server(server).resume)
 
     async def restart(self, server: str, *, within: float = 40.0) -> bool:
-        """Stop a server in good order if it runs, start it again, and return when it is ready.
-
-        It keeps its name, ports and store, so it catches up with what it missed.
+        """Stop a server in good order if it runs, start it again with its store, and return when it is ready.
 
         Args:
             server: Name as the mesh shows it.
             within: Seconds to wait until it is ready. An election takes 4 to 9, and may need a second try.
 
         Returns:
-            Whether streams may be placed on every server by now. They may not while others are dead or cut off: then
-            this returns all the same, after a few seconds.
+            Whether streams may be placed on every server by now; not while others are dead or cut off.
 
         Raises:
-            UnknownServerError: No server has that name.
             NotReadyError: It was not ready in time.
-            UnsupportedByBackendError: The mesh is external.
         """
         target = self._server(server)
         await asyncio.to_thread(target.stop)
@@ -307,7 +257,8 @@ class Mesh:
             await wait_for(self.view, [routed, placeable], Deadline(PLACE_WITHIN_S))
         except NotReadyError:
             return False
-        return True
+        # A leader that was just elected may not have missed yet a server that died before.
+        return all(other.state == "running" for other in self.servers.values())
 
     async def slow(self, one: str, other: str, *, latency: float, rate: float | None = None) -> Fault:
         """Delay what runs between two places, in both directions, until :meth:`heal`.
@@ -321,7 +272,7 @@ class Mesh:
         Raises:
             ValueError: The latency is negative, or the rate is not above 0.
             UnknownServerError: Nothing has that name, or the two are not joined.
-            UnsupportedByBackendError: The mesh has no links that could be slowed.
+            UnsupportedByBackendError: The mesh has no links.
         """
         if not 0 <= latency < float("inf") or (rate is not None and not 0 < rate < float("inf")):
             raise ValueError(f"latency={latency!r} s, rate={rate!r} bytes/s, expected 0 or more, and above 0 or None")
@@ -330,19 +281,13 @@ class Mesh:
         return Fault(f"{one} and {other}", "slowed")
 
     async def cut(self, one: str, other: str, *, mode: CutMode = "silent") -> Fault:
-        """Cut every connection between two places, in both directions, until :meth:`heal`.
+        """Cut every connection between two places, in both directions, until :meth:`heal`. Raises as :meth:`slow`.
 
         Args:
-            one: A server, a region or a leaf node.
-            other: Another one; the same region stands for the routes inside of it.
+            one: As for :meth:`slow`.
+            other: As for :meth:`slow`.
             mode: ``"silent"``: nothing arrives and neither end learns of it, as when a cable is pulled; what was sent
-                arrives late, as TCP sends it again. ``"reset"``: connections break and new ones are refused, as when a
-                process dies.
-
-        Raises:
-            ValueError: There is no such mode.
-            UnknownServerError: Nothing has that name, or the two are not joined.
-            UnsupportedByBackendError: The mesh has no links that could be cut.
+                arrives late. ``"reset"``: connections break and new ones are refused, as when a process dies.
         """
         if mode not in get_args(CutMode):
             raise ValueError(f"mode {mode!r} asked for, expected one of {', '.join(get_args(CutMode))}")
@@ -351,28 +296,20 @@ class Mesh:
         return Fault(f"{one} and {other}", "cut")
 
     async def heal(self) -> None:
-        """Let every link carry again, without delay or limit; the servers find each other again within seconds.
-
-        Raises:
-            UnsupportedByBackendError: The mesh has no links.
-        """
+        """Let every link carry again, without delay or limit; the servers find each other again within seconds."""
         await asyncio.to_thread(self._running_links().heal)
 
     async def lanes(self) -> list[Lane]:
-        """Return what each direction of each link is doing, and how many bytes it has carried.
-
-        Raises:
-            UnsupportedByBackendError: The mesh has no links.
-        """
+        """Return what each direction of each link is doing, and how many bytes it has carried."""
         return await asyncio.to_thread(self._running_links().lanes)
 
     async def close(self) -> None:
-        """Close the clients, stop local servers, remove their stores; closing twice does nothing.
+        """Close the clients, stop local servers and remove their stores, also when the caller is cancelled meanwhile.
 
-        Containers and external servers stay as they are. A caller that is cancelled meanwhile waits until all is done.
+        Containers and external servers stay as they are. Closing twice does nothing.
         """
-        if not self._closed:
-            self._closed = True
+        if not self.closed:
+            self.closed = True
             await run_shielded(self._end())
 
     async def _end(self) -> None:
@@ -380,7 +317,7 @@ class Mesh:
         failures = await _failures(_close_client(client) for client in self._clients)
         if self.traits.temporary:
             # Not in good order but at once: nothing of a temporary store will be read again.
-            failures += await _failures(asyncio.to_thread(server.kill) for server in self._servers.values())
+            failures += await _failures(asyncio.to_thread(server.kill) for server in self.servers.values())
         if self.links is not None:
             failures += await _failures([asyncio.to_thread(self.links.stop)])
         failures += await _failures([asyncio.to_thread(self._workspace.remove)])
@@ -399,17 +336,16 @@ class Mesh:
 
     def __repr__(self) -> str:
         """Name the servers and what is known of their states, without ports or secrets."""
-        if self._closed:
+        if self.closed:
             return "Mesh(closed)"
-        states, layout = self.last_states, self.layout
-
-        def named(names: Iterable[str]) -> str:
-            return ", ".join(f"{name} {states[name]}" for name in names)
-
+        layout = self.layout
+        groups: dict[str, Iterable[str]] = {f"{region}: ": names for region, names in layout.regions.items()}
+        if layout.leaves:
+            groups["leaf nodes: "] = layout.leaves
         if layout.cluster is not None:
-            return f"Mesh({named(states)})"
-        parts = [f"{region}: {named(names)}" for region, names in layout.regions.items()]
-        parts += [f"leaf nodes: {named(layout.leaves)}"] if layout.leaves else []
+            groups = {"": self.servers}
+        states = self.last_states
+        parts = (start + ", ".join(f"{name} {states[name]}" for name in names) for start, names in groups.items())
         return f"Mesh({'; '.join(parts)})"
 
     # Helpers
@@ -431,7 +367,7 @@ class Mesh:
             await _close_client(client)
 
     def _check_open(self) -> None:
-        if self._closed:
+        if self.closed:
             raise MeshClosedError("this mesh was closed; start another one with start_mesh()")
 
     def _running_links(self) -> Links:
@@ -441,15 +377,12 @@ class Mesh:
             raise UnsupportedByBackendError(f"the servers of this mesh are joined directly, not by links; use {ours}")
         return self.links
 
-    def _urls(self, names: Iterable[str]) -> list[str]:
-        return [self._servers[name].url for name in names]
-
     def _server(self, name: str) -> MeshServer:
         self._check_open()
         try:
-            return self._servers[name]
+            return self.servers[name]
         except KeyError as err:
-            raise UnknownServerError(f"no server {name!r} in this mesh; there are {', '.join(self._servers)}") from err
+            raise UnknownServerError(f"no server {name!r} in this mesh; there are {', '.join(self.servers)}") from err
 
 
 async def _close_client(client: Client) -> None:
@@ -457,7 +390,7 @@ async def _close_client(client: Client) -> None:
     try:
         async with asyncio.timeout(2.0):
             await client.close()
-    except (TimeoutError, OSError):
+    except OSError:  # a TimeoutError too
         return
     except RuntimeError as err:
         if not connection.is_send_failure(err):

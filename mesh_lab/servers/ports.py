@@ -1,12 +1,12 @@
 """Free ports without a race.
 
-A mesh needs ports that stay its own while a server is dead: a client that redials a killed server must not
-find another program there. So ports come from blocks below the range from which the operating system picks
-outgoing ports (32768 on Linux, 49152 elsewhere), and each block is held by a lock: a socket bound to its
-first port for as long as the mesh lives. Two meshes never share a block. A program that takes a port of the
-block without asking is found out when the server fails to bind, and the mesh moves to another block.
+A client that redials a killed server must not find another program there. So ports come from blocks below the range
+from which the operating system picks outgoing ports (32768 on Linux, 49152 elsewhere), and each block is held by a
+lock: a socket bound to its first port for as long as the mesh lives. A program that takes a port of the block without
+asking is found out when the server fails to bind, and the mesh moves to another block.
 """
 
+import os
 import random
 import socket
 
@@ -15,11 +15,24 @@ from mesh_lab.errors import NotReadyError
 FIRST_PORT, LAST_PORT, BLOCK_SIZE = 15_000, 31_000, 128
 
 
+def is_free(port: int) -> bool:
+    """Return whether a server could listen on a port of 127.0.0.1 at this moment."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        # Servers set the option too, so a port in TIME_WAIT is free to them. On Windows, two programs would share it.
+        if os.name == "posix":
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
 class PortBlock:
     """Ports that this process holds, on 127.0.0.1.
 
     Attributes:
-        dead: The lock's own port. Nothing listens there, and nothing can: a server that dials it is refused.
+        dead: The lock's own port: nothing can listen there, and a server that dials it is refused.
     """
 
     def __init__(self, lock: socket.socket) -> None:
@@ -29,11 +42,7 @@ class PortBlock:
 
     @classmethod
     def reserve(cls, *, first: int = FIRST_PORT, last: int = LAST_PORT) -> "PortBlock":
-        """Return a block that no other mesh on this machine holds.
-
-        Args:
-            first: Lowest port to consider.
-            last: Port below which blocks end.
+        """Return a block, from ``first`` to below ``last``, that no other mesh on this machine holds.
 
         Raises:
             NotReadyError: Every block is taken.
@@ -60,13 +69,7 @@ class PortBlock:
             NotReadyError: The block is used up.
         """
         for port in self._ports:
-            with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-                # Servers set SO_REUSEADDR, so a port in TIME_WAIT is as good as free to them.
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    probe.bind(("127.0.0.1", port))
-                except OSError:
-                    continue
+            if is_free(port):
                 return port
         raise NotReadyError(f"all {BLOCK_SIZE} ports of the mesh's block are used; start a smaller mesh")
 

@@ -1,8 +1,7 @@
 """When servers are ready: probes that ask the servers themselves, since a line in a log is no proof.
 
-A *probe* looks at the servers once and returns what is missing, or ``""``. :func:`wait_for` runs probes one after the
-other, each until nothing is missing, under one deadline for all. A probe takes a :class:`View` and not a mesh, so that
-one can wait for servers that are not a mesh yet.
+A *probe* looks at the servers once and returns what is missing, or ``""``; it raises ServerExitedError when a server
+ended. :func:`wait_for` runs probes one after the other, each until nothing is missing, under one deadline for all.
 """
 
 import asyncio
@@ -23,23 +22,16 @@ from mesh_lab.servers.backend import MeshServer
 from mesh_lab.servers.layout import Layout
 
 POLL_S = 0.02
-API_REPLIES = "_R_."
-"""How the subject begins on which a server waits for answers to what its clients ask of another account, JetStream's
-API included."""
+API_REPLIES = "_R_."  # so begins the subject on which a server waits for answers of another account, and of JetStream
 NOWHERE = "mesh-lab-readiness"
 NO_PLACE = ("peer offline", "miscellaneous issue")  # it has not heard enough of a server, or nothing
 
 
 class Deadline:
-    """A moment by which several things must be done, one after the other.
-
-    Attributes:
-        within: Seconds that there were when it was set.
-    """
+    """A moment by which several things must be done, ``within`` seconds after it was set."""
 
     def __init__(self, within: float) -> None:
-        self.within = within
-        self._end = time.monotonic() + within
+        self.within, self._end = within, time.monotonic() + within
 
     @property
     def left(self) -> float:
@@ -52,11 +44,9 @@ class View:
     """What a probe looks at."""
 
     servers: Mapping[str, MeshServer]
-    """The servers by name."""
     layout: Layout
-    """Which of them are joined."""
     connect: Callable[..., Awaitable[Client]]
-    """Connects a client, by the arguments ``name`` and ``to`` of :meth:`mesh_lab.servers.mesh.Mesh.connect`."""
+    """:meth:`mesh_lab.servers.mesh.Mesh.connect`, with ``name`` and ``to``."""
 
     @property
     def monitors(self) -> dict[str, Monitor]:
@@ -65,7 +55,7 @@ class View:
 
     @property
     def members(self) -> dict[str, Monitor]:
-        """The monitoring of the servers that share a meta leader: of all but leaf nodes."""
+        """The monitoring of the servers that share a meta leader: all but leaf nodes."""
         return {name: monitor for name, monitor in self.monitors.items() if name not in self.layout.leaves}
 
 
@@ -73,31 +63,19 @@ Probe = Callable[[View], Awaitable[str]]
 
 
 async def wait_for(view: View, probes: Sequence[Probe], deadline: Deadline) -> None:
-    """Return when each probe, in this order, has found nothing missing.
-
-    Args:
-        view: What the probes look at.
-        probes: What to wait for.
-        deadline: When it is too late.
-
-    Raises:
-        NotReadyError: It was too late; the message says what was missing, and after how long.
-        ServerExitedError: A server ended.
-    """
+    """Return when each probe, in this order, has found nothing missing; raises what :func:`until` raises."""
     for probe in probes:
         await until(partial(probe, view), deadline)
 
 
 async def until(probe: Callable[[], Awaitable[str]], deadline: Deadline, *, every: float = POLL_S) -> None:
-    """Return when a probe has found nothing missing.
+    """Return when a probe, which is tried ``every`` so many seconds, has found nothing missing.
 
-    Args:
-        probe: Looks once and returns what is missing. One that hangs is cut off at the deadline.
-        deadline: When it is too late.
-        every: Seconds between two looks.
+    A probe that hangs is cut off at the deadline.
 
     Raises:
         NotReadyError: It was too late; the message says what was missing, and after how long.
+        ServerExitedError: A server ended.
     """
     missing = "the servers have not replied"
     while True:
@@ -111,24 +89,15 @@ async def until(probe: Callable[[], Awaitable[str]], deadline: Deadline, *, ever
         if not deadline.left:
             break
         await asyncio.sleep(every)
-    raise NotReadyError(
-        f"mesh not ready after {deadline.within:g} s: {missing}", waited_s=deadline.within, missing=missing
-    )
+    message = f"mesh not ready after {deadline.within:g} s: {missing}"
+    raise NotReadyError(message, waited_s=deadline.within, missing=missing)
 
 
 async def wait_until_ready(view: View, deadline: Deadline) -> None:
     """Return when the mesh can take a stream with a replica on every server of a region, and is joined throughout.
 
     ``/healthz`` on all servers is not enough: right after it, the meta leader may not yet count every peer,
-    and a stream of three replicas is refused.
-
-    Args:
-        view: Servers that were started.
-        deadline: When it is too late.
-
-    Raises:
-        NotReadyError: It was not; the message says what was missing.
-        ServerExitedError: A server ended.
+    and a stream of three replicas is refused. Raises what :func:`until` raises.
     """
     # Through each server, so that each has sent the others the subject on which it waits for replies.
     through = [partial(api_replies, server=name) for name in view.layout.servers if name not in view.layout.leaves]
@@ -137,13 +106,15 @@ async def wait_until_ready(view: View, deadline: Deadline) -> None:
 
 
 async def healthy(view: View) -> str:
-    """Return the servers that do not answer ``/healthz`` with 200, JetStream included.
+    """Return the servers that do not answer ``/healthz`` with 200, JetStream included."""
+    return await unhealthy(view.servers.values())
 
-    Raises:
-        ServerExitedError: One ended; the message carries its last log lines.
-    """
-    await _check_alive(view.servers.values())
-    servers = [server for server in view.servers.values() if server.monitor is not None]
+
+async def unhealthy(servers: Iterable[MeshServer]) -> str:
+    """Return those of the servers that do not answer ``/healthz`` with 200; what :func:`healthy` asks of a view."""
+    servers = list(servers)
+    await _check_alive(servers)
+    servers = [server for server in servers if server.monitor is not None]
     replies = await asyncio.gather(*(asyncio.to_thread(server.health) for server in servers))
     return "; ".join(
         f"server {server.name!r} last answered /healthz with {reply}; see mesh.logs({server.name!r})"
@@ -153,15 +124,11 @@ async def healthy(view: View) -> str:
 
 
 async def gateways_stand(view: View) -> str:
-    """Return the server of a region that has no gateway to another region.
-
-    Raises:
-        ServerExitedError: A server ended.
-    """
+    """Return the server of a region that has no gateway to another region."""
     if len(view.layout.regions) < 2:
         return ""
     await _check_alive(view.servers[name] for name in view.members)
-    for name, reply in (await ask({name: monitor.gatewayz for name, monitor in view.members.items()})).items():
+    for name, reply in (await ask(view.members, "/gatewayz")).items():
         there = set(view.layout.regions) - {view.layout.region_of(name)}
         if missing := there - set(reply.get("outbound_gateways") or ()):
             return f"server {name!r} has no gateway to {', '.join(sorted(missing))}; see mesh.logs({name!r})"
@@ -169,12 +136,12 @@ async def gateways_stand(view: View) -> str:
 
 
 async def one_meta_leader(view: View) -> str:
-    """Return whom the servers name as meta leader, until it is one for all, and it counts every peer as current."""
+    """Return which meta leaders the servers name, until it is one, and counts every peer as current."""
     members = view.members
     if len(members) < 2:
         return ""
     # Only the leader knows how far its peers are: on the others, `current` is always false for the rest.
-    replies = await ask({name: monitor.jsz for name, monitor in members.items()})
+    replies = await ask(members, "/jsz")
     views = {name: reply.get("meta_cluster", {}) for name, reply in replies.items()}
     # After a cut there may be two: the one that was cut off has not heard yet that another one was elected.
     leaders = {seen.get("leader") or "" for seen in views.values()}
@@ -191,8 +158,8 @@ async def one_meta_leader(view: View) -> str:
 
 async def leaf_nodes_connected(view: View) -> str:
     """Return the leaf node that is not connected to its region."""
-    leaves = {name: view.monitors[name].leafz for name in view.layout.leaves}
-    for name, reply in (await ask(leaves)).items():
+    leaves = {name: view.monitors[name] for name in view.layout.leaves}
+    for name, reply in (await ask(leaves, "/leafz")).items():
         if not reply.get("leafs"):
             return f"leaf node {name!r} is not connected to {view.layout.leaves[name]!r}"
     return ""
@@ -204,7 +171,7 @@ async def api_replies(view: View, *, server: str) -> str:
     leaves = [leaf for leaf, there in view.layout.leaves.items() if there == region]
     try:
         async with await view.connect(name="readiness", to=server) as client:
-            there = client.connected_url is not None and client.connected_url.port == view.servers[server].port
+            there = client.connected_url and client.connected_url.port == view.servers[server].port
             if server in view.monitors and not there:
                 return f"server {server!r} let nobody in, and a neighbour did"
             for domain in (None, *leaves):
@@ -217,12 +184,10 @@ async def api_replies(view: View, *, server: str) -> str:
 async def reply_subjects_known(view: View) -> str:
     """Return the server that does not know where a peer waits for replies of JetStream's API.
 
-    A server hears the API's answers on a subject that it makes up at the first request through it, and tells the
-    others of. A request to make a stream goes by way of the leader: it may make the stream, and drop its reply, before
-    it has heard of the subject. (nats-server 2.15.1, two busy cores: in 8 of 480 meshes.)
+    A server hears the API's answers on a subject that it makes up at the first request through it. The leader may make
+    a stream, and drop its reply, before it has heard of that subject. (nats-server 2.15.1: in 8 of 480 meshes.)
     """
-    known = await ask({name: partial(monitor.routez, "subs=1") for name, monitor in view.members.items()})
-    for name, reply in known.items():
+    for name, reply in (await ask(view.members, "/routez?subs=1")).items():
         waiting = {
             route.get("remote_name", "")
             for route in reply.get("routes") or ()
@@ -236,10 +201,9 @@ async def reply_subjects_known(view: View) -> str:
 async def routed(view: View) -> str:
     """Return the running server that has not all its routes to a running server of its region.
 
-    Two servers share several: a pool, over which the accounts are dealt out, and one of the system account, which is
-    the one that Raft needs. With that alone a cluster elects its leader and calls itself healthy, and a new stream is
-    not heard of next door. Servers that dial each other at the same moment may both hang up, and try again after a
-    second. (nats-server 2.15.1: in 4 of 37 meshes, for up to 0.9 s; reConnectToRoute in server/route.go)
+    Two servers share a pool of routes for the accounts, and one of the system account, which is all that Raft needs:
+    with that alone a cluster calls itself healthy, and a new stream is not heard of next door. (nats-server 2.15.1: in
+    4 of 37 meshes, for up to 0.9 s; reConnectToRoute in server/route.go)
     """
     members = view.members
     states = await asyncio.gather(*(asyncio.to_thread(view.servers[name].observe) for name in members))
@@ -247,8 +211,7 @@ async def routed(view: View) -> str:
     pairs = [(one, peer) for one in running for peer in view.layout.near(one, None)[1:] if peer in running]
     if not pairs:
         return ""
-    settings = await ask({name: monitor.varz for name, monitor in running.items()})
-    found = await ask({name: monitor.routez for name, monitor in running.items()})
+    settings, found = await ask(running, "/varz"), await ask(running, "/routez")
     for name, peer in pairs:
         pool = settings[name].get("cluster", {}).get("pool_size")
         there = [route for route in found[name].get("routes") or () if route.get("remote_name") == peer]
@@ -275,16 +238,12 @@ async def no_place_for_streams(client: Client) -> str:
     """Return why some server could not hold a stream now, in the meta leader's words; nothing, if all could.
 
     A peer of which the leader knows the name, and not yet what it holds, is current in ``/jsz``, and no place for a
-    stream, for up to a quarter of a second: "peer offline". Only a request to place a stream learns of it. This one is
-    for a place that no server has, so that nothing is made, and the refusal gives all reasons.
+    stream, for up to a quarter of a second. Only a request to place a stream learns of it. This one is for a place that
+    no server has, so that nothing is made, and the refusal gives all reasons.
     (nats-server 2.15.1, processNewServer in server/events.go, selectPeerGroup in server/jetstream_cluster.go)
 
     Args:
         client: A client of a cluster of two servers or more; a single one would make the stream.
-
-    Raises:
-        TimeoutError: Nobody answered within half a second.
-        nats.errors.NoRespondersError: Nobody is there to answer.
     """
     wish = {"name": NOWHERE, "subjects": [NOWHERE], "placement": {"tags": [NOWHERE]}}
     answer = await client.request(f"$JS.API.STREAM.CREATE.{NOWHERE}", json.dumps(wish).encode(), timeout=0.5)
@@ -292,10 +251,14 @@ async def no_place_for_streams(client: Client) -> str:
     return refusal if any(reason in refusal for reason in NO_PLACE) else ""
 
 
-async def ask(requests: Mapping[str, Callable[[], dict[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """Return each server's reply, an empty one where none came."""
-    replies = await asyncio.gather(*map(asyncio.to_thread, requests.values()), return_exceptions=True)
-    return {name: reply if isinstance(reply, dict) else {} for name, reply in zip(requests, replies, strict=True)}
+async def ask(monitors: Mapping[str, Monitor], path: str) -> dict[str, dict[str, Any]]:
+    """Return what each server's monitoring replies at a path, nothing where no reply came."""
+    calls = (asyncio.to_thread(monitor.read, path) for monitor in monitors.values())
+    replies = await asyncio.gather(*calls, return_exceptions=True)
+    return {
+        name: {} if isinstance(reply, BaseException) else reply[1]
+        for name, reply in zip(monitors, replies, strict=True)
+    }
 
 
 async def _check_alive(servers: Iterable[MeshServer]) -> None:

@@ -1,11 +1,8 @@
 """The process that runs a mesh's links: TCP relays whose latency, bandwidth and life can be changed.
 
 :mod:`mesh_lab.servers.links` starts it and talks to it: a line of JSON in, a line of JSON out. It ends when its
-standard input does, so it never outlives the program that started it.
-
-A *lane* is one direction between two servers. All connections between the two share it, whichever side dialled,
-as they would share a cable. Data waits in a queue until it is due, and more is read meanwhile: latency delays, and
-does not throttle. Only a lane's rate does.
+standard input does. A *lane* is one direction between two servers, shared by all connections between the two. Data
+waits in a queue until it is due, and more is read meanwhile: latency delays, and only a lane's rate throttles.
 """
 
 import asyncio
@@ -14,13 +11,11 @@ import socket
 import struct
 import sys
 from collections import deque
-from collections.abc import Coroutine
 from typing import Any, cast
 
 from mesh_lab.processes import on_input_line, run
 
-ROOM_BYTES = 16 * 2**20
-"""Bytes that may be on their way on one connection: more than latency times bandwidth of any lesson."""
+ROOM_BYTES = 16 * 2**20  # on their way on one connection: more than latency times bandwidth of any lesson
 TICK_S = 0.0005
 LINGER_NOT = struct.pack("ii", 1, 0)  # close() then sends RST, as a firewall that rejects would
 
@@ -60,14 +55,11 @@ class RelayLane:
         """Stop carrying, or carry again."""
         self.cut = mode
         for end in list(self.ends):
-            if mode == "reset":
-                end.reset()
-            else:
-                end.pump()
+            (end.reset if mode == "reset" else end.pump)()
 
 
 class RelayEnd(asyncio.Protocol):
-    """One socket of a relayed connection. What arrives here travels along the lane and leaves at the other end."""
+    """One socket of a relayed connection: what arrives here travels along the lane and leaves at the other end."""
 
     transport: asyncio.Transport
 
@@ -168,8 +160,7 @@ class RelayLink:
     async def open(self) -> None:
         """Listen, if it does not yet."""
         if self._server is None:
-            loop = asyncio.get_running_loop()
-            self._server = await loop.create_server(self._accept, "127.0.0.1", self._listen)
+            self._server = await asyncio.get_running_loop().create_server(self._accept, "127.0.0.1", self._listen)
 
     async def set_cut(self, mode: str | None) -> None:
         """Follow what happened to the lanes: a link that is reset refuses, one that is silent lets wait."""
@@ -180,10 +171,7 @@ class RelayLink:
                 task.cancel()
         if mode != "reset":
             await self.open()
-        if mode is None:
-            self._whole.set()
-        else:
-            self._whole.clear()
+        (self._whole.set if mode is None else self._whole.clear)()
 
     def _accept(self) -> RelayEnd:
         near = RelayEnd(self.there, asyncio.get_running_loop())
@@ -206,30 +194,22 @@ class RelayLink:
 class Relay:
     """All links of a mesh, and what can be done to them."""
 
-    def __init__(self, wanted: list[dict[str, Any]]) -> None:
+    def __init__(self) -> None:
         self._lanes: dict[tuple[str, str], RelayLane] = {}
-        self._links = [
-            RelayLink(
-                self._lane(link["dialler"], link["target"], link["kind"]),
-                self._lane(link["target"], link["dialler"], link["kind"]),
-                listen=link["listen"],
-                target=link["port"],
-            )
-            for link in wanted
-        ]
+        self._links: list[RelayLink] = []
 
     def _lane(self, source: str, target: str, kind: str) -> RelayLane:
         return self._lanes.setdefault((source, target), RelayLane(source, target, kind))
-
-    async def open(self) -> None:
-        """Listen on every link's port."""
-        for link in self._links:
-            await link.open()
 
     async def handle(self, request: dict[str, Any]) -> Any:
         """Do what a line of JSON asks for, and return the reply."""
         lanes = [self._lanes[way] for one, other in request.get("pairs", ()) for way in ((one, other), (other, one))]
         match request["do"]:
+            case "open":
+                for kind, dialler, target, listen, port in request["links"]:
+                    ways = self._lane(dialler, target, kind), self._lane(target, dialler, kind)
+                    self._links.append(RelayLink(*ways, listen=listen, target=port))
+                    await self._links[-1].open()
             case "slow":
                 for lane in lanes:
                     lane.latency, lane.rate = request["latency"], request["rate"]
@@ -257,19 +237,17 @@ class Relay:
 
 
 async def serve() -> None:
-    """Open the links that the first line names, then handle each further line, until there is none."""
+    """Handle each line of standard input until it ends."""
     lines: asyncio.Queue[bytes] = asyncio.Queue()
     on_input_line(lines.put_nowait)
-    relay = Relay(json.loads(await lines.get()))
-    work: Coroutine[Any, Any, Any] = relay.open()
+    relay = Relay()
     while True:
         try:
-            reply = {"ok": await work}
+            reply = {"ok": await relay.handle(json.loads(await lines.get()))}
         except OSError as err:
             reply = {"error": str(err)}
         sys.stdout.write(json.dumps(reply) + "\n")
         sys.stdout.flush()
-        work = relay.handle(json.loads(await lines.get()))
 
 
 if __name__ == "__main__":

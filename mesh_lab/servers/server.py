@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -13,15 +14,15 @@ from mesh_lab.observe.monitor import Monitor
 from mesh_lab.processes import ChildProcess, output_of
 from mesh_lab.servers.backend import MeshServer, State
 from mesh_lab.servers.config import Ports, ServerConfig
-from mesh_lab.servers.readiness import Deadline, until
+from mesh_lab.servers.readiness import Deadline, ask, unhealthy, until
 
 HOST = "127.0.0.1"
-CHECK_WITHIN_S = 30.0
-"""Seconds that a server may take to read a configuration: it needs some hundredths, on a busy machine a few."""
+STOP_WITHIN_S = 10.0
+CHECK_WITHIN_S = 30.0  # to read a configuration: a server needs some hundredths, on a busy machine a few
 
 
 class LocalServer(MeshServer):
-    """A nats-server process: its facts, and what can be done to it.
+    """A nats-server process.
 
     Attributes:
         config: How it is set up. :meth:`configure` changes it.
@@ -31,14 +32,6 @@ class LocalServer(MeshServer):
     monitor: Monitor
 
     def __init__(self, config: ServerConfig, *, binary: Path, directory: Path, owner: str) -> None:
-        """Prepare it and write its configuration; nothing is started yet.
-
-        Args:
-            config: How it is set up.
-            binary: The nats-server program.
-            directory: The mesh's own; takes configuration and log.
-            owner: The mesh's mark in the environment of its processes.
-        """
         ports, name = config.ports, config.name
         super().__init__(name, host=HOST, port=ports.client, monitor=Monitor(HOST, ports.monitor))
         self.config_file = directory / f"{name}.conf"
@@ -56,7 +49,7 @@ class LocalServer(MeshServer):
 
     @property
     def state(self) -> State:
-        """What the process is doing now; ``exited`` means that it ended by itself."""
+        """What the process is doing now."""
         if self._ended is not None:
             return self._ended
         if self._process.exit_code is not None:
@@ -77,43 +70,31 @@ class LocalServer(MeshServer):
         return any(s.status == psutil.CONN_LISTEN and s.laddr.port == self.ports.cluster for s in sockets)
 
     def start(self) -> None:
-        """Start the process; it is not ready yet when this returns."""
+        """Start the process."""
         self._process.start()
         self._ended, self._paused, self.was_healthy = None, False, None
 
-    def stop(self, *, within: float = 10.0) -> None:
-        """Ask the server to end in good order (SIGTERM) and wait; kill it when it has not ended in time.
-
-        Args:
-            within: Seconds to wait before it is killed.
-        """
+    def stop(self) -> None:
+        """End the process in good order."""
         if self._ended is not None:
             return
         if self.state == "paused":
             self.resume()
-        self._ended = "stopped" if self._process.terminate(within=within) else "killed"
+        self._ended = "stopped" if self._process.terminate(within=STOP_WITHIN_S) else "killed"
 
     def kill(self) -> None:
-        """Kill the server (SIGKILL: no clean-up, no goodbye) and wait until it is gone."""
+        """Kill the process."""
         if self._ended is None:
             self._process.kill()
             self._ended = "killed"
 
     def pause(self) -> None:
-        """Stop the process where it stands (SIGSTOP), as a hung machine or a frozen VM would.
-
-        Raises:
-            ServerExitedError: It is not running.
-        """
+        """Freeze the process (SIGSTOP), as a hung machine or a frozen VM would."""
         self._running().suspend()
         self._paused = True
 
     def resume(self) -> None:
-        """Let a paused process go on.
-
-        Raises:
-            ServerExitedError: It is not running.
-        """
+        """Let the process go on."""
         self._running().resume()
         self._paused, self.was_healthy = False, None
 
@@ -135,69 +116,35 @@ class LocalServer(MeshServer):
             raise BadConfigError(f"nats-server refuses the configuration of {self.name!r}: {words}") from err
 
     def reload(self) -> None:
-        """Let the server read its configuration file again (SIGHUP, which Windows does not have).
-
-        Raises:
-            ServerExitedError: It is not running.
-        """
+        """Let the server read its configuration file again (SIGHUP, which Windows does not have)."""
         self._running().send_signal(signal.SIGHUP)
 
     def log(self, last: int | None = None) -> str:
-        """Return the server's log since the mesh started, across restarts.
-
-        Args:
-            last: Number of lines from the end; ``None`` for all.
-        """
+        """Return the process's log."""
         return self._process.log(last=last)
 
     def check_alive(self) -> None:
-        """Return when the process lives, or was ended on purpose.
-
-        Raises:
-            ServerExitedError: It ended by itself; the message ends with its last log lines.
-        """
+        """Return when the process lives, or was ended on purpose."""
         if self._ended is None and (code := self._process.exit_code) is not None:
-            log = self.log(last=8)
-            raise ServerExitedError(
-                f"server {self.name!r} exited with code {code}; its last log lines:\n{log}",
-                name=self.name,
-                exit_code=code,
-                log=log,
-            )
+            raise self.exited_error(code)
 
     def _running(self) -> psutil.Process:
         if (pid := self.pid) is None:
-            raise ServerExitedError(
-                f"server {self.name!r} is {self.state}, expected running; restart it first",
-                name=self.name,
-                exit_code=self._process.exit_code,
-            )
+            raise self.not_running_error()
         return psutil.Process(pid)
 
 
 async def reload_all(
     servers: Sequence[LocalServer], change: Callable[[ServerConfig], ServerConfig], deadline: Deadline
 ) -> None:
-    """Set servers up otherwise while they run, and return when each goes by it.
-
-    Args:
-        servers: Servers that run.
-        change: Returns what a server's configuration becomes.
-        deadline: When it is too late.
-
-    Raises:
-        BadConfigError: A server refused its new configuration; all keep what they had.
-        UnsupportedByBackendError: The accounts are an operator's.
-        NotReadyError: A server did not read its file in time.
-        ServerExitedError: A server does not run.
-    """
+    """Set servers up otherwise while they run, and return when each goes by it; raises as ``Mesh.reload`` says."""
     if any(server.config.operator for server in servers):
         raise UnsupportedByBackendError(
             "this mesh's accounts and users are its operator's; send a token to $SYS.REQ.CLAIMS.UPDATE"
         )
-    if down := [server for server in servers if server.state != "running"]:
-        name, state = down[0].name, down[0].state
-        raise ServerExitedError(f"server {name!r} is {state}, expected all to run; restart it first", name=name)
+    for server in servers:
+        if server.state != "running":
+            raise server.not_running_error("all to run")
     old = [server.config for server in servers]
     for server in servers:
         server.configure(change(server.config))
@@ -215,20 +162,12 @@ async def _reload(server: LocalServer, deadline: Deadline) -> None:
     if not hasattr(signal, "SIGHUP"):  # Windows has no signal for it
         await asyncio.to_thread(server.stop)
         await asyncio.to_thread(server.start)
-
-        async def healthy() -> str:
-            reply = await asyncio.to_thread(server.health)
-            return "" if reply == "200 ok" else f"server {server.name!r} last answered /healthz with {reply}"
-
-        await until(healthy, deadline)
+        await until(partial(unhealthy, [server]), deadline)
         return
     before: object = None
 
     async def loaded() -> object:
-        try:
-            return (await asyncio.to_thread(server.monitor.varz)).get("config_load_time")
-        except (OSError, ValueError):  # a busy server takes its time to answer
-            return None
+        return (await ask({"": server.monitor}, "/varz"))[""].get("config_load_time")
 
     async def known() -> str:
         nonlocal before

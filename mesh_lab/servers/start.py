@@ -1,9 +1,8 @@
 """Start a mesh: local processes by default, containers, or the NATS that the environment names."""
 
-import contextlib
 import os
 import weakref
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, get_args
@@ -49,18 +48,17 @@ async def start_mesh(
     credentials file, where it is needed), of which nothing is started or stopped.
 
     Args:
-        servers: Number of servers, 1 or an odd number: JetStream needs a majority to agree. Containers are
-            always three, also where one is enough, and external servers as many as their addresses. Of no effect
-            where there are regions.
+        servers: Number of servers, where there are no regions: 1, 3, 5 or 7, as JetStream needs a majority to agree.
+            Containers are always three, and external servers as many as their addresses.
         regions: Number of servers in each region, such as ``{"eu": 3, "us": 3}``: each region is a cluster of its
             own, with servers ``eu-1`` to ``eu-3``, and gateways join the regions.
         leaves: Names of leaf nodes, such as ``["store-berlin"]``: each is one server with JetStream in a domain of
             its own name, connected to the first region, or to the region that a mapping names. The regions'
             domain is ``hub`` then.
-        links: Whether servers are joined by links that can be slowed and cut. ``None`` means: where there are
-            regions or leaf nodes. Links make the start a little slower.
-        backend: Where they run. ``None`` takes what ``MESH_LAB_BACKEND`` names; without that variable, an
-            external mesh if ``MESH_LAB_URL`` is set, and local processes if not.
+        links: Whether servers are joined by links that can be slowed and cut; ``None``: if there are regions or
+            leaf nodes.
+        backend: Where they run; ``None``: what ``MESH_LAB_BACKEND`` names, or else an external mesh if
+            ``MESH_LAB_URL`` is set, and local processes if not.
         directory: Where to put the mesh's own directory; the system's temporary directory if ``None``.
         extra_config: Further settings in nats-server's own syntax, for every server.
         account_config: Further settings of the account in which the lessons work, such as ``"mappings { … }"``.
@@ -75,11 +73,10 @@ async def start_mesh(
     Raises:
         BadLayoutError: A number of servers is not 1, 3, 5 or 7, or a name is not legal in NATS or not unique.
         ValueError: No backend has that name, or settings contradict each other.
-        UnsupportedByBackendError: Containers cannot be as many as asked for; containers or external
-            servers cannot be joined or set up as asked for.
+        UnsupportedByBackendError: Containers or external servers cannot be as asked for.
         NoEngineError: Containers were asked for, and no Docker engine answers.
         EngineRefusedError: The engine could not start the containers; the message says why.
-        SettingsError: ``docker/.env`` is not as the containers need it, or ``MESH_LAB_URL`` is not set.
+        SettingsError: ``docker/`` is not as the containers need it, or ``MESH_LAB_URL`` is not set.
         NoServerBinaryError: There is no nats-server that is new enough.
         StoreError: The directory cannot be written, or its disk is full.
         ServerExitedError: A server ended at its start; the message carries its last log lines.
@@ -133,18 +130,3 @@ def newest_mesh() -> Mesh:
         if (mesh := reference()) is not None and not mesh.closed:
             return mesh
     raise MeshClosedError("no mesh is open; start one first: mesh = await start_mesh(servers=3)")
-
-
-@contextlib.contextmanager
-def newest_mesh_is(mesh: Mesh | None) -> Iterator[None]:
-    """Let :func:`newest_mesh` return a mesh that was started earlier, until another one is started.
-
-    Args:
-        mesh: An open mesh; ``None`` for none. What was the newest before is so again when the context ends.
-    """
-    before = list(_started)
-    _started[:] = [] if mesh is None else [weakref.ref(mesh)]
-    try:
-        yield
-    finally:
-        _started[:] = before

@@ -1,16 +1,20 @@
 """The part of this machine that belongs to one mesh: a private directory, ports, and a guard that frees both."""
 
+import os
 import secrets
 import shutil
+import sys
 import tempfile
 import weakref
 from pathlib import Path
 
 from mesh_lab.errors import StoreError
-from mesh_lab.servers.guard import Guard, kill_owned
+from mesh_lab.processes import ChildProcess
+from mesh_lab.servers.guard import DISMISSED, kill_owned
 from mesh_lab.servers.ports import PortBlock
 
-FREE_DISK_BYTES = 256 * 1024 * 1024
+FREE_DISK_BYTES = 256 * 2**20
+CLEAN_UP_WITHIN_S = 10.0
 
 
 class Workspace:
@@ -41,7 +45,13 @@ class Workspace:
             )
         self.owner = secrets.token_hex(16)
         self.ports = PortBlock.reserve()
-        self._guard = Guard(self.directory, self.owner)
+        self._guard = ChildProcess(
+            [sys.executable, "-m", "mesh_lab.servers.guard", str(self.directory), self.owner],
+            name="the mesh's guard",
+            owner="",  # unmarked: it has to outlive also those that another mesh's guard kills
+            stdin=True,
+        ).start()
+        _guards.add(self._guard)
         # A mesh that is forgotten unclosed is cleaned up by its guard, when it is collected or at exit.
         self._forgotten = weakref.finalize(self, _clean_up, self._guard, self.ports)
 
@@ -51,10 +61,26 @@ class Workspace:
             return
         kill_owned(self.owner)
         shutil.rmtree(self.directory, ignore_errors=True)
-        self.ports.release()
-        self._guard.dismiss()
+        self._guard.send(DISMISSED)
+        _clean_up(self._guard, self.ports)
 
 
-def _clean_up(guard: Guard, ports: PortBlock) -> None:
-    guard.clean_up()
+_guards: "weakref.WeakSet[ChildProcess]" = weakref.WeakSet()
+
+
+def _close_pipes() -> None:
+    """Let go of the pipes in a forked child, which would otherwise keep each guard waiting for its own end."""
+    for guard in tuple(_guards):
+        guard.close_input()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_pipes)
+
+
+def _clean_up(guard: ChildProcess, ports: PortBlock) -> None:
+    """Let the guard clean up, unless it was dismissed."""
+    guard.close_input()
+    guard.wait(within=CLEAN_UP_WITHIN_S)
+    guard.close()
     ports.release()

@@ -102,7 +102,7 @@ async def test_a_port_that_only_the_engine_finds_taken_is_named_as_well(
         monkeypatch.setenv("MESH_LAB_N3_MONITOR", str(port))
         with pytest.raises(EngineRefusedError, match=rf"port {port} .* server n3 needs it; .*MESH_LAB_N3_MONITOR="):
             await start_mesh(servers=3, backend="docker")
-    assert found.down().containers == 3, "what was made until then can be removed"
+    assert found.down().startswith("3 containers"), "what was made until then can be removed"
     assert leftovers(project.engine, found.name) == []
 
 
@@ -136,7 +136,7 @@ async def test_an_old_env_file_is_named_with_what_it_lacks(
     ) as caught:
         await start_mesh(servers=3, backend="docker")
     assert not [secret for secret in re.findall(r"PASSWORD=(\S+)", text) if secret in str(caught.value)]
-    assert str(found.down()) == "0 containers, 0 networks, 0 volumes", "down works without the file"
+    assert found.down() == "0 containers, 0 networks, 0 volumes", "down works without the file"
 
 
 def test_a_folder_without_the_containers_is_named(engine: Engine, tmp_path: Path, monkeypatch) -> None:

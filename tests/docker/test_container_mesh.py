@@ -220,8 +220,8 @@ async def test_down_leaves_nothing_of_ours_and_everything_of_others(project: Pro
     try:
         mesh = await start_mesh(servers=3, backend="docker")
         await mesh.pause("n2")
-        assert str(await mesh.down()) == "3 containers, 1 network, 3 volumes"
-        assert mesh.closed
+        await mesh.close()
+        assert project.down() == "3 containers, 1 network, 3 volumes"
         assert leftovers(project.engine, project.name) == []
         assert volume in project.engine.docker("volume", "ls", "-q").split()
         assert project.variables.exists()

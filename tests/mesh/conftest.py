@@ -1,6 +1,7 @@
 """Meshes for the tests that only use them; a test that breaks servers starts its own."""
 
 import asyncio
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -20,10 +21,10 @@ def _shared_mesh() -> Iterator[Mesh]:
 
 
 @pytest.fixture
-def mesh(_shared_mesh: Mesh) -> Iterator[Mesh]:
+def mesh(_shared_mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> Mesh:
     """Three servers that run; what a test leaves on them, the next one finds."""
-    with start.newest_mesh_is(_shared_mesh):
-        yield _shared_mesh
+    monkeypatch.setattr(start, "_started", [weakref.ref(_shared_mesh)])
+    return _shared_mesh
 
 
 @pytest.fixture
@@ -48,10 +49,10 @@ def _shared_regions() -> Iterator[Mesh]:
 
 
 @pytest.fixture
-async def regions(_shared_regions: Mesh) -> AsyncIterator[Mesh]:
+async def regions(_shared_regions: Mesh, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Mesh]:
     """Two regions of three servers and a leaf node; what a test leaves on them, the next one finds."""
-    with start.newest_mesh_is(_shared_regions):
-        yield _shared_regions
+    monkeypatch.setattr(start, "_started", [weakref.ref(_shared_regions)])
+    yield _shared_regions
     for client in list(_shared_regions._clients):  # in the loop that they were made in
         await client.close()
     _shared_regions._clients.clear()

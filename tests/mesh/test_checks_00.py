@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import weakref
 
 import nats
 import pytest
@@ -24,9 +25,9 @@ def _breakable_mesh():
 
 
 @pytest.fixture
-def mesh(_breakable_mesh):
-    with start.newest_mesh_is(_breakable_mesh):
-        yield _breakable_mesh
+def mesh(_breakable_mesh, monkeypatch):
+    monkeypatch.setattr(start, "_started", [weakref.ref(_breakable_mesh)])
+    return _breakable_mesh
 
 
 @pytest.mark.parametrize("number", CELLS.numbers)

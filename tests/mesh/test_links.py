@@ -196,7 +196,7 @@ async def test_a_cut_carries_nothing_and_the_mesh_is_whole_after_it_heals(region
 
 
 async def test_a_silent_cut_after_a_reset_refuses_nobody(regions) -> None:
-    (listen, *_) = (w["listen"] for w in regions.links._wanted if {w["dialler"], w["target"]} == {"eu-1", "eu-2"})
+    (listen, *_) = (join[3] for join in regions.links._wanted if set(join[1:3]) == {"eu-1", "eu-2"})
     try:
         await regions.cut("eu-1", "eu-2", mode="reset")
         with pytest.raises(ConnectionRefusedError):
@@ -263,7 +263,7 @@ async def stored(js, stream: str) -> list[str]:
 
 
 async def test_no_connection_between_servers_gets_past_a_link(regions) -> None:
-    links = psutil.Process(regions.links.pid)
+    links = psutil.Process(regions.links._process.pid)
     through = {c.laddr.port for c in links.net_connections("inet")} | {
         c.raddr.port for c in links.net_connections("inet") if c.raddr
     }
@@ -318,7 +318,7 @@ async def test_a_mesh_without_links_says_how_to_get_them(mesh) -> None:
 
 async def test_links_whose_process_died_are_an_error_that_says_so() -> None:
     mesh = await start_mesh(servers=1, leaves=["kiosk"])
-    psutil.Process(mesh.links.pid).kill()
+    psutil.Process(mesh.links._process.pid).kill()
     with pytest.raises(ProcessEndedError, match="start the mesh anew"):
         await mesh.heal()
     await mesh.close()
