@@ -1,8 +1,7 @@
 """Store several messages together or not at all: atomic batches (ADR-50, nats-server 2.12).
 
-The messages of a batch carry its id and their number in headers; the server keeps them aside until the last one, which
-carries *commit*, and then stores them all next to each other. Readers never see a part of a batch. A batch has 1,000
-messages at most, and a server drops one that gets no message for ten seconds.
+The server keeps a batch's messages aside until one carries *commit*, and then stores them all next to each other.
+A batch has 1,000 messages at most, and a server drops one that gets no message for ten seconds.
 """
 
 import secrets
@@ -46,9 +45,8 @@ async def publish_together(
 ) -> BatchAck:
     """Store messages of one stream as a whole and return the server's acknowledgement.
 
-    Until the last message leaves, nothing can be stored, so whatever fails before is tried again as a new batch. After
-    an unknown outcome, send the same messages again under their ``Nats-Msg-Id``: ``err_code`` 10201 says that the
-    stream has them.
+    What fails before the last message leaves is tried again as a new batch. After an unknown outcome, send the same
+    messages again under their ``Nats-Msg-Id``: ``err_code`` 10201 says that the stream has them.
 
     Args:
         client: A connected nats-py client.
@@ -59,8 +57,7 @@ async def publish_together(
     Raises:
         ValueError: There are no messages or too many.
         PublishRefusedError: The server refused the batch: none of it is stored.
-        UnknownOutcomeError: No reply came to the last message: all of it is stored, or nothing. Or one came that is
-            no stream's reply to a batch.
+        UnknownOutcomeError: No reply came to the last message, or none of a stream: all is stored, or nothing.
     """
     if not 1 <= len(messages) <= MOST_MESSAGES:
         raise ValueError(f"{len(messages):,} messages in an atomic batch, expected 1 to {MOST_MESSAGES:,}")
@@ -92,7 +89,12 @@ async def _attempt(client: Client, messages: Sequence[BatchMessage], answer_with
             continue
         # The first one is a request, so that a stream without this ability costs one message and not a thousand.
         msg = await _request(client, message, headers, answer_within, commits=number == last)
-        answer = _read(msg, message)
+        answer = msgspec.json.decode(msg.data, type=PublishReply) if msg.data else PublishReply()
+        if (error := answer.error) is not None:
+            if is_transient(error):
+                raise _NotStored(f"{error.description} (err_code {error.err_code})")
+            refusal = f"{message.subject}: {error}; nothing of the batch is stored"
+            raise PublishRefusedError(refusal, code=error.code, err_code=error.err_code)
         if number < last and msg.data:
             raise UnknownOutcomeError(
                 f"{message.subject}: the first message of a batch was answered {msg.data[:120]!r}, expected an empty "
@@ -121,14 +123,3 @@ async def _request(
             "nothing: read the stream, or send it again if its messages carry a Nats-Msg-Id",
             waited_s=answer_within,
         ) from err
-
-
-def _read(msg: Msg, message: BatchMessage) -> PublishReply:
-    answer = msgspec.json.decode(msg.data, type=PublishReply) if msg.data else PublishReply()
-    if (error := answer.error) is None:
-        return answer
-    if is_transient(error):
-        raise _NotStored(f"{error.description} (err_code {error.err_code})")
-    raise PublishRefusedError(
-        f"{message.subject}: {error}; nothing of the batch is stored", code=error.code, err_code=error.err_code
-    )

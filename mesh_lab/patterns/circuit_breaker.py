@@ -1,8 +1,7 @@
-"""A circuit breaker: stop calling a service that keeps failing, for a while.
+"""A circuit breaker (Michael Nygard, Release It!, 2007): stop calling a service that keeps failing, for a while.
 
 *Closed*, it lets every call through. After some failures in a row it is *open*, and refuses calls at once. After a
-rest it is *half open*: it lets one call through, and that one's end decides. The name and the states are those of
-Michael Nygard, Release It! (2007).
+rest it is *half open*: it lets one call through, and that one's end decides.
 """
 
 import time
@@ -65,26 +64,20 @@ class CircuitBreaker:
         trial, period = state == "half open", self._period
         if trial:
             self._trying = True
+        # A call that began before the last change does not count: it may fail long after the breaker closed again.
         try:
             result = await work()
         except Exception:  # a cancellation is none: it says nothing about the service
-            if self._counts(trial, period):
+            if trial or period == self._period:
                 self._in_a_row += 1
                 self._opened = self._clock()
                 self._period += self._in_a_row >= self.failures
             raise
         else:
-            if self._counts(trial, period):
+            if trial or period == self._period:
                 self._in_a_row = 0
                 self._period += trial
             return result
         finally:
             if trial:
                 self._trying = False
-
-    def _counts(self, trial: bool, period: int) -> bool:
-        """Return whether a call's end counts: the trial's does, and no call's that began before the last change.
-
-        What hung while it opened may fail long after it closed again.
-        """
-        return trial or period == self._period

@@ -1,10 +1,8 @@
 """How clients connect and send: nats-py's own options, set for fail-over.
 
-nats-py's defaults suit a good network: they notice a silent server after four minutes (two pings of 120 s), dial
-the next server without any jitter, all clients in the same millisecond, wait 2 s before a server that failed is
-dialled again, and give it up for good after 60 attempts. On a mesh whose servers come and go, that is a stampede at
-first, slow then, and final at last. Each option below says what it does instead. All of them are plain arguments of
-``nats.connect``.
+nats-py's defaults notice a silent server after four minutes (two pings of 120 s), dial the next one without jitter,
+wait 2 s before they dial a server that failed again, and give it up for good after 60 attempts. On a mesh whose servers
+come and go, that is first a stampede, then slow, and in the end final.
 """
 
 import asyncio
@@ -32,11 +30,7 @@ class ConnectOptions(TypedDict, total=False):
 
 
 def jittered_reconnect(servers: list[Server], _info: dict[str, Any]) -> tuple[Server, float]:
-    """Choose any server of the pool, and a wait of 50 to 250 ms before it is dialled.
-
-    The jitter matters when a server dies with a thousand clients: without it, they all dial its neighbours in
-    the same millisecond, again and again.
-    """
+    """Choose any server of the pool, and a wait of 50 to 250 ms, so that a dead server's clients do not dial as one."""
     return random.choice(servers), random.uniform(0.05, 0.25)
 
 
@@ -55,8 +49,7 @@ async def connect(options: ConnectOptions, *, within: float = 10.0, **more: Any)
     last: list[Exception] = []
 
     async def note(error: Exception) -> None:
-        # A reconnecting client meets errors all the time, and nats-py's default prints each with its traceback.
-        last[:] = [error]
+        last[:] = [error]  # nats-py's default prints each error of a reconnecting client with its traceback
 
     defaults: dict[str, Any] = {
         "ping_interval": 2,  # a silent server is noticed after 2 pings, in 4 to 6 s
@@ -86,12 +79,7 @@ async def publish_if_connected(
 
     ``client.publish`` would keep the message while it reconnects, copy after copy of one that is sent again.
 
-    Args:
-        client: A nats-py client.
-        subject: Where to.
-        payload: The message.
-        reply: Where replies go.
-        headers: The message's headers.
+    The arguments are those of ``client.publish``.
 
     Raises:
         PublishRefusedError: The message is larger than the server takes.
@@ -115,10 +103,7 @@ def too_large(client: Client, subject: str, payload: bytes) -> PublishRefusedErr
 
 
 def is_send_failure(err: BaseException) -> bool:
-    """Return whether a client raised only because its connection can take nothing at this moment.
-
-    nats-py may consider a connection alive that uvloop closed a moment ago, and raises uvloop's ``RuntimeError`` then.
-    It reconnects when it reads the end.
-    """
+    """Return whether a client raised only because its connection can take nothing at this moment."""
+    # uvloop's, for a connection that nats-py considers alive until it reads its end; then it reconnects.
     closed = isinstance(err, RuntimeError) and "closed" in str(err)
     return closed or isinstance(err, nats.errors.OutboundBufferLimitError)

@@ -1,10 +1,7 @@
 """JetStream's protocol in one place: its API's subjects, its replies, and which of its errors are transient.
 
-nats-py's own context knows the same. What is here serves the patterns that speak the protocol themselves, because a
-request for each message, or a task for each reply, would be too slow.
+It serves patterns that speak the protocol themselves: nats-py's request for each message would be too slow.
 """
-
-from typing import Any
 
 import msgspec
 import nats.errors
@@ -18,8 +15,7 @@ def api_prefix(domain: str | None = None) -> str:
     """Return where JetStream's API listens, without a dot behind it.
 
     Args:
-        domain: JetStream domain of a leaf node (ADR-13), as ``client.jetstream(domain=…)`` takes it; ``None`` for that
-            of the servers that the client is connected to.
+        domain: JetStream domain of a leaf node (ADR-13); ``None`` for that of the client's own servers.
     """
     return nats.js.api.DEFAULT_PREFIX if domain is None else f"$JS.{domain}.API"
 
@@ -32,10 +28,8 @@ class ApiError(msgspec.Struct, frozen=True):
     err_code: int = 0
     """Number in nats-server's own list."""
     description: str = ""
-    """The same in words."""
 
     def __str__(self) -> str:
-        """Return it as it stands in messages."""
         return f"{self.description} (code {self.code}, err_code {self.err_code})"
 
 
@@ -85,8 +79,7 @@ _NO_REPLY = (
 def is_transient(err: BaseException | ApiError) -> bool:
     """Return whether the same request may succeed in a moment: while servers elect a leader, reconnect or catch up.
 
-    It does not say that nothing was done. A request without a reply may have been carried out, so what is repeated
-    has to be as good twice as once.
+    The request may have been carried out all the same, so it has to be as good twice as once.
 
     Args:
         err: What nats-py raised, or the error in a server's reply.
@@ -94,11 +87,7 @@ def is_transient(err: BaseException | ApiError) -> bool:
     if not isinstance(err, ApiError | APIError):
         return isinstance(err, _NO_REPLY) or is_send_failure(err)
     # Some of nats-py's errors leave their numbers out.
-    number, code = _number(err, "err_code"), _number(err, "code")
+    number, code = getattr(err, "err_code", None) or 0, getattr(err, "code", None) or 0
     if number in PERMANENT_ERR_CODES:
         return False
     return number in TRANSIENT_ERR_CODES or code == 429 or code >= 500 or isinstance(err, ServiceUnavailableError)
-
-
-def _number(err: Any, name: str) -> int:
-    return getattr(err, name, None) or 0

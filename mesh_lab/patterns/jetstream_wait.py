@@ -1,9 +1,8 @@
 """Wait until a stream or a consumer is routable: until a client's own server knows of its subscriptions.
 
-``add_stream`` returns when the stream stands. In a cluster it may stand on another server, and its subscriptions reach
-the other servers on a way of their own: for some milliseconds, a request from this client finds no responders. A
-service tries again, as :class:`~mesh_lab.patterns.WindowedPublisher` does; a lesson or a test that makes a stream and
-uses it in the next line waits here.
+A new stream's subscriptions reach the cluster's other servers some milliseconds after ``add_stream`` returned; until
+then, a request finds no responders. A service tries again, as :class:`~mesh_lab.patterns.WindowedPublisher` does; code
+that makes a stream and uses it in the next line waits here.
 """
 
 from functools import partial
@@ -33,8 +32,7 @@ async def wait_routable(
 ) -> None:
     """Return when the server that this client is connected to routes requests to a stream or a consumer.
 
-    Nothing is stored and nothing delivered: each probe is a request that gets a refusal. Whoever subscribes to the
-    stream's subjects sees one empty message.
+    Nothing is stored or delivered: each probe gets a refusal. Subscribers of the subjects see an empty message.
 
     Args:
         client: A connected nats-py client.
@@ -54,13 +52,11 @@ async def wait_routable(
 async def flush_through(client: Client) -> None:
     """Return when the server has read, and replied to, all that this client published and subscribed to before.
 
-    That is what ``flush`` is for. nats-py 2.16 writes flush's PING ahead of what ``publish`` left in its buffer, so the
-    PONG may come before a complaint about the last message, in 18 of 60 runs of one publish and one flush. A second
-    flush comes after it.
-
     Raises:
         nats.errors.FlushTimeoutError: The server did not reply within 10 s.
     """
+    # nats-py 2.16 writes flush's PING ahead of what publish left in its buffer: one PONG may come before a complaint
+    # about the last message, as in 18 of 60 runs.
     await client.flush()
     await client.flush()
 
@@ -85,8 +81,8 @@ async def wait_interest(client: Client, subject: str, *, within: float = 3.0) ->
 async def wait_stream(js: JetStreamContext, stream: str) -> nats.js.api.StreamInfo:
     """Return the servers' information about a stream that may have been made a moment ago.
 
-    In a mesh of regions, a new stream's own leader may confirm it before the meta leader, which replies for streams
-    without a leader, has it in its list. With nats-server 2.15.1, that gave "not found" in 3 of 25 meshes.
+    A new stream's own leader may confirm it before the meta leader has it in its list: "not found" in 3 of 25 meshes of
+    regions with nats-server 2.15.1.
 
     Args:
         js: A client's JetStream context.

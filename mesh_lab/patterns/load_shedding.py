@@ -1,7 +1,7 @@
 """Admission control: accept what can be done in time, and refuse the rest at once.
 
-A service that accepts every request falls behind at the first overload: requests wait in its memory, longer and longer,
-until their requesters have given up and it works for nobody. The policy here, in the order in which it is applied:
+A service that accepts every request falls behind at the first overload, and then works for requesters that have given
+up. The policy here, in the order in which it is applied:
 
 1. A request beyond the rate that was agreed is refused: ``429``.
 2. When ``waiting`` requests wait for their turn, the next one is refused: ``503``.
@@ -10,9 +10,7 @@ until their requesters have given up and it works for nobody. The policy here, i
 5. Everything else is worked on to its end, ``at_a_time`` requests at a time, also when the service stops meanwhile.
 
 So an accepted request is answered within ``longest_wait`` and the time that its work takes, whatever is offered.
-
-Refusals are what other NATS services send (ADR-32): an empty message with ``Nats-Service-Error-Code`` and
-``Nats-Service-Error``. ``Retry-After`` adds in how many seconds it makes sense to try again.
+Refusals are those of NATS services (ADR-32), an empty message with two headers, and a third one, ``Retry-After``.
 """
 
 import asyncio
@@ -33,10 +31,8 @@ RETRY_AFTER = "Retry-After"
 DEADLINE = "Deadline"
 """Header of a request: until when the requester waits, in Unix seconds.
 
-A point in time counts what a request waits on its way, in the servers and in this client; a duration would begin anew
-at each. Its price is that the clocks of both sides must agree to within what is waited.
+A duration would not count the way to the service; the price is that the clocks of both sides have to agree.
 """
-
 LONGEST_REASON = 500
 """Characters of a refusal's text, which travels in a header."""
 
@@ -54,8 +50,8 @@ class AdmissionController:
             await asyncio.Event().wait()  # until the process is stopped
 
     Attributes:
-        answered: Requests worked on to their end, and answered.
-        refused: Requests refused, for whatever reason.
+        answered: Requests worked on and answered.
+        refused: Requests refused.
         unsent_replies: Replies that could not be sent, because the connection was down.
     """
 
@@ -74,11 +70,9 @@ class AdmissionController:
         Args:
             client: A connected nats-py client.
             work: Does what a request asks for and returns the reply. What it raises goes to the requester as ``500``.
-            at_a_time: Requests worked on at a time. More than the work's bottleneck can serve, for example the
-                connections of a database, only makes each of them slower.
+            at_a_time: Requests worked on at a time; more than the bottleneck can serve makes each of them slower.
             waiting: Requests that may wait for their turn, 1 or more. A burst of that size passes unrefused.
-            longest_wait: Seconds after which a request that waits is refused; below the requesters' own timeout, or
-                they have given up when it is their turn.
+            longest_wait: Seconds after which a waiting request is refused; below the requesters' own timeout.
             agreed: The rate that was agreed; ``None`` for none.
 
         Raises:
@@ -90,12 +84,8 @@ class AdmissionController:
                 "1 or more, and above 0 s"
             )
         self.answered = self.refused = self.unsent_replies = 0
-        self._client = client
-        self._work = work
-        self._at_a_time = at_a_time
-        self._longest_wait = longest_wait
-        self._agreed = agreed
-        self._waiting = waiting
+        self._client, self._work, self._agreed = client, work, agreed
+        self._at_a_time, self._waiting, self._longest_wait = at_a_time, waiting, longest_wait
         self._in_hand = 0  # waiting or worked on
         self._turns: asyncio.Queue[tuple[Msg, float]] = asyncio.Queue()
         self._workers: list[asyncio.Task[None]] = []
@@ -183,7 +173,7 @@ class AdmissionController:
 
 
 def _is_past_deadline(msg: Msg) -> bool:
-    """Return whether the requester has given up by now; one that names no deadline waits for ever."""
+    """Return whether the requester has given up by now; without a deadline it waits for ever."""
     if not msg.headers or (deadline := msg.headers.get(DEADLINE)) is None:
         return False
     try:

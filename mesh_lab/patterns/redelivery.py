@@ -1,8 +1,8 @@
 """Handle a consumer's messages one by one: retry with back-off, set dead letters aside, and leave in good order.
 
-A message ends in one of three ways: it was handled and acknowledged; it waits for its next attempt, at the server, with
-a delay that grows; or it lies in a stream for dead letters, with the reason, and is taken off the consumer only after
-that was acknowledged. None of them loses it. A handler may see a message twice, so it has to be idempotent.
+A message is handled and acknowledged; or it waits at the server for its next attempt, each time longer; or it is stored
+as a dead letter, with the reason, and taken off its consumer only after that was acknowledged. None of them loses it.
+A handler may see a message twice, so it has to be idempotent.
 """
 
 import asyncio
@@ -43,11 +43,11 @@ class Backoff:
     first: float = 0.1
     """Seconds after the first attempt."""
     factor: float = 2.0
-    """By how much each wait is longer than the one before."""
+    """Each wait divided by the one before."""
     most: float = 30.0
     """Seconds that no wait exceeds."""
     jitter: float = 0.5
-    """Part of the wait that is left to chance, so that what failed together does not come back together."""
+    """Part of the wait that is left to chance: what failed together does not come back together."""
 
     def delay(self, attempt: int) -> float:
         """Return the seconds to wait after an attempt.
@@ -72,23 +72,21 @@ async def consume_with_retries(
 ) -> None:
     """Handle a consumer's messages one after the other until told to stop, then finish the one in hand and return.
 
-    A handler that raises :class:`CircuitOpenError` has called no service: the message stays in hand until the breaker
-    lets a call through, since the next one would fare no better. Cancelled while it waits, the worker gives back the
-    message that may be on its way; cancelled in the middle of one, it leaves that to ``ack_wait``.
+    While its handler raises :class:`CircuitOpenError`, a message stays in hand until the breaker lets a call through.
+    Cancelled while it waits, the worker gives back the message that may be on its way; cancelled in the middle of one,
+    it leaves that to ``ack_wait``. Keep messages with a header ``Status``, which nats-py reads, out of the stream.
 
     Args:
         client: A connected nats-py client.
         stream: Name of the stream.
-        consumer: Name of a pull consumer with explicit acknowledgement, and without ``max_deliver``, or the server may
-            give a message up before this buries it.
+        consumer: Name of a pull consumer with explicit acknowledgement and without ``max_deliver``, by which the
+            server would give a message up before it is buried.
         handle: Does the work. What it raises means: try again later. :class:`PoisonMessageError` means: never again.
         dead: Subject for dead letters, as :func:`bury` takes it.
         attempts: How often a message is delivered before it counts as dead, also one whose handler ends the process.
-            With the pauses of ``backoff``, 12 attempts tolerate an outage of the service of about a minute and a half.
+            With the default pauses, 12 attempts tolerate an outage of about a minute and a half.
         backoff: How long it waits in between.
         stop: Set it to end.
-
-    nats-py takes a message with a header ``Status`` for a server's own, and fails; keep such headers out of the stream.
 
     Raises:
         nats.js.errors.APIError: The servers refuse a request for messages, and would again.
@@ -123,7 +121,7 @@ async def _fetch_or_give_back(client: Client, messages: JetStreamContext.PullSub
 async def _fetch(client: Client, messages: JetStreamContext.PullSubscription) -> list[Msg]:
     if client.is_closed:
         raise ConnectionClosedError
-    # While nats-py reconnects it would keep each request and send all of them later: more messages than one is in hand.
+    # While it reconnects, nats-py would keep each request and send all later: more messages than one would be in hand.
     if client.is_connected:
         try:
             return await messages.fetch(1, timeout=FETCH_WITHIN_S)
@@ -179,13 +177,13 @@ async def _is_handled(msg: Msg, handle: Handle, stop: asyncio.Event) -> bool:
 async def bury(msg: Msg, client: Client, dead: str, reason: str) -> None:
     """Keep a message as a dead letter, and only then take it off its consumer.
 
-    Buried twice, it is one letter, if that happens within the ``duplicate_window`` of the letters' stream.
+    Buried twice within the ``duplicate_window`` of the letters' stream, it is one letter.
 
     Args:
         msg: A message of a pull consumer.
         client: A connected nats-py client.
-        dead: Subject for dead letters; a stream must listen to it. They keep payload and headers. Where these do not
-            fit into a message beside the reason, a letter says ``Dead-Size`` instead; ``Dead-Sequence`` finds the rest.
+        dead: Subject for dead letters; a stream must listen to it. They keep payload and headers, or, where these do
+            not fit beside the reason, ``Dead-Size``; ``Dead-Sequence`` finds the rest.
         reason: Its first 500 characters are kept.
 
     Raises:
@@ -215,11 +213,8 @@ async def bury(msg: Msg, client: Client, dead: str, reason: str) -> None:
 
 
 def letter_id(msg: Msg) -> str:
-    """Return the ``Nats-Msg-Id`` of a message's dead letter: the same each time, and no other message's.
-
-    The time is part of it, since a stream that is deleted and made again numbers from 1 again.
-    """
-    about = msg.metadata
+    """Return the ``Nats-Msg-Id`` of a message's dead letter: the same each time, and no other message's."""
+    about = msg.metadata  # with the time, since a stream that is deleted and made again numbers from 1 again
     return f"{about.stream}.{about.consumer}.{about.sequence.stream}.{about.timestamp.timestamp():.6f}"
 
 

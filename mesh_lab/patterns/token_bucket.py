@@ -1,7 +1,6 @@
 """A token bucket: keeps a publisher to a rate, or a service to the rate that it promised.
 
-Tokens fall into the bucket at a steady rate, as long as it is not full; each message takes one. What was saved up
-while nothing was sent may leave in one burst, and no more than that.
+Tokens fall into the bucket at a steady rate until it is full; each message takes one.
 """
 
 import asyncio
@@ -18,8 +17,7 @@ class TokenBucket:
 
         Args:
             rate_per_s: Tokens that are added in a second.
-            burst: Tokens that the bucket holds; 1 spaces messages evenly, and more lets a publisher catch up after
-                it was held up, at the price of bursts for those behind it.
+            burst: Tokens that the bucket holds; 1 spaces messages evenly, more lets a publisher catch up.
             clock: Returns seconds, never backwards.
 
         Raises:
@@ -29,9 +27,7 @@ class TokenBucket:
             raise ValueError(
                 f"rate_per_s={rate_per_s}, burst={burst}: expected a finite rate above 0 and a burst of 1 or more"
             )
-        self._rate_per_s = rate_per_s
-        self._burst = burst
-        self._clock = clock
+        self._rate_per_s, self._burst, self._clock = rate_per_s, burst, clock
         self._tokens = float(burst)
         self._filled_at = clock()
 

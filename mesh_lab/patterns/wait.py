@@ -23,10 +23,7 @@ async def eventually(condition: Callable[[], T], *, within: float, every: float 
 async def eventually(condition: Callable[[], Any], *, within: float, every: float = CHECK_EVERY_S) -> Any:
     """Return the condition's value as soon as it is true.
 
-    ::
-
-        received = []
-        await eventually(lambda: len(received) == 3, within=5.0)
+    For example ``await eventually(lambda: len(received) == 3, within=5.0)``.
 
     Args:
         condition: A plain or an ``async`` function. It is called once at least, and what it raises ends the wait.
@@ -43,7 +40,12 @@ async def eventually(condition: Callable[[], Any], *, within: float, every: floa
         if inspect.isawaitable(value):
             # The limit is for the condition alone: what it raises, a TimeoutError of its own included, is passed on.
             call = asyncio.ensure_future(value)
-            await _wait_or_cancel(call, max(deadline - time.monotonic(), 0.0))
+            try:
+                await asyncio.wait({call}, timeout=max(deadline - time.monotonic(), 0.0))
+            finally:
+                if not call.done():
+                    call.cancel()
+                    await asyncio.wait({call})
             if call.cancelled():
                 break
             value = call.result()
@@ -63,19 +65,17 @@ async def retry(
     every: float = RETRY_EVERY_S,
     transient: Callable[[Exception], bool] = is_transient,
 ) -> T:
-    """Return what a request returns, and repeat it while its error is transient.
+    """Return what a request returns, and repeat it while its error is transient, as while servers elect a leader.
 
-    While servers elect a leader, after a cut or on a machine that is busy, a request to JetStream's API gets no reply,
-    or "temporarily unavailable"::
+    ::
 
         info = await retry(lambda: js.add_stream(name="ORDERS", subjects=["orders.>"]))
 
     Args:
-        request: Makes the request, with a timeout of its own of a few seconds. It may be made twice, because no reply
-            does not mean that nothing was done; so twice has to be as good as once. That holds for reading and for
-            making a stream or a consumer; of two deletions the second may find nothing.
+        request: Makes the request, with a timeout of its own of a few seconds. It may be carried out twice, so twice
+            has to be as good as once: true for making a stream, while of two deletions the second may find nothing.
         within: Seconds after which the last error is raised instead of another try.
-        every: Seconds between two tries, give or take a half, so that many clients do not try in the same millisecond.
+        every: Seconds between two tries, give or take a half, so that clients do not try in the same millisecond.
         transient: Returns whether an error is worth another try.
 
     Raises:
@@ -96,14 +96,13 @@ async def retry(
 async def cancel_and_join(*tasks: "asyncio.Task[Any]", again_after: float = 1.0) -> None:
     """Cancel tasks, and return when all of them have ended; what they raised is not raised here.
 
-    Once is not always enough. In Python 3.11, ``asyncio.wait_for`` loses a cancellation that comes together with the
-    result (https://github.com/python/cpython/issues/86296), nats-py waits for every reply with it, and a task that
-    goes on then waits for ever.
+    Once is not always enough: ``asyncio.wait_for``, with which nats-py waits for replies, loses in Python 3.11 a
+    cancellation that comes together with the result (https://github.com/python/cpython/issues/86296).
 
     Args:
         tasks: What to end; tasks that are done are left as they are.
-        again_after: Seconds after which those that go on are cancelled again. It has to be longer than what they do
-            to end in good order.
+        again_after: Seconds after which those that go on are cancelled again; longer than they need to end in good
+            order.
     """
     while going_on := [task for task in tasks if not task.done()]:
         for task in going_on:
@@ -117,8 +116,7 @@ async def cancel_and_join(*tasks: "asyncio.Task[Any]", again_after: float = 1.0)
 async def run_shielded(work: Coroutine[Any, Any, T]) -> T:
     """Return what a coroutine returns; a caller that is cancelled meanwhile, however often, waits for its end first.
 
-    A thread cannot be cancelled: ``asyncio.to_thread`` gives up waiting, and the thread goes on beside whatever is
-    done next. What must be undone afterwards goes through here.
+    For what must be undone afterwards: an ``asyncio.to_thread`` that is cancelled leaves its thread at work.
 
     Args:
         work: A coroutine that ends by itself.
@@ -132,15 +130,6 @@ async def run_shielded(work: Coroutine[Any, Any, T]) -> T:
     if cancelled is not None:
         raise cancelled from (None if task.cancelled() else task.exception())
     return task.result()
-
-
-async def _wait_or_cancel(call: "asyncio.Future[Any]", within: float) -> None:
-    try:
-        await asyncio.wait({call}, timeout=within)
-    finally:
-        if not call.done():
-            call.cancel()
-            await asyncio.wait({call})
 
 
 def _short(value: object) -> str:

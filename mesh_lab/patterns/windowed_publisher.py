@@ -1,21 +1,12 @@
 """Publish to JetStream with many acknowledgements outstanding, and know what became of each message.
 
-``js.publish`` waits for one acknowledgement before the next message: a round trip each. ``js.publish_async``
-overlaps them, but its futures have no time limit, so an acknowledgement that is lost while a server dies keeps
-its slot for ever. The publisher here overlaps, waits when its window is full, and gives every message one of
-three ends:
+``js.publish`` costs a round trip for each message, and the futures of ``js.publish_async`` have no time limit. The
+publisher here waits when its window is full, and every message is *stored* (acknowledged), *refused* (and would be
+again), or *unknown* (no reply within the retry budget; it may be stored).
 
-- *stored*: the server acknowledged it;
-- *refused*: the server refused it, and would again (too large, limits reached, wrong sequence …);
-- *unknown*: no reply within the retry budget. It may be stored.
-
-A message without a reply is sent again under the same ``Nats-Msg-Id``, which the stream drops if it has it already.
-That makes retrying safe for as long as the stream's ``duplicate_window`` (two minutes by default).
-
-What is sent again lands behind what was sent after it: retries give up the order. A publisher that has to keep the
-order of a key waits for each of the key's acknowledgements before its next message
-(:mod:`mesh_lab.patterns.partition_group` keeps it for readers). A stream that was made a moment ago can cause such a
-retry too: see :mod:`mesh_lab.patterns.jetstream_wait`.
+A message without a reply is sent again under the same ``Nats-Msg-Id``, which is safe for as long as the stream's
+``duplicate_window`` (two minutes by default). It lands behind what was sent after it: a publisher that has to keep the
+order of a key waits for each of the key's acknowledgements before the key's next message.
 """
 
 import asyncio
@@ -32,12 +23,14 @@ from nats.aio.subscription import Subscription
 
 from mesh_lab.errors import PublishRefusedError, UnknownOutcomeError
 from mesh_lab.patterns.connection import publish_if_connected
-from mesh_lab.patterns.jetstream_api import Ack, PublishReply, is_transient
+from mesh_lab.patterns.jetstream_api import Ack, ApiError, PublishReply, is_transient
 from mesh_lab.patterns.wait import cancel_and_join
 
 SWEEP_S = 0.05
 SHOWN_BYTES = 120
 Failure = PublishRefusedError | UnknownOutcomeError
+# An empty reply: no leader takes the stream's subject at this moment, or no stream ever did.
+_NO_LEADER = PublishReply(error=ApiError(503))
 
 
 @dataclass(slots=True)
@@ -75,11 +68,10 @@ class WindowedPublisher:
 
         Args:
             client: A connected nats-py client.
-            window: Messages that may be outstanding; 1 is as slow as ``js.publish``, and more than the server
-                takes in a second only adds latency.
+            window: Messages that may be outstanding; more than the server takes in a second only adds latency.
             ack_timeout: Seconds without a reply after which a message is sent again.
-            retry_for: Seconds after which a message without a reply is given up as unknown. An election
-                takes up to 9 s after a server's death, so below 15 every fail-over ends in unknowns.
+            retry_for: Seconds without a reply after which a message's end is unknown. An election takes up to 9 s
+                after a server's death, so below 15 every fail-over ends in unknowns.
 
         Raises:
             ValueError: A number is out of its range.
@@ -90,10 +82,8 @@ class WindowedPublisher:
                 "0 < ack_timeout <= retry_for"
             )
         self.stored = self.duplicates = self.resent = 0
-        self._client = client
-        self._window = window
-        self._ack_timeout = ack_timeout
-        self._retry_for = retry_for
+        self._client, self._window = client, window
+        self._ack_timeout, self._retry_for = ack_timeout, retry_for
         self._inbox = client.new_inbox()
         self._decoder = msgspec.json.Decoder(PublishReply)
         self._outstanding: dict[str, _Outstanding] = {}
@@ -144,11 +134,11 @@ class WindowedPublisher:
             msg_id: Its ``Nats-Msg-Id``: the same for every copy of this message, never used for another.
             headers: Further headers.
             on_stored: Called with the acknowledgement when the message is stored.
-            on_failed: Called with the error when it is refused or its end stays unknown. Without it, the error is
-                raised by the next ``publish`` or ``flush``, for a publisher that goes no further then.
+            on_failed: Called with the error when it is refused or its end stays unknown. Without it, the next
+                ``publish`` or ``flush`` raises the error.
 
         Raises:
-            PublishRefusedError: An earlier message was refused.
+            PublishRefusedError: This message is too large, or an earlier one was refused.
             UnknownOutcomeError: An earlier message got no reply within the retry budget.
         """
         while len(self._outstanding) >= self._window:
@@ -160,7 +150,7 @@ class WindowedPublisher:
         message = _Outstanding(
             subject=subject,
             payload=payload,
-            headers={"Nats-Msg-Id": msg_id, **headers} if headers else {"Nats-Msg-Id": msg_id},
+            headers={"Nats-Msg-Id": msg_id, **(headers or {})},
             on_stored=on_stored,
             on_failed=on_failed,
             give_up_at=now + self._retry_for,
@@ -172,8 +162,7 @@ class WindowedPublisher:
             # If the connection takes nothing now, the sweeper sends it when it does.
             await publish_if_connected(self._client, subject, payload, reply=reply, headers=message.headers)
         except BaseException:
-            # The caller learns it now: the message must not be sent again later.
-            self._outstanding.pop(reply, None)
+            self._outstanding.pop(reply, None)  # the caller learns it now: it must not be sent again later
             raise
 
     async def flush(self) -> None:
@@ -207,21 +196,16 @@ class WindowedPublisher:
         message = self._outstanding.get(msg.subject)
         if message is None:  # a second reply, to a copy that was sent again
             return
-        if not msg.data:  # 503: no leader takes the stream's subject at this moment, or no stream ever did
-            message.resend_at = time.monotonic() + random.uniform(0.05, 0.25)
-            return
         try:
-            reply = self._decoder.decode(msg.data)
+            reply = self._decoder.decode(msg.data) if msg.data else _NO_LEADER
         except (msgspec.DecodeError, UnicodeDecodeError):
             reply = PublishReply()
         if (error := reply.error) is not None:
             if is_transient(error):
                 message.resend_at = time.monotonic() + random.uniform(0.05, 0.25)
             else:
-                self._end(
-                    msg.subject,
-                    PublishRefusedError(f"{message.name}: {error}", code=error.code, err_code=error.err_code),
-                )
+                refusal = PublishRefusedError(f"{message.name}: {error}", code=error.code, err_code=error.err_code)
+                self._end(msg.subject, refusal)
         elif reply.stream and reply.seq > 0:
             self.stored += 1
             self.duplicates += reply.duplicate
@@ -233,16 +217,13 @@ class WindowedPublisher:
         """Let a message meet its end, and call back."""
         message = self._outstanding.pop(reply)
         self._changed.set()  # before the callbacks, which may raise
-        if not isinstance(end, Ack):
-            self._fail(message, end)
-        elif message.on_stored is not None:
-            message.on_stored(end)
-
-    def _fail(self, message: _Outstanding, failure: Failure) -> None:
-        if message.on_failed is not None:
-            message.on_failed(failure)
+        if isinstance(end, Ack):
+            if message.on_stored is not None:
+                message.on_stored(end)
+        elif message.on_failed is not None:
+            message.on_failed(end)
         else:
-            self._failures.append(failure)
+            self._failures.append(end)
 
     async def _sweep(self) -> None:
         """Send again what is due, and give up what had its time."""
