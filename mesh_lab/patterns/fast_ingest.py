@@ -1,14 +1,9 @@
 """Stream messages into JetStream with one acknowledgement for many: fast ingest (ADR-50, nats-server 2.14).
 
-Each message is stored as it arrives, so nothing waits for an end, and there is no limit to their number. What is
-given up is a reply to each of them: the server counts the messages of a *batch* and acknowledges every so many. Its
-count is also its brake. A server with much to do acknowledges more often, and the publisher, which lets only two such
-spans be outstanding, slows down.
-
-The *gap mode* decides what a message that got lost on its way means:
-
-- ``"fail"``: the batch ends at the gap. What is stored is a beginning of what was sent, without a hole.
-- ``"ok"``: the batch goes on, and the gap is reported. For measurements of which the next one follows anyway.
+Each message is stored as it arrives, and the server acknowledges every so many of a *batch*, more often when it has
+much to do: the publisher, which lets only two such spans be outstanding, slows down. The *gap mode* decides what a
+message that got lost on its way means. ``"fail"`` ends the batch: what is stored is a beginning of what was sent,
+without a hole. ``"ok"`` reports the gap and goes on, for measurements of which the next one follows anyway.
 
 The protocol is in the reply subjects: ``<inbox>.<batch>.<flow>.<gap mode>.<number>.<operation>.$FI``.
 """
@@ -56,11 +51,11 @@ class FastIngest:
 
     Attributes:
         sent: Messages sent so far.
-        acknowledged: Number of the last message up to which the server acknowledged: in gap mode ``"fail"`` all of
-            them are stored, in ``"ok"`` those outside of :attr:`gaps`.
+        acknowledged: Number of the last message that the server acknowledged; up to it, all outside of :attr:`gaps`
+            are stored.
         flow: Messages between two acknowledgements, as the server last decided; 0 before its first reply.
         gaps: First and last number of each range that the server missed.
-        stored: Messages that the server counted when the batch ended, also when it ended early; 0 before.
+        stored: Messages that the server counted when the batch ended, also early; 0 before.
     """
 
     def __init__(self, client: Client, *, gap: GapMode = "fail", flow: int = 1_000, patience: float = 15.0) -> None:
@@ -80,12 +75,9 @@ class FastIngest:
                 f"gap={gap!r}, flow={flow}, patience={patience}: expected gap 'fail' or 'ok', "
                 f"flow 1 to {LARGEST_FLOW}, patience > 0"
             )
-        self.sent = self.acknowledged = self.stored = 0
-        self.flow = 0
+        self.sent = self.acknowledged = self.stored = self.flow = 0
         self.gaps: list[tuple[int, int]] = []
-        self._client = client
-        self._gap = gap
-        self._patience = patience
+        self._client, self._gap, self._patience = client, gap, patience
         self._inbox = f"{client.new_inbox()}.{secrets.token_hex(8)}"
         self._prefix = f"{self._inbox}.{flow}.{gap}."
         self._decoder = msgspec.json.Decoder(_Reply)
@@ -117,11 +109,10 @@ class FastIngest:
         Args:
             subject: A subject of a stream with ``allow_batched``; all messages of a batch go to one stream.
             payload: The message.
-            headers: Its headers; a repeated ``Nats-Msg-Id`` is dropped here as everywhere.
+            headers: Its headers; the stream drops a repeated ``Nats-Msg-Id``.
 
         Raises:
-            PublishRefusedError: The server refused the batch, for example because the stream does not allow it, or
-                the message is too large.
+            PublishRefusedError: The server refused the batch, or the message is too large.
             BatchEndedError: The server ended the batch, as after a gap in mode ``"fail"``.
             UnknownOutcomeError: No acknowledgement came for as long as ``patience``; what is stored beyond
                 :attr:`acknowledged` is unknown.
@@ -131,10 +122,9 @@ class FastIngest:
         if not self._client.is_connected:
             await self._until(lambda: self._client.is_connected)
         number, operation = self.sent + 1, APPEND if self.sent else START
+        reply = f"{self._prefix}{number}.{operation}.$FI"
         try:
-            await self._client.publish(
-                subject, payload, reply=f"{self._prefix}{number}.{operation}.$FI", headers=headers
-            )
+            await self._client.publish(subject, payload, reply=reply, headers=headers)
         except nats.errors.MaxPayloadError as err:
             raise too_large(self._client, subject, payload) from err
         self.sent, self._subject = number, subject
@@ -171,14 +161,10 @@ class FastIngest:
                     "the others may be stored: read the stream before sending them again",
                     waited_s=self._patience,
                 )
-            await self._request_replies(ending)
-
-    async def _request_replies(self, ending: bool) -> None:
-        """Request replies that may be lost. The first message's is not requested: the message may not have arrived."""
-        if self.flow:
-            operation, number = (END, self.sent + 1) if ending else (PING, self.sent)
-            reply = f"{self._prefix}{number}.{operation}.$FI"
-            await publish_if_connected(self._client, self._subject, reply=reply)
+            if self.flow:  # before the first reply, the first message may not have arrived
+                operation, number = (END, self.sent + 1) if ending else (PING, self.sent)
+                reply = f"{self._prefix}{number}.{operation}.$FI"
+                await publish_if_connected(self._client, self._subject, reply=reply)
 
     async def _on_reply(self, msg: Msg) -> None:
         if not msg.data:  # 503: no leader takes the subject at this moment, or no stream ever did
@@ -214,8 +200,7 @@ class FastIngest:
 async def ingest(client: Client, messages: Iterable[tuple[str, bytes]], *, patience: float = 15.0) -> int:
     """Store messages in their order and without a hole, however many batches it takes, and return their number.
 
-    When a batch ends early, as when the stream's leader dies, the server says how many of its messages are stored. The
-    next batch goes on behind those, so nothing is left out and nothing is stored twice.
+    When a batch ends early, as when the stream's leader dies, the next one goes on behind what the server counted.
 
     Args:
         client: A connected nats-py client.
@@ -227,12 +212,18 @@ async def ingest(client: Client, messages: Iterable[tuple[str, bytes]], *, patie
         UnknownOutcomeError: No acknowledgement came for as long as ``patience``.
     """
     coming, kept, stored = iter(messages), deque[tuple[str, bytes]](), 0
+
+    def keeping() -> Iterator[tuple[str, bytes]]:
+        for message in coming:
+            kept.append(message)
+            yield message
+
     while True:
         batch = FastIngest(client, gap="fail", patience=patience)
         released = 0
         try:
             async with batch:
-                for subject, payload in chain(list(kept), _noting(coming, kept)):
+                for subject, payload in chain(list(kept), keeping()):
                     await batch.publish(subject, payload)
                     while released < batch.acknowledged:
                         kept.popleft()
@@ -247,9 +238,3 @@ async def ingest(client: Client, messages: Iterable[tuple[str, bytes]], *, patie
             stored += batch.stored
         else:
             return stored + batch.sent
-
-
-def _noting(coming: Iterator[tuple[str, bytes]], kept: "deque[tuple[str, bytes]]") -> Iterator[tuple[str, bytes]]:
-    for message in coming:
-        kept.append(message)
-        yield message

@@ -1,9 +1,8 @@
 """What a partitioned group knows of itself: a key-value bucket of members, claims and progress.
 
-An entry for each partition says which member owns it *and* how far it is done. Both are changed in one conditional
-write (``Nats-Expected-Last-Subject-Sequence``), so a member that lost the ownership cannot record progress any more:
-its write names a revision that is no longer the last. No clock has to be agreed on: each member measures by its own
-for how long an entry did not change.
+An entry for each partition says which member owns it *and* how far it is done. Both change in one conditional write
+(``Nats-Expected-Last-Subject-Sequence``), so a member that lost the ownership cannot record progress any more. No clock
+has to be agreed on: each member measures by its own for how long an entry did not change.
 """
 
 import asyncio
@@ -44,7 +43,7 @@ class Group(msgspec.Struct, frozen=True):
 
 
 class Presence(msgspec.Struct, frozen=True):
-    """A member's entry; it is written again and again while the member lives."""
+    """A member's entry, written again and again while the member lives."""
 
     instance: str
     """Random, new for each process that joins; empty when the member has left."""
@@ -70,7 +69,7 @@ class Entry(Generic[T]):
     revision: int
     value: T
     since: float
-    """When this process got to know it, on its monotonic clock: the entry stands unchanged since."""
+    """When this process saw it, on its monotonic clock."""
 
 
 class ConflictError(Exception):
@@ -92,12 +91,7 @@ class GroupBucket:
     """
 
     def __init__(self, client: Client, name: str) -> None:
-        """Prepare; nothing is read yet.
-
-        Args:
-            client: A connected nats-py client.
-            name: Name of the bucket.
-        """
+        """Prepare; nothing is read yet."""
         self.members: dict[str, Entry[Presence]] = {}
         self.claims: dict[int, Entry[Claim]] = {}
         self.changed = asyncio.Event()
@@ -159,7 +153,7 @@ class GroupBucket:
         return group
 
     async def write(self, key: str, value: msgspec.Struct, *, last: int) -> int:
-        """Store an entry if its last revision is the one that is named; return the new revision.
+        """Store an entry and return its revision.
 
         Args:
             key: ``member.<name>`` for a :class:`Presence`, ``partition.<number>`` for a :class:`Claim`.
@@ -180,11 +174,7 @@ class GroupBucket:
         return ack.seq
 
     async def read(self, key: str, kind: type[T]) -> Entry[T] | None:
-        """Return an entry as the bucket's leader has it, or ``None``.
-
-        Raises:
-            NoReplyError: It is not known.
-        """
+        """Return an entry as the bucket's leader has it, or ``None``; raise NoReplyError when it does not reply."""
         try:
             msg = await _replied(self._js.get_last_msg(self._stream, self._prefix + key, direct=False))
         except nats.js.errors.NotFoundError:
@@ -192,11 +182,7 @@ class GroupBucket:
         return Entry(msg.seq or 0, msgspec.json.decode(msg.data or b"", type=kind), time.monotonic())
 
     async def forget_member(self, name: str) -> None:
-        """Remove a member's entry as it stands in the view, so that names used once do not pile up.
-
-        Raises:
-            NoReplyError: It may be removed.
-        """
+        """Remove a member's entry as it stands in the view; it may be removed also when this raises NoReplyError."""
         subject, revision = f"{self._prefix}member.{name}", self.members[name].revision
         await _replied(self._js.purge_stream(self._stream, subject=subject, seq=revision + 1))
         del self.members[name]

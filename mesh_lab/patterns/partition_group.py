@@ -1,18 +1,7 @@
 """A partitioned consumer group: many workers, and the messages of one key still handled one after the other.
 
 A stream's subject transform (``{{partition(8,2)}}``) writes a partition number into each subject, the same one for the
-same key. Each partition is owned by one member of the group at a time, which handles its messages in the order of the
-stream. Members join, leave and die; the others share what becomes free.
-
-Ownership is a lease in a key-value bucket (:mod:`~mesh_lab.patterns.group_bucket`), beside the partition's
-progress.
-The servers' own way to one active consumer, a pull consumer with ``priority_policy: pinned_client`` (ADR-42), moves a
-client's pin when it falls silent. It does not keep order: the successor is given the *next* messages first, and those
-that the predecessor held come again later, after ``ack_wait``. With ``max_ack_pending: 1`` they could not be
-overtaken, at the price of a round trip for each message. And an acknowledgement from a client that lost its pin counts.
-Here the successor begins behind the last recorded progress, and a predecessor's record is refused.
-
-What holds:
+same key. Ownership of a partition is a lease in a key-value bucket, beside the partition's progress. What holds:
 
 - *At least once*: a message counts as done when the handler has returned.
 - *Order*: the messages of a partition, and so of a key, are handled first in the order of the stream, one at a time.
@@ -23,6 +12,9 @@ What holds:
   writes carries a smaller ``partition.fence``, by which a store can refuse it.
 - *Time*: partitions of a member that leaves are handed over at once, those of one that dies within the lease (3 s)
   and a second. While the bucket has no leader no lease can be renewed, and work pauses when the leases run out.
+
+The servers' ``priority_policy: pinned_client`` (ADR-42) does not keep order: a successor is given the next messages
+before those that its predecessor held, and an acknowledgement from a client that lost its pin counts.
 """
 
 import asyncio
@@ -38,7 +30,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from mesh_lab.errors import MemberNameTakenError
-from mesh_lab.patterns.group_bucket import Claim, ConflictError, Entry, Group, GroupBucket, NoReplyError, Presence
+from mesh_lab.patterns.group_bucket import Claim, ConflictError, Group, GroupBucket, NoReplyError, Presence
 from mesh_lab.patterns.pull_consumer import position, read_in_order
 from mesh_lab.patterns.wait import cancel_and_join
 
@@ -60,17 +52,7 @@ class Partition:
     """
 
     def __init__(self, bucket: GroupBucket, number: int, claim: Claim, revision: int, *, since: float, lease: float):
-        """Note what was claimed.
-
-        Args:
-            bucket: Where the claim stands.
-            number: Number of the partition.
-            claim: The claim as it was written.
-            revision: Revision of that entry.
-            since: Monotonic time *before* it was written. Others count the lease from when they saw it, so for them it
-                ends later than for its owner.
-            lease: Seconds for which the claim holds without being renewed.
-        """
+        # ``since`` is before the claim was written. Others count the lease from when they saw it: for them it ends later.
         self.number, self.fence, self.done = number, claim.fence, claim.done
         self.leaving = False
         self._bucket, self._claim, self._revision = bucket, claim, revision
@@ -132,7 +114,7 @@ class Partition:
         try:
             self._revision = await self._bucket.write(f"partition.{self.number}", claim, last=self._revision)
         except ConflictError:
-            # Perhaps our own write, whose reply was lost: then the entry is ours, at another revision.
+            # Perhaps it was our own write, whose reply was lost.
             with contextlib.suppress(NoReplyError):
                 entry = await self._bucket.read(f"partition.{self.number}", Claim)
                 if entry is not None and entry.value.fence == self.fence:
@@ -173,12 +155,12 @@ class GroupMember:
         Args:
             client: A connected nats-py client.
             stream: Name of the stream.
-            group: Name of the group; the members of one group share the stream's messages, another gets all again.
+            group: Name of the group; its members share the stream's messages, another group gets all again.
             name: This member's own among the group's.
             subject: Where a partition's messages are, ``{partition}`` for its number: ``"orders.{partition}.>"``.
-            partitions: How many there are. It is the most members that can work at once, and it stays as it is.
-            lease: Seconds for which a silent member keeps its partitions. Shorter moves them sooner, and takes them
-                from members that a busy machine or an election held up; the same for all members.
+            partitions: How many there are: the most members that can work at once. It stays as it is.
+            lease: Seconds for which a silent member keeps its partitions, the same for all members. A short lease takes
+                them also from members that a busy machine or an election held up.
             prefetch: Messages requested ahead of the work, in each partition.
 
         Raises:
@@ -207,9 +189,8 @@ class GroupMember:
         """Take part until told to stop; then finish the messages in hand and leave.
 
         Args:
-            handle: Called with each message and its partition: one message at a time in a partition, those of several
-                partitions side by side. If it raises, the member leaves and the exception is raised here: to skip a
-                message and go on would break the order. A handler that may skip one catches it itself.
+            handle: Called with each message and its partition, one message at a time in a partition. If it raises, the
+                member leaves and the exception is raised here, since to skip a message would break the order.
             stop: Set it to leave in good order. When the task is cancelled instead, so are handlers at work, and
                 their messages are handled again by the next owner.
 
@@ -273,8 +254,8 @@ class GroupMember:
                 await asyncio.sleep(RECORD_EVERY_S)
                 if self._bucket.members[self._name].revision != entry.revision:
                     raise self._taken("is in the group already; give each member a name of its own")
+        last = entry.revision if entry else 0
         try:
-            last = entry.revision if entry else 0
             self._revision = await self._bucket.write(f"member.{self._name}", Presence(self._instance), last=last)
         except ConflictError:
             raise self._taken("joined at the same moment; give each member a name of its own") from None
@@ -305,7 +286,8 @@ class GroupMember:
     async def _rebalance(self, handle: Handler) -> None:
         """Move towards a fair share: give up what is too much, claim what is free."""
         now = time.monotonic()
-        alive = [name for name, entry in self._bucket.members.items() if self._is_alive(entry, now)]
+        members = self._bucket.members.items()
+        alive = [name for name, entry in members if entry.value.instance and now - entry.since < self._lease]
         names = sorted({*alive, self._name})
         rank, count = names.index(self._name), self._group.partitions
         share = count // len(names) + (rank < count % len(names))
@@ -319,18 +301,10 @@ class GroupMember:
                 break
             if number not in self._owning and self._is_free(number, now):
                 held += [number] * await self._claim(number, handle)
-        if rank == 0:
-            await self._forget_one(now)
-
-    async def _forget_one(self, now: float) -> None:
-        for name, entry in self._bucket.members.items():
-            if now - entry.since > FORGET_AFTER_LEASES * self._lease:
-                with contextlib.suppress(NoReplyError):
-                    await self._bucket.forget_member(name)
-                return
-
-    def _is_alive(self, entry: Entry[Presence], now: float) -> bool:
-        return bool(entry.value.instance) and now - entry.since < self._lease
+        gone = [name for name, entry in members if now - entry.since > FORGET_AFTER_LEASES * self._lease]
+        if rank == 0 and gone:
+            with contextlib.suppress(NoReplyError):
+                await self._bucket.forget_member(gone[0])
 
     def _is_free(self, number: int, now: float) -> bool:
         entry = self._bucket.claims.get(number)

@@ -1,16 +1,12 @@
 """Take messages from a JetStream consumer without a pause between batches.
 
-``fetch`` requests, waits, returns, and requests again: between two batches the line is idle. The consumer here keeps
-requests open all the time and makes the next while earlier messages are still being worked on. What it requests is
-bounded, so a slow worker is not flooded: messages wait in the stream, not in its memory.
-
-Requests are lost when a server dies. The server promises a heartbeat while a request stands (ADR-37); two missed ones
-mean that no server has the request any more, and it is made again.
+With ``fetch``, the line is idle between two batches. The consumer here keeps a bounded number of messages requested
+while earlier ones are worked on. Requests are lost when a server dies: when two of the heartbeats that the server
+promises while a request stands (ADR-37) are missed, it is made again.
 """
 
 import asyncio
 import contextlib
-import json
 import math
 import time
 from collections.abc import AsyncGenerator
@@ -29,7 +25,7 @@ from mesh_lab.patterns.connection import publish_if_connected
 from mesh_lab.patterns.jetstream_api import api_prefix
 from mesh_lab.patterns.wait import retry
 
-REQUEST_EXPIRES_S = 30.0
+REQUEST_EXPIRES_NS = 30_000_000_000
 HEARTBEAT_S = 0.5
 RETRY_S = 0.1
 HAND_BACK_S = 0.25
@@ -44,7 +40,7 @@ class Position(msgspec.Struct, frozen=True):
     consumer_seq: int
     """Number of this delivery on the consumer."""
     delivered: int
-    """How often the message was delivered, this time included."""
+    """How often the message was delivered so far."""
     pending: int
     """Messages of the consumer that wait behind it."""
 
@@ -58,16 +54,15 @@ def position(msg: Msg) -> Position:
     tokens = msg.reply.split(".")
     if len(tokens) < 9 or tokens[1] != "ACK":
         raise ValueError(f"reply subject {msg.reply!r} is not one of a JetStream consumer")
-    # Nine tokens in the first version of the subject; the second puts domain and account hash before them.
-    at = 4 if len(tokens) == 9 else 6
+    at = 4 if len(tokens) == 9 else 6  # the second version of the subject has domain and account hash, too
     return Position(int(tokens[at + 1]), int(tokens[at + 2]), int(tokens[at]), int(tokens[at + 4]))
 
 
 class PullConsumer:
     """Yields batches of messages from a durable consumer, for as long as it is iterated.
 
-    Use it as an asynchronous context manager. Leaving it hands back what it had not yielded yet, for others to take.
-    Only a message that was on the wire at that moment is delivered again after the consumer's ``ack_wait``.
+    Use it as an asynchronous context manager. Leaving it hands back what it had not yielded yet, for others to take;
+    a message on the wire at that moment is delivered again after the consumer's ``ack_wait``.
     """
 
     def __init__(
@@ -86,10 +81,9 @@ class PullConsumer:
             client: A connected nats-py client.
             stream: Name of the stream.
             consumer: Name of a pull consumer that exists.
-            prefetch: Messages requested ahead of the work; 1 leaves the line idle between messages, and what a slow
-                worker prefetched is missing to its idle neighbours.
-            lost_after: Seconds without a sign of the consumer after which it counts as deleted; ``None`` waits for
-                as long as it takes, which is right for a replicated consumer: a new leader will reply.
+            prefetch: Messages requested ahead of the work. What a slow worker prefetched, its idle neighbours miss.
+            lost_after: Seconds without a sign of the consumer after which it counts as deleted. ``None``, right for a
+                replicated consumer, waits for as long as it takes until a new leader replies.
             domain: JetStream domain of the stream, where it is not that of the client's own servers.
 
         Raises:
@@ -97,16 +91,14 @@ class PullConsumer:
         """
         if prefetch < 1:
             raise ValueError(f"prefetch={prefetch}, expected 1 or more")
-        self._client = client
+        self._client, self._prefetch, self._lost_after = client, prefetch, lost_after
         self._subject = f"{api_prefix(domain)}.CONSUMER.MSG.NEXT.{stream}.{consumer}"
         self._name = f"consumer {consumer!r} of stream {stream!r}"
-        self._prefetch = prefetch
         self._inbox = client.new_inbox()
         self._subscription: Subscription | None = None
         self._buffer: list[Msg] = []
         self._requested = 0
         self._replied_at = self._alive_at = time.monotonic()
-        self._lost_after = lost_after
         self._arrived = asyncio.Event()
         self._gone: str | None = None
 
@@ -119,16 +111,15 @@ class PullConsumer:
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._subscription is None or self._client.is_closed:
             return
-        # A task of its own, which goes on when this one is cancelled: drain() flushes, and a flush that is cancelled
-        # ends nats-py 2.16's reading for good when its PONG comes (Client._process_pong).
+        # A task of its own, which goes on when this one is cancelled: drain() flushes, and a cancelled
+        # flush ends nats-py 2.16's reading for good when its PONG comes (Client._process_pong).
         handing_back = asyncio.create_task(self._hand_back(self._subscription))
         _handing_back.add(handing_back)
         handing_back.add_done_callback(_handing_back.discard)
         await asyncio.shield(handing_back)
 
     async def _hand_back(self, subscription: Subscription) -> None:
-        # Not unsubscribe(), which forgets what has arrived and was not handled. Without a server nothing can be handed
-        # back: it is delivered again after ack_wait.
+        # Not unsubscribe(), which forgets what has arrived. What cannot be handed back comes again after ack_wait.
         with contextlib.suppress(nats.errors.Error):
             await subscription.drain()  # type: ignore[no-untyped-call]
             for msg in self._buffer:
@@ -160,7 +151,6 @@ class PullConsumer:
                 raise nats.js.errors.NotFoundError(description=self._gone)
             batch, self._buffer = self._buffer, []
             if batch:
-                # Counted here, once for all of them: this is the path that every message takes.
                 self._replied_at = self._alive_at = time.monotonic()
                 self._requested = max(0, self._requested - len(batch))
                 await self._request()  # the line is busy while the caller works
@@ -170,12 +160,8 @@ class PullConsumer:
         room = self._prefetch - self._requested
         if room < max(1, self._prefetch // 2):
             return
-        request = {
-            "batch": room,
-            "expires": int(REQUEST_EXPIRES_S * 1e9),
-            "idle_heartbeat": int(HEARTBEAT_S * 1e9),
-        }
-        if await publish_if_connected(self._client, self._subject, json.dumps(request).encode(), reply=self._inbox):
+        request = {"batch": room, "expires": REQUEST_EXPIRES_NS, "idle_heartbeat": int(HEARTBEAT_S * 1e9)}
+        if await publish_if_connected(self._client, self._subject, msgspec.json.encode(request), reply=self._inbox):
             self._requested += room
             self._replied_at = time.monotonic()
 
@@ -222,8 +208,7 @@ async def read_in_order(
 ) -> AsyncGenerator[list[Msg], None]:
     """Yield every message of a stream, each once, in the stream's order, and then those that come.
 
-    It needs no acknowledgements and keeps its place itself: the consumer behind it can be lost with its server, and is
-    made again where the reader stood.
+    It acknowledges nothing: a consumer that is lost with its server is made again where the reader stood.
 
     Args:
         client: A connected nats-py client.
@@ -238,8 +223,7 @@ async def read_in_order(
         nats.js.errors.APIError: The servers refuse a consumer of that configuration.
         nats.errors.ConnectionClosedError: The client was closed.
     """
-    following = start
-    api = api_prefix(domain)
+    following, api = start, api_prefix(domain)
     js = client.jetstream(timeout=2.0, prefix=api)
     while True:
         # Held in memory by one server: losing it costs a new one, replicating it would cost every delivery.

@@ -58,7 +58,6 @@ class WindowedPublisher:
     Attributes:
         stored: Messages acknowledged so far.
         duplicates: Acknowledged messages that the stream had already.
-        resent: Times that a message was sent again.
     """
 
     def __init__(
@@ -81,7 +80,7 @@ class WindowedPublisher:
                 f"window={window}, ack_timeout={ack_timeout}, retry_for={retry_for}: expected window >= 1 and "
                 "0 < ack_timeout <= retry_for"
             )
-        self.stored = self.duplicates = self.resent = 0
+        self.stored = self.duplicates = 0
         self._client, self._window = client, window
         self._ack_timeout, self._retry_for = ack_timeout, retry_for
         self._inbox = client.new_inbox()
@@ -244,7 +243,6 @@ class WindowedPublisher:
                     self._end(reply, failure)
                 elif self._client.is_connected:
                     message.resend_at = now + self._ack_timeout
-                    self.resent += 1
                     try:
                         await publish_if_connected(
                             self._client, message.subject, message.payload, reply=reply, headers=message.headers
