@@ -18,7 +18,7 @@ import msgspec
 import nats.errors
 import nats.js.errors
 from nats.aio.client import Client
-from nats.js.api import Header, KeyValueConfig, StorageType
+from nats.js.api import Header, StorageType
 
 from mesh_lab.errors import GroupMismatchError
 from mesh_lab.patterns.jetstream_api import WRONG_LAST_SEQUENCE, is_transient
@@ -27,7 +27,7 @@ from mesh_lab.patterns.wait import retry
 
 # A write is one round trip, or one in which servers agree; what takes longer than a lease lasts is of no use.
 REPLY_WITHIN_S, RETRY_EVERY_S = 0.5, 0.1
-CREATE_WITHIN_S = 3.0
+OPEN_WITHIN_S, CREATE_WITHIN_S = 10.0, 3.0
 STREAM_NAME_IN_USE = 10058
 """``err_code`` of making a stream that is there with other settings."""
 
@@ -94,18 +94,13 @@ class GroupBucket:
         """Prepare; nothing is read yet."""
         self.members: dict[str, Entry[Presence]] = {}
         self.claims: dict[int, Entry[Claim]] = {}
-        self.changed = asyncio.Event()
-        self.caught_up = asyncio.Event()
+        self.changed, self.caught_up = asyncio.Event(), asyncio.Event()
         self._client = client
         self._js = client.jetstream(timeout=REPLY_WITHIN_S)
         self._name, self._stream, self._prefix = name, f"KV_{name}", f"$KV.{name}."
 
-    async def open(self, group: Group, *, within: float = 10.0) -> None:
-        """Make the bucket, or join one that is there.
-
-        Args:
-            group: What this member expects of the group.
-            within: Seconds that the servers may take.
+    async def open(self, group: Group) -> None:
+        """Make the bucket, or join one that is there, within 10 s.
 
         Raises:
             GroupMismatchError: The group is there with another number of partitions, stream or subject.
@@ -115,7 +110,7 @@ class GroupBucket:
         """
         agreed = await retry(
             partial(self._agree, group),
-            within=within,
+            within=OPEN_WITHIN_S,
             every=RETRY_EVERY_S,
             transient=lambda err: isinstance(err, NoReplyError) or is_transient(err),
         )
@@ -137,9 +132,8 @@ class GroupBucket:
                 f"{group.partitions} as this member asks; messages of the others would wait for ever"
             )
         try:
-            await js.create_key_value(
-                KeyValueConfig(bucket=self._name, storage=StorageType.FILE, replicas=config.num_replicas or 1)
-            )
+            replicas = config.num_replicas or 1
+            await js.create_key_value(bucket=self._name, storage=StorageType.FILE, replicas=replicas)
         except nats.js.errors.BadRequestError as err:
             if err.err_code != STREAM_NAME_IN_USE:  # it is there, perhaps with other replicas
                 raise

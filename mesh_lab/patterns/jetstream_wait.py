@@ -5,6 +5,7 @@ then, a request finds no responders. A service tries again, as :class:`~mesh_lab
 that makes a stream and uses it in the next line waits here.
 """
 
+import contextlib
 from functools import partial
 
 import nats.errors
@@ -20,6 +21,7 @@ from mesh_lab.patterns.wait import eventually, retry
 REPLY_WITHIN_S = 0.5
 API_TIMEOUT_S = 3.0
 LISTED_WITHIN_S = 1.0
+INTEREST_WITHIN_S = 3.0
 NO_STREAM = "_"
 # A message that expects to land in another stream is refused (err_code 10060) before it is stored.
 EXPECTS_NO_STREAM: dict[str, str] = {nats.js.api.Header.EXPECTED_STREAM.value: NO_STREAM}
@@ -61,21 +63,18 @@ async def flush_through(client: Client) -> None:
     await client.flush()
 
 
-async def wait_interest(client: Client, subject: str, *, within: float = 3.0) -> bool:
-    """Return whether a stream that takes a subject came to be known to this client's server in time.
+async def wait_interest(client: Client, subject: str) -> None:
+    """Return when this client's server knows of a stream that takes a subject, or after 3 s without one.
 
-    For a caller that knows the subject and not the stream. Nothing is stored; subscribers see an empty message.
+    Nothing is stored; subscribers see an empty message.
 
     Args:
         client: A connected nats-py client.
         subject: A subject; a token ``{n}`` stands for any number.
-        within: Seconds after which to give up and return ``False``: the next message will find no responders.
     """
     probe: Probe = (subject.replace("{n}", "0"), b"", EXPECTS_NO_STREAM)
-    try:
-        return await eventually(partial(_is_replied_to, client, probe), within=within)
-    except NotReadyError:
-        return False
+    with contextlib.suppress(NotReadyError):  # the next message finds no responders then
+        await eventually(partial(_is_replied_to, client, probe), within=INTEREST_WITHIN_S)
 
 
 async def wait_stream(js: JetStreamContext, stream: str) -> nats.js.api.StreamInfo:

@@ -1,15 +1,10 @@
 """Admission control: accept what can be done in time, and refuse the rest at once.
 
-A service that accepts every request falls behind at the first overload, and then works for requesters that have given
-up. The policy here, in the order in which it is applied:
+A request is refused that comes faster than agreed (``429``), that finds ``waiting`` others before it (``503``), whose
+requester has given up when its turn comes (``504``), or that has waited ``longest_wait`` by then (``503``). Everything
+else is worked on to its end, also when the service stops meanwhile. So an accepted request is answered within
+``longest_wait`` and the time that its work takes, whatever is offered.
 
-1. A request beyond the rate that was agreed is refused: ``429``.
-2. When ``waiting`` requests wait for their turn, the next one is refused: ``503``.
-3. When its turn comes, a request that has waited ``longest_wait`` is refused: ``503``.
-4. When its turn comes, a request whose requester has given up is not worked on: ``504``.
-5. Everything else is worked on to its end, ``at_a_time`` requests at a time, also when the service stops meanwhile.
-
-So an accepted request is answered within ``longest_wait`` and the time that its work takes, whatever is offered.
 Refusals are those of NATS services (ADR-32), an empty message with two headers, and a third one, ``Retry-After``.
 """
 
@@ -139,10 +134,11 @@ class AdmissionController:
                 self._turns.task_done()
 
     async def _turn(self, msg: Msg, waited_s: float) -> None:
+        deadline = (msg.headers or {}).get(DEADLINE)
         try:
-            late = _is_past_deadline(msg)
-        except ValueError as err:
-            await self._refuse(msg, 400, str(err))
+            late = deadline is not None and time.time() > float(deadline)
+        except ValueError:
+            await self._refuse(msg, 400, f"{DEADLINE}: {deadline!r}, expected Unix seconds such as 1764000000.25")
             return
         if late:
             await self._refuse(msg, 504, "the requester has given up")
@@ -170,13 +166,3 @@ class AdmissionController:
     async def _reply(self, msg: Msg, payload: bytes, headers: dict[str, str] | None = None) -> None:
         if msg.reply:
             await self._client.publish(msg.reply, payload, headers=headers)
-
-
-def _is_past_deadline(msg: Msg) -> bool:
-    """Return whether the requester has given up by now; without a deadline it waits for ever."""
-    if not msg.headers or (deadline := msg.headers.get(DEADLINE)) is None:
-        return False
-    try:
-        return time.time() > float(deadline)
-    except ValueError as err:
-        raise ValueError(f"{DEADLINE}: {deadline!r}, expected Unix seconds such as 1764000000.25") from err

@@ -1,20 +1,14 @@
 """A partitioned consumer group: many workers, and the messages of one key still handled one after the other.
 
 A stream's subject transform (``{{partition(8,2)}}``) writes a partition number into each subject, the same one for the
-same key. Ownership of a partition is a lease in a key-value bucket, beside the partition's progress. What holds:
+same key. Each partition is owned by one member, by a lease in a key-value bucket. (The servers' own ``pinned_client``,
+ADR-42, does not keep order: a successor is given the next messages before those that its predecessor held.)
 
-- *At least once*: a message counts as done when the handler has returned.
-- *Order*: the messages of a partition, and so of a key, are handled first in the order of the stream, one at a time.
-- *Repetition* is a replay: a new owner may handle again the last messages that its predecessor handled and had not
-  recorded yet, all from one point on, in order. After a clean leave there are none.
-- *One owner*: a member that was frozen while its lease ran out calls no further handler. A call that it was in the
-  middle of may run to its next ``await`` beside the successor's; ``partition.mine`` is false by then, and what it
-  writes carries a smaller ``partition.fence``, by which a store can refuse it.
-- *Time*: partitions of a member that leaves are handed over at once, those of one that dies within the lease (3 s)
-  and a second. While the bucket has no leader no lease can be renewed, and work pauses when the leases run out.
-
-The servers' ``priority_policy: pinned_client`` (ADR-42) does not keep order: a successor is given the next messages
-before those that its predecessor held, and an acknowledgement from a client that lost its pin counts.
+A partition's messages are handled one at a time, in the order of the stream. A new owner handles again, in order, what
+its predecessor handled and had not recorded, and nothing after a clean leave. A member that was frozen while its lease
+ran out calls no further handler; one that it was in the middle of may run to its next ``await`` beside the successor's,
+with ``partition.mine`` false and a smaller ``partition.fence``, by which a store can refuse what it writes. Partitions
+of a member that dies move within the lease and a second. While the bucket has no leader, work pauses when leases end.
 """
 
 import asyncio
@@ -44,15 +38,15 @@ class Partition:
     """A partition that this member owns, as its handler sees it.
 
     Attributes:
-        number: 0 to the number of partitions less one.
-        fence: Grows with every change of owner. A store that keeps the largest one it has seen, and refuses smaller
-            ones, is safe from a member that does not know yet that it was replaced.
+        number: Its number, from 0.
+        fence: Grows with every change of owner. A store that refuses a smaller one than the largest it has seen is safe
+            from a member that does not know yet that it was replaced.
         done: Number in the stream of the last message that was handled.
         leaving: It takes no further message.
     """
 
     def __init__(self, bucket: GroupBucket, number: int, claim: Claim, revision: int, *, since: float, lease: float):
-        # ``since`` is before the claim was written. Others count the lease from when they saw it: for them it ends later.
+        # The lease is counted from before the claim was written: for others, who saw it later, it ends later.
         self.number, self.fence, self.done = number, claim.fence, claim.done
         self.leaving = False
         self._bucket, self._claim, self._revision = bucket, claim, revision
@@ -66,11 +60,7 @@ class Partition:
         return not self._lost and time.monotonic() < self._renewed_at + self._lease
 
     async def own(self, client: Client, group: Group, handle: "Handler", prefetch: int) -> None:
-        """Handle messages until the partition is given up or lost, then hand it over.
-
-        Raises:
-            Exception: Whatever the handler raised.
-        """
+        """Handle messages until the partition is given up or lost, then hand it over; raise what the handler raised."""
         self._working = working = asyncio.create_task(self._work(client, group, handle, prefetch))
         try:
             while self.mine and not working.done():
@@ -172,9 +162,7 @@ class GroupMember:
         if partitions < 1:
             raise ValueError(f"partitions={partitions}, expected 1 or more")
         if lease < 3 * RECORD_EVERY_S:
-            raise ValueError(
-                f"lease={lease}, expected {3 * RECORD_EVERY_S:.1f} s or more: it has to be renewed in time"
-            )
+            raise ValueError(f"lease={lease}, expected {3 * RECORD_EVERY_S:.1f} s or more, to be renewed in time")
         if "{partition}" not in subject.split("."):
             raise ValueError(f"subject {subject!r}, expected a token {{partition}} in it: 'orders.{{partition}}.>'")
         self.partitions: dict[int, Partition] = {}
@@ -223,17 +211,18 @@ class GroupMember:
             # A partition that is handed over takes a moment, and at most its lease.
             await cancel_and_join(*self._owning.values(), again_after=self._lease + 1.0)
             await cancel_and_join(watching, stopped)
-            await self._leave()
+            # Whatever hinders it, the entry is void when the lease is over.
+            with contextlib.suppress(ConflictError, NoReplyError, nats.errors.Error):
+                await self._bucket.write(f"member.{self._name}", Presence(""), last=self._revision)
 
     async def _until(
         self, event: asyncio.Event, *tasks: asyncio.Task[object], within: float | None = RECORD_EVERY_S
     ) -> None:
         """Return when an event is set, a task or a partition is done, or time is up; raise what a task raised."""
         waiting = asyncio.create_task(event.wait())
+        every = {waiting, *tasks, *self._owning.values()}
         try:
-            await asyncio.wait(
-                {waiting, *tasks, *self._owning.values()}, timeout=within, return_when=asyncio.FIRST_COMPLETED
-            )
+            await asyncio.wait(every, timeout=within, return_when=asyncio.FIRST_COMPLETED)
         finally:
             waiting.cancel()
         for task in tasks:
@@ -294,13 +283,11 @@ class GroupMember:
         held = sorted(number for number in self._owning if not self.partitions[number].leaving)
         for number in held[share:]:
             self.partitions[number].give_up()
+        missing, first = share - len(held), rank * count // len(names)
         # Members begin at different places, so that they rarely want the same one.
-        wanted = [(number + rank * count // len(names)) % count for number in range(count)]
-        for number in wanted:
-            if len(held) >= share:
-                break
-            if number not in self._owning and self._is_free(number, now):
-                held += [number] * await self._claim(number, handle)
+        for number in (*range(first, count), *range(first)):
+            if missing > 0 and number not in self._owning and self._is_free(number, now):
+                missing -= await self._claim(number, handle)
         gone = [name for name, entry in members if now - entry.since > FORGET_AFTER_LEASES * self._lease]
         if rank == 0 and gone:
             with contextlib.suppress(NoReplyError):
@@ -324,8 +311,3 @@ class GroupMember:
         self.partitions[number] = partition
         self._owning[number] = asyncio.create_task(partition.own(self._client, self._group, handle, self._prefetch))
         return True
-
-    async def _leave(self) -> None:
-        # Whatever hinders it, the entry is void when the lease is over.
-        with contextlib.suppress(ConflictError, NoReplyError, nats.errors.Error):
-            await self._bucket.write(f"member.{self._name}", Presence(""), last=self._revision)

@@ -27,8 +27,6 @@ FETCH_WITHIN_S = 0.5
 NO_LEADER_PAUSE_S = 0.1
 IN_PROGRESS_EVERY_S = 0.25  # well below any sensible ack_wait
 BURY_WITHIN_S = 20.0  # longer than an election
-REASON, SUBJECT, SEQUENCE, DELIVERIES = "Dead-Reason", "Dead-Subject", "Dead-Sequence", "Dead-Deliveries"
-MSG_ID, SIZE = "Dead-Msg-Id", "Dead-Size"
 REASON_CHARACTERS = 500
 TOO_LARGE = 10054  # err_code of "message size exceeds maximum allowed"
 _SENDABLE = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # what nats-py takes as the name of a header
@@ -82,7 +80,9 @@ async def consume_with_retries(
         consumer: Name of a pull consumer with explicit acknowledgement and without ``max_deliver``, by which the
             server would give a message up before it is buried.
         handle: Does the work. What it raises means: try again later. :class:`PoisonMessageError` means: never again.
-        dead: Subject for dead letters, as :func:`bury` takes it.
+        dead: Subject for dead letters; a stream must listen to it. They keep payload and headers, or, where these do
+            not fit beside the reason, ``Dead-Size``; ``Dead-Sequence`` finds the rest. Buried twice within the
+            ``duplicate_window`` of their stream, a message is one letter.
         attempts: How often a message is delivered before it counts as dead, also one whose handler ends the process.
             With the default pauses, 12 attempts tolerate an outage of about a minute and a half.
         backoff: How long it waits in between.
@@ -139,7 +139,7 @@ async def _attempt(
 ) -> None:
     attempt = msg.metadata.num_delivered
     if attempt > attempts:  # the worker that had it before died over it, or was killed, each time
-        await bury(msg, client, dead, f"no attempt of {attempts} came to an end")
+        await _bury(msg, client, dead, f"no attempt of {attempts} came to an end")
         return
     try:
         while not await _is_handled(msg, handle, stop):
@@ -147,12 +147,12 @@ async def _attempt(
                 await msg.nak()
                 return
     except PoisonMessageError as err:
-        await bury(msg, client, dead, str(err))
+        await _bury(msg, client, dead, str(err))
     except Exception as err:  # noqa: BLE001 (whatever it is, the message is tried again or kept with the reason)
         if msg.is_acked:
             return  # the handler acknowledged it, and failed after that
         if attempt >= attempts:
-            await bury(msg, client, dead, f"{type(err).__name__}: {err} (attempt {attempt} of {attempts})")
+            await _bury(msg, client, dead, f"{type(err).__name__}: {err} (attempt {attempt} of {attempts})")
         else:
             await msg.nak(delay=backoff.delay(attempt))
     else:
@@ -174,40 +174,21 @@ async def _is_handled(msg: Msg, handle: Handle, stop: asyncio.Event) -> bool:
     return True
 
 
-async def bury(msg: Msg, client: Client, dead: str, reason: str) -> None:
-    """Keep a message as a dead letter, and only then take it off its consumer.
-
-    Buried twice within the ``duplicate_window`` of the letters' stream, it is one letter.
-
-    Args:
-        msg: A message of a pull consumer.
-        client: A connected nats-py client.
-        dead: Subject for dead letters; a stream must listen to it. They keep payload and headers, or, where these do
-            not fit beside the reason, ``Dead-Size``; ``Dead-Sequence`` finds the rest.
-        reason: Its first 500 characters are kept.
-
-    Raises:
-        nats.js.errors.NoStreamResponseError: No stream takes the dead letters; the message was not taken off.
-        TimeoutError: The stream for them did not reply in time, likewise.
-        PublishRefusedError: The letter is too large with its payload, which the message's stream would not keep either.
-    """
+async def _bury(msg: Msg, client: Client, dead: str, reason: str) -> None:
+    """Keep a message as a dead letter, and only then take it off its consumer."""
     about, headers = msg.metadata, msg.headers or {}
     # The server acts on headers of its own (Nats-Expected-…, Nats-TTL, …), which were meant for another stream.
-    theirs = {
-        name: value
-        for name, value in headers.items()
-        if not name.lower().startswith("nats-") and _SENDABLE.fullmatch(name)
-    }
+    kept = [name for name in headers if _SENDABLE.fullmatch(name) and not name.lower().startswith("nats-")]
     ours = {
-        REASON: " ".join(reason[:REASON_CHARACTERS].split()),
-        SUBJECT: msg.subject,
-        SEQUENCE: str(about.sequence.stream),
-        DELIVERIES: str(about.num_delivered),
-        MSG_ID: headers.get("Nats-Msg-Id", ""),
+        "Dead-Reason": " ".join(reason[:REASON_CHARACTERS].split()),
+        "Dead-Subject": msg.subject,
+        "Dead-Sequence": str(about.sequence.stream),
+        "Dead-Deliveries": str(about.num_delivered),
+        "Dead-Msg-Id": headers.get("Nats-Msg-Id", ""),
         "Nats-Msg-Id": letter_id(msg),
     }
-    if not await _is_kept(client, dead, msg.data, {**theirs, **ours}):
-        await _keep_without_payload(msg, client, dead, {**ours, SIZE: str(len(msg.data))})
+    if not await _is_kept(client, dead, msg.data, {name: headers[name] for name in kept} | ours):
+        await _keep_without_payload(msg, client, dead, {**ours, "Dead-Size": str(len(msg.data))})
     with contextlib.suppress(TimeoutError, NoRespondersError):  # then it comes again, and is buried again
         await client.request(msg.reply, b"+TERM", timeout=2.0)
 
