@@ -27,17 +27,15 @@ class BatchMessage(NamedTuple):
     subject: str
     payload: bytes
     headers: dict[str, str] | None = None
-    """Further headers, such as an expected sequence: one that does not hold refuses the whole batch."""
+    """Further headers; an expected sequence that does not hold refuses the whole batch."""
 
 
 class BatchAck(msgspec.Struct, frozen=True):
-    """The server's reply to a batch: all of it is stored."""
+    """The server's reply to a batch of ``count`` messages: all are stored, the last one as number ``seq``."""
 
     stream: str
     seq: int
-    """Number in the stream of the batch's last message."""
-    count: int = 0
-    """Messages in the batch."""
+    count: int
 
 
 async def publish_together(
@@ -69,9 +67,8 @@ async def publish_together(
             transient=lambda err: isinstance(err, _NotStored),
         )
     except _NotStored as err:
-        raise PublishRefusedError(
-            f"{messages[0].subject}: {err}, for {retry_for:g} s; nothing of the batch is stored"
-        ) from err
+        problem = f"{messages[0].subject}: {err}, for {retry_for:g} s; nothing of the batch is stored"
+        raise PublishRefusedError(problem) from err
 
 
 class _NotStored(Exception):

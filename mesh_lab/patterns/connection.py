@@ -77,9 +77,7 @@ async def publish_if_connected(
 ) -> bool:
     """Publish a message and return ``True``; return ``False`` while the connection can take nothing.
 
-    ``client.publish`` would keep the message while it reconnects, copy after copy of one that is sent again.
-
-    The arguments are those of ``client.publish``.
+    The arguments are those of ``client.publish``, which would keep every copy of a message while it reconnects.
 
     Raises:
         PublishRefusedError: The message is larger than the server takes.

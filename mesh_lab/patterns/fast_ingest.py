@@ -25,7 +25,7 @@ from nats.aio.subscription import Subscription
 
 from mesh_lab.errors import BatchEndedError, PublishRefusedError, UnknownOutcomeError
 from mesh_lab.patterns.connection import publish_if_connected, too_large
-from mesh_lab.patterns.jetstream_api import ApiError
+from mesh_lab.patterns.jetstream_api import PublishReply
 
 GapMode = Literal["fail", "ok"]
 START, APPEND, _COMMIT_LAST, END, PING = range(5)
@@ -34,16 +34,12 @@ PING_AFTER_S = 0.5
 SPANS = 2  # so that the server has work while an acknowledgement travels
 
 
-class _Reply(msgspec.Struct, frozen=True):
+class _Reply(PublishReply, frozen=True):
     """A flow acknowledgement, a gap, or the acknowledgement of the whole batch, whose ``type`` is empty."""
 
     type: str = ""
-    seq: int = 0
     msgs: int = 0
     last_seq: int = 0
-    count: int = 0
-    stream: str = ""
-    error: ApiError | None = None
 
 
 class FastIngest:
@@ -83,10 +79,8 @@ class FastIngest:
         self._decoder = msgspec.json.Decoder(_Reply)
         self._subscription: Subscription | None = None
         self._changed = asyncio.Event()
-        self._replied_at = 0.0
-        self._subject = ""
+        self._subject, self._replied_at, self._no_responders = "", 0.0, False
         self._end: _Reply | None = None
-        self._no_responders = False
 
     async def __aenter__(self) -> Self:
         self._subscription = await self._client.subscribe(

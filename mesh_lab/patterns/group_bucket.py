@@ -55,7 +55,6 @@ class Claim(msgspec.Struct, frozen=True):
     owner: str = ""
     """Name of the member; empty when no member owns the partition."""
     instance: str = ""
-    """Which process of that name."""
     fence: int = 0
     """Grows with every change of ownership."""
     done: int = 0
@@ -87,7 +86,7 @@ class GroupBucket:
         members: Every member that has been seen, by name.
         claims: Every partition that was ever claimed, by number.
         changed: Set when members or owners change, not when work goes on.
-        caught_up: Set when the view holds what was in the bucket when :meth:`watch` began.
+        caught_up: Set when the view holds what the bucket held when :meth:`watch` began.
     """
 
     def __init__(self, client: Client, name: str) -> None:
@@ -147,12 +146,7 @@ class GroupBucket:
         return group
 
     async def write(self, key: str, value: msgspec.Struct, *, last: int) -> int:
-        """Store an entry and return its revision.
-
-        Args:
-            key: ``member.<name>`` for a :class:`Presence`, ``partition.<number>`` for a :class:`Claim`.
-            value: What to store.
-            last: The revision that it replaces; 0 for an entry that must not be there yet.
+        """Store an entry in place of revision ``last``, 0 for one that must not be there yet; return its revision.
 
         Raises:
             ConflictError: The entry has another revision.

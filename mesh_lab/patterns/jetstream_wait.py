@@ -6,7 +6,6 @@ that makes a stream and uses it in the next line waits here.
 """
 
 import contextlib
-from functools import partial
 
 import nats.errors
 import nats.js.api
@@ -22,11 +21,8 @@ REPLY_WITHIN_S = 0.5
 API_TIMEOUT_S = 3.0
 LISTED_WITHIN_S = 1.0
 INTEREST_WITHIN_S = 3.0
-NO_STREAM = "_"
 # A message that expects to land in another stream is refused (err_code 10060) before it is stored.
-EXPECTS_NO_STREAM: dict[str, str] = {nats.js.api.Header.EXPECTED_STREAM.value: NO_STREAM}
-
-Probe = tuple[str, bytes, dict[str, str] | None]
+EXPECTS_NO_STREAM: dict[str, str] = {nats.js.api.Header.EXPECTED_STREAM.value: "_"}
 
 
 async def wait_routable(
@@ -47,8 +43,17 @@ async def wait_routable(
         TimeoutError: No reply came in time.
         nats.js.errors.NotFoundError: There is no such stream.
     """
-    for probe in await _probes(client, stream, consumer, api_prefix(domain), within):
-        await eventually(partial(_is_replied_to, client, probe), within=within)
+    api = api_prefix(domain)
+    if consumer is not None:
+        # No JSON, so the consumer replies "400 Bad Request" and keeps its messages.
+        await _wait_reply(client, f"{api}.CONSUMER.MSG.NEXT.{stream}.{consumer}", within, payload=b"{")
+        return
+    js = client.jetstream(timeout=min(within, API_TIMEOUT_S), prefix=api)
+    config = (await retry(lambda: wait_stream(js, stream), within=within)).config
+    for subject in config.subjects or []:
+        await _wait_reply(client, subject.replace("*", "_").replace(">", "_"), within, headers=EXPECTS_NO_STREAM)
+    if config.allow_direct:
+        await _wait_reply(client, f"{api}.DIRECT.GET.{stream}", within)  # an empty request: "408 Empty Request"
 
 
 async def flush_through(client: Client) -> None:
@@ -72,9 +77,8 @@ async def wait_interest(client: Client, subject: str) -> None:
         client: A connected nats-py client.
         subject: A subject; a token ``{n}`` stands for any number.
     """
-    probe: Probe = (subject.replace("{n}", "0"), b"", EXPECTS_NO_STREAM)
     with contextlib.suppress(NotReadyError):  # the next message finds no responders then
-        await eventually(partial(_is_replied_to, client, probe), within=INTEREST_WITHIN_S)
+        await _wait_reply(client, subject.replace("{n}", "0"), INTEREST_WITHIN_S, headers=EXPECTS_NO_STREAM)
 
 
 async def wait_stream(js: JetStreamContext, stream: str) -> nats.js.api.StreamInfo:
@@ -91,31 +95,18 @@ async def wait_stream(js: JetStreamContext, stream: str) -> nats.js.api.StreamIn
         nats.js.errors.NotFoundError: There is no such stream, also a second later.
     """
     return await retry(
-        lambda: js.stream_info(stream),
-        within=LISTED_WITHIN_S,
-        transient=lambda err: isinstance(err, NotFoundError),
+        lambda: js.stream_info(stream), within=LISTED_WITHIN_S, transient=lambda err: isinstance(err, NotFoundError)
     )
 
 
-async def _is_replied_to(client: Client, probe: Probe) -> bool:
-    subject, payload, headers = probe
-    try:
-        await client.request(subject, payload, timeout=REPLY_WITHIN_S, headers=headers)
-    except (nats.errors.NoRespondersError, nats.errors.TimeoutError):
-        return False
-    return True
+async def _wait_reply(
+    client: Client, subject: str, within: float, *, payload: bytes = b"", headers: dict[str, str] | None = None
+) -> None:
+    async def is_replied_to() -> bool:
+        try:
+            await client.request(subject, payload, timeout=REPLY_WITHIN_S, headers=headers)
+        except (nats.errors.NoRespondersError, nats.errors.TimeoutError):
+            return False
+        return True
 
-
-async def _probes(client: Client, stream: str, consumer: str | None, api: str, within: float) -> list[Probe]:
-    if consumer is not None:
-        # No JSON, so the consumer replies "400 Bad Request" and keeps its messages.
-        return [(f"{api}.CONSUMER.MSG.NEXT.{stream}.{consumer}", b"{", None)]
-    js = client.jetstream(timeout=min(within, API_TIMEOUT_S), prefix=api)
-    config = (await retry(partial(wait_stream, js, stream), within=within)).config
-    probes: list[Probe] = [
-        (subject.replace("*", NO_STREAM).replace(">", NO_STREAM), b"", EXPECTS_NO_STREAM)
-        for subject in config.subjects or []
-    ]
-    if config.allow_direct:
-        probes.append((f"{api}.DIRECT.GET.{stream}", b"", None))  # an empty request: "408 Empty Request"
-    return probes
+    await eventually(is_replied_to, within=within)

@@ -13,6 +13,7 @@ of a member that dies move within the lease and a second. While the bucket has n
 
 import asyncio
 import contextlib
+import math
 import re
 import time
 import uuid
@@ -28,8 +29,8 @@ from mesh_lab.patterns.group_bucket import Claim, ConflictError, Group, GroupBuc
 from mesh_lab.patterns.pull_consumer import position, read_in_order
 from mesh_lab.patterns.wait import cancel_and_join
 
-LEASE_S = 3.0
 RECORD_EVERY_S = 0.2
+PREFETCH = 200  # messages requested ahead of the work, in each partition
 FORGET_AFTER_LEASES = 20  # long enough that a member of that name that was frozen finds its entry when it goes on
 NAME = re.compile(r"[A-Za-z0-9_-]{1,32}")  # a token of a subject and of a key
 
@@ -45,7 +46,7 @@ class Partition:
         leaving: It takes no further message.
     """
 
-    def __init__(self, bucket: GroupBucket, number: int, claim: Claim, revision: int, *, since: float, lease: float):
+    def __init__(self, bucket: GroupBucket, number: int, claim: Claim, revision: int, since: float, lease: float):
         # The lease is counted from before the claim was written: for others, who saw it later, it ends later.
         self.number, self.fence, self.done = number, claim.fence, claim.done
         self.leaving = False
@@ -59,9 +60,9 @@ class Partition:
         """Whether the lease stands, by this process's own clock; no message is sent to find out."""
         return not self._lost and time.monotonic() < self._renewed_at + self._lease
 
-    async def own(self, client: Client, group: Group, handle: "Handler", prefetch: int) -> None:
+    async def own(self, client: Client, group: Group, handle: "Handler") -> None:
         """Handle messages until the partition is given up or lost, then hand it over; raise what the handler raised."""
-        self._working = working = asyncio.create_task(self._work(client, group, handle, prefetch))
+        self._working = working = asyncio.create_task(self._work(client, group, handle))
         try:
             while self.mine and not working.done():
                 await asyncio.wait({working}, timeout=RECORD_EVERY_S)
@@ -84,9 +85,9 @@ class Partition:
         if self._working is not None and not self._handling:
             self._working.cancel()
 
-    async def _work(self, client: Client, group: Group, handle: "Handler", prefetch: int) -> None:
+    async def _work(self, client: Client, group: Group, handle: "Handler") -> None:
         subject = group.subject.format(partition=self.number)
-        messages = read_in_order(client, group.stream, subject=subject, start=self.done + 1, prefetch=prefetch)
+        messages = read_in_order(client, group.stream, subject=subject, start=self.done + 1, prefetch=PREFETCH)
         async with aclosing(messages):
             async for batch in messages:
                 for msg in batch:
@@ -129,16 +130,7 @@ class GroupMember:
     """
 
     def __init__(
-        self,
-        client: Client,
-        stream: str,
-        group: str,
-        *,
-        name: str,
-        subject: str,
-        partitions: int,
-        lease: float = LEASE_S,
-        prefetch: int = 200,
+        self, client: Client, stream: str, group: str, *, name: str, subject: str, partitions: int, lease: float = 3.0
     ) -> None:
         """Prepare; nothing is requested of a server yet.
 
@@ -151,7 +143,6 @@ class GroupMember:
             partitions: How many there are: the most members that can work at once. It stays as it is.
             lease: Seconds for which a silent member keeps its partitions, the same for all members. A short lease takes
                 them also from members that a busy machine or an election held up.
-            prefetch: Messages requested ahead of the work, in each partition.
 
         Raises:
             ValueError: A name is not legal in NATS, the subject has no ``{partition}``, or a number is too small.
@@ -166,11 +157,11 @@ class GroupMember:
         if "{partition}" not in subject.split("."):
             raise ValueError(f"subject {subject!r}, expected a token {{partition}} in it: 'orders.{{partition}}.>'")
         self.partitions: dict[int, Partition] = {}
-        self._client, self._name, self._lease, self._prefetch = client, name, lease, prefetch
+        self._client, self._name, self._lease = client, name, lease
         self._group = Group(stream, subject, partitions)
         self._bucket = GroupBucket(client, f"{stream}-{group}")
         self._instance = uuid.uuid4().hex
-        self._revision, self._beat_at = 0, 0.0
+        self._revision, self._beat_at = 0, -math.inf
         self._owning: dict[int, asyncio.Task[None]] = {}
 
     async def run(self, handle: Handler, *, stop: asyncio.Event | None = None) -> None:
@@ -236,41 +227,35 @@ class GroupMember:
             raise nats.errors.ConnectionClosedError
 
     async def _join(self) -> None:
-        entry = self._bucket.members.get(self._name)
-        if entry is not None and entry.value.instance:
-            # Alive, or the trace of one that was killed? One that lives writes its entry again within a lease.
-            while time.monotonic() < entry.since + self._lease:
-                await asyncio.sleep(RECORD_EVERY_S)
-                if self._bucket.members[self._name].revision != entry.revision:
-                    raise self._taken("is in the group already; give each member a name of its own")
-        last = entry.revision if entry else 0
-        try:
-            self._revision = await self._bucket.write(f"member.{self._name}", Presence(self._instance), last=last)
-        except ConflictError:
-            raise self._taken("joined at the same moment; give each member a name of its own") from None
-        except NoReplyError:
-            pass  # the next beat finds out what became of it
-        self._beat_at = time.monotonic()
+        """Wait until an entry of this member's name is void; a process that lives writes its own within a lease."""
+        if (entry := self._bucket.members.get(self._name)) is None:
+            return
+        while entry.value.instance and time.monotonic() < entry.since + self._lease:
+            await asyncio.sleep(RECORD_EVERY_S)
+            if self._bucket.members[self._name].revision != entry.revision:
+                raise self._taken("is in the group already")
+        self._revision = entry.revision
 
     async def _beat(self) -> None:
+        """Write this member's entry, if it is time; find out whether another process took the name."""
         now = time.monotonic()
         if now - self._beat_at < self._lease / 3:
             return
-        presence = Presence(self._instance)
+        key, presence = f"member.{self._name}", Presence(self._instance)
         try:
-            self._revision = await self._bucket.write(f"member.{self._name}", presence, last=self._revision)
+            self._revision = await self._bucket.write(key, presence, last=self._revision)
             self._beat_at = now
         except ConflictError:
             with contextlib.suppress(NoReplyError):
-                entry = await self._bucket.read(f"member.{self._name}", Presence)
+                entry = await self._bucket.read(key, Presence)
                 if entry is not None and entry.value.instance != self._instance:
-                    raise self._taken(f"took over while this one was silent for {now - self._beat_at:.1f} s") from None
+                    raise self._taken("joined at the same moment, or took over while this one was silent") from None
                 self._revision = entry.revision if entry else 0
         except NoReplyError:
             await asyncio.sleep(RECORD_EVERY_S)
 
     def _taken(self, what: str) -> MemberNameTakenError:
-        return MemberNameTakenError(f"another process named {self._name!r} {what}")
+        return MemberNameTakenError(f"another process named {self._name!r} {what}; give each member its own name")
 
     async def _rebalance(self, handle: Handler) -> None:
         """Move towards a fair share: give up what is too much, claim what is free."""
@@ -307,7 +292,6 @@ class GroupMember:
             revision = await self._bucket.write(f"partition.{number}", claim, last=entry.revision if entry else 0)
         except (ConflictError, NoReplyError):
             return False  # another member was quicker, or perhaps it is ours: the view will show what the bucket holds
-        partition = Partition(self._bucket, number, claim, revision, since=since, lease=self._lease)
-        self.partitions[number] = partition
-        self._owning[number] = asyncio.create_task(partition.own(self._client, self._group, handle, self._prefetch))
+        self.partitions[number] = partition = Partition(self._bucket, number, claim, revision, since, self._lease)
+        self._owning[number] = asyncio.create_task(partition.own(self._client, self._group, handle))
         return True

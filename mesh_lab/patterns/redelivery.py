@@ -48,11 +48,7 @@ class Backoff:
     """Part of the wait that is left to chance: what failed together does not come back together."""
 
     def delay(self, attempt: int) -> float:
-        """Return the seconds to wait after an attempt.
-
-        Args:
-            attempt: Number of the attempt that failed, from 1.
-        """
+        """Return the seconds to wait after an attempt, the first of which is number 1."""
         wait = min(self.most, self.first * self.factor ** min(attempt - 1, 64))
         return wait * (1 - self.jitter * random.random())
 
@@ -188,7 +184,15 @@ async def _bury(msg: Msg, client: Client, dead: str, reason: str) -> None:
         "Nats-Msg-Id": letter_id(msg),
     }
     if not await _is_kept(client, dead, msg.data, {name: headers[name] for name in kept} | ours):
-        await _keep_without_payload(msg, client, dead, {**ours, "Dead-Size": str(len(msg.data))})
+        # It is too large: a letter without its payload, if the message stays in its stream.
+        config = (await retry(lambda: client.jetstream(timeout=2.0).stream_info(about.stream))).config
+        if config.retention not in (None, RetentionPolicy.LIMITS):
+            raise PublishRefusedError(
+                f"message {about.sequence.stream} of {about.stream}, {len(msg.data):,} bytes, is too large for a "
+                f"letter on {dead!r}, expected some 2,000 bytes of room: lower max_msg_size of {about.stream}"
+            )
+        if not await _is_kept(client, dead, b"", {**ours, "Dead-Size": str(len(msg.data))}):
+            raise PublishRefusedError(f"{dead!r} takes no letter of 2,000 bytes; raise max_msg_size of its stream")
     with contextlib.suppress(TimeoutError, NoRespondersError):  # then it comes again, and is buried again
         await client.request(msg.reply, b"+TERM", timeout=2.0)
 
@@ -214,15 +218,3 @@ async def _is_kept(client: Client, dead: str, payload: bytes, headers: dict[str,
             raise
         return False
     return True
-
-
-async def _keep_without_payload(msg: Msg, client: Client, dead: str, headers: dict[str, str]) -> None:
-    about = msg.metadata
-    config = (await retry(lambda: client.jetstream(timeout=2.0).stream_info(about.stream))).config
-    if config.retention not in (None, RetentionPolicy.LIMITS):  # once it is taken off, it is gone
-        raise PublishRefusedError(
-            f"message {about.sequence.stream} of {about.stream}, {len(msg.data):,} bytes, is too large for a letter on "
-            f"{dead!r}, expected some 2,000 bytes of room: lower max_msg_size of {about.stream}"
-        )
-    if not await _is_kept(client, dead, b"", headers):
-        raise PublishRefusedError(f"{dead!r} takes no letter of 2,000 bytes; raise max_msg_size of its stream")

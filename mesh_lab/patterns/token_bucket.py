@@ -24,9 +24,8 @@ class TokenBucket:
             ValueError: A number is out of its range.
         """
         if not (rate_per_s > 0 and math.isfinite(rate_per_s)) or burst < 1:
-            raise ValueError(
-                f"rate_per_s={rate_per_s}, burst={burst}: expected a finite rate above 0 and a burst of 1 or more"
-            )
+            given = f"rate_per_s={rate_per_s}, burst={burst}"
+            raise ValueError(f"{given}: expected a finite rate above 0 and a burst of 1 or more")
         self._rate_per_s, self._burst, self._clock = rate_per_s, burst, clock
         self._tokens = float(burst)
         self._filled_at = clock()
@@ -42,8 +41,7 @@ class TokenBucket:
     async def wait(self) -> None:
         """Take a token, and return when it is there; callers are served in their order."""
         self._fill()
-        # A token that is not there yet is taken all the same: the next in the queue owes one more, and waits longer.
-        self._tokens -= 1
+        self._tokens -= 1  # also one that is not there yet: the next in the queue owes one more, and waits longer
         if self._tokens < 0:
             try:
                 await asyncio.sleep(-self._tokens / self._rate_per_s)

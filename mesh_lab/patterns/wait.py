@@ -23,8 +23,6 @@ async def eventually(condition: Callable[[], T], *, within: float, every: float 
 async def eventually(condition: Callable[[], Any], *, within: float, every: float = CHECK_EVERY_S) -> Any:
     """Return the condition's value as soon as it is true.
 
-    For example ``await eventually(lambda: len(received) == 3, within=5.0)``.
-
     Args:
         condition: A plain or an ``async`` function. It is called once at least, and what it raises ends the wait.
         within: Seconds until it is too late; an ``async`` condition that hangs is cut off then.
@@ -51,7 +49,8 @@ async def eventually(condition: Callable[[], Any], *, within: float, every: floa
             value = call.result()
         if value:
             return value
-        last = f"it last returned {_short(value)}"
+        shown = repr(value)
+        last = f"it last returned {shown[:SHOWN_CHARACTERS]}{'…' * (len(shown) > SHOWN_CHARACTERS)}"
         if time.monotonic() >= deadline:
             break
         await asyncio.sleep(every)
@@ -66,10 +65,6 @@ async def retry(
     transient: Callable[[Exception], bool] = is_transient,
 ) -> T:
     """Return what a request returns, and repeat it while its error is transient, as while servers elect a leader.
-
-    ::
-
-        info = await retry(lambda: js.add_stream(name="ORDERS", subjects=["orders.>"]))
 
     Args:
         request: Makes the request, with a timeout of its own of a few seconds. It may be carried out twice, so twice
@@ -101,8 +96,7 @@ async def cancel_and_join(*tasks: "asyncio.Task[Any]", again_after: float = 1.0)
 
     Args:
         tasks: What to end; tasks that are done are left as they are.
-        again_after: Seconds after which those that go on are cancelled again; longer than they need to end in good
-            order.
+        again_after: Seconds after which those that go on are cancelled again; longer than they need to end well.
     """
     while going_on := [task for task in tasks if not task.done()]:
         for task in going_on:
@@ -130,8 +124,3 @@ async def run_shielded(work: Coroutine[Any, Any, T]) -> T:
     if cancelled is not None:
         raise cancelled from (None if task.cancelled() else task.exception())
     return task.result()
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
