@@ -1,9 +1,8 @@
 """Stream messages into JetStream with one acknowledgement for many: fast ingest (ADR-50, nats-server 2.14).
 
 Each message is stored as it arrives, and the server acknowledges every so many of a *batch*, more often when it has
-much to do: the publisher, which lets only two such spans be outstanding, slows down. The *gap mode* decides what a
-message that got lost on its way means. ``"fail"`` ends the batch: what is stored is a beginning of what was sent,
-without a hole. ``"ok"`` reports the gap and goes on, for measurements of which the next one follows anyway.
+much to do: the publisher, which lets only two such spans be outstanding, slows down. A message that got lost on its way
+ends the batch (gap mode ``fail``): what is stored is a beginning of what was sent, without a hole.
 
 The protocol is in the reply subjects: ``<inbox>.<batch>.<flow>.<gap mode>.<number>.<operation>.$FI``.
 """
@@ -15,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
-from typing import Literal, Self
+from typing import Self
 
 import msgspec
 import nats.errors
@@ -27,7 +26,6 @@ from mesh_lab.errors import BatchEndedError, PublishRefusedError, UnknownOutcome
 from mesh_lab.patterns.connection import publish_if_connected, too_large
 from mesh_lab.patterns.jetstream_api import PublishReply
 
-GapMode = Literal["fail", "ok"]
 START, APPEND, _COMMIT_LAST, END, PING = range(5)
 LARGEST_FLOW = 65_535
 PING_AFTER_S = 0.5
@@ -39,7 +37,6 @@ class _Reply(PublishReply, frozen=True):
 
     type: str = ""
     msgs: int = 0
-    last_seq: int = 0
 
 
 class FastIngest:
@@ -47,35 +44,28 @@ class FastIngest:
 
     Attributes:
         sent: Messages sent so far.
-        acknowledged: Number of the last message that the server acknowledged; up to it, all outside of :attr:`gaps`
-            are stored.
+        acknowledged: Number of the last message up to which all are acknowledged.
         flow: Messages between two acknowledgements, as the server last decided; 0 before its first reply.
-        gaps: First and last number of each range that the server missed.
         stored: Messages that the server counted when the batch ended, also early; 0 before.
     """
 
-    def __init__(self, client: Client, *, gap: GapMode = "fail", flow: int = 1_000, patience: float = 15.0) -> None:
+    def __init__(self, client: Client, *, flow: int = 1_000, patience: float = 15.0) -> None:
         """Prepare; nothing is sent yet.
 
         Args:
             client: A connected nats-py client.
-            gap: What a lost message means.
             flow: Most messages between two acknowledgements; the server may choose fewer.
             patience: Seconds without a reply after which the batch is given up.
 
         Raises:
-            ValueError: A number is out of its range, or there is no such gap mode.
+            ValueError: A number is out of its range.
         """
-        if gap not in ("fail", "ok") or not 1 <= flow <= LARGEST_FLOW or patience <= 0:
-            raise ValueError(
-                f"gap={gap!r}, flow={flow}, patience={patience}: expected gap 'fail' or 'ok', "
-                f"flow 1 to {LARGEST_FLOW}, patience > 0"
-            )
+        if not 1 <= flow <= LARGEST_FLOW or patience <= 0:
+            raise ValueError(f"flow={flow}, patience={patience}: expected flow 1 to {LARGEST_FLOW}, patience > 0")
         self.sent = self.acknowledged = self.stored = self.flow = 0
-        self.gaps: list[tuple[int, int]] = []
-        self._client, self._gap, self._patience = client, gap, patience
+        self._client, self._patience = client, patience
         self._inbox = f"{client.new_inbox()}.{secrets.token_hex(8)}"
-        self._prefix = f"{self._inbox}.{flow}.{gap}."
+        self._prefix = f"{self._inbox}.{flow}.fail."
         self._decoder = msgspec.json.Decoder(_Reply)
         self._subscription: Subscription | None = None
         self._changed = asyncio.Event()
@@ -107,7 +97,7 @@ class FastIngest:
 
         Raises:
             PublishRefusedError: The server refused the batch, or the message is too large.
-            BatchEndedError: The server ended the batch, as after a gap in mode ``"fail"``.
+            BatchEndedError: The server ended the batch, as after a gap.
             UnknownOutcomeError: No acknowledgement came for as long as ``patience``; what is stored beyond
                 :attr:`acknowledged` is unknown.
         """
@@ -132,7 +122,7 @@ class FastIngest:
         await self._client.publish(self._subject, reply=f"{self._prefix}{self.sent + 1}.{END}.$FI")
         await self._until(lambda: self._end is not None, ending=True)
         assert self._end is not None  # noqa: S101  # what it waited for
-        if self._end.error is not None or (self._gap == "fail" and self._end.count < self.sent):
+        if self._end.error is not None or self._end.count < self.sent:
             raise self._failure(self._end)
         self.stored, self.acknowledged = self._end.count, self.sent
 
@@ -169,9 +159,7 @@ class FastIngest:
         if reply.type == "ack":
             self.acknowledged = max(self.acknowledged, reply.seq)
             self.flow = max(1, reply.msgs)
-        elif reply.type == "gap":
-            self.gaps.append((reply.last_seq, reply.seq - 1))
-        elif self._end is None:
+        elif not reply.type and self._end is None:
             self._end = reply
         self._changed.set()
 
@@ -213,7 +201,7 @@ async def ingest(client: Client, messages: Iterable[tuple[str, bytes]], *, patie
             yield message
 
     while True:
-        batch = FastIngest(client, gap="fail", patience=patience)
+        batch = FastIngest(client, patience=patience)
         released = 0
         try:
             async with batch:
