@@ -159,7 +159,7 @@ class FastIngest:
         if reply.type == "ack":
             self.acknowledged = max(self.acknowledged, reply.seq)
             self.flow = max(1, reply.msgs)
-        elif not reply.type and self._end is None:
+        elif reply.type != "gap" and self._end is None:
             self._end = reply
         self._changed.set()
 
