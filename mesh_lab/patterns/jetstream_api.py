@@ -1,23 +1,13 @@
-"""JetStream's protocol in one place: its API's subjects, its replies, and which of its errors are transient.
+"""JetStream's protocol in one place: its replies, and which of its errors are transient.
 
 It serves patterns that speak the protocol themselves: nats-py's request for each message would be too slow.
 """
 
 import msgspec
 import nats.errors
-import nats.js.api
 from nats.js.errors import APIError, NoStreamResponseError, ServiceUnavailableError
 
 from mesh_lab.patterns.connection import is_send_failure
-
-
-def api_prefix(domain: str | None = None) -> str:
-    """Return where JetStream's API listens, without a dot behind it.
-
-    Args:
-        domain: JetStream domain of a leaf node (ADR-13); ``None`` for that of the client's own servers.
-    """
-    return nats.js.api.DEFAULT_PREFIX if domain is None else f"$JS.{domain}.API"
 
 
 class ApiError(msgspec.Struct, frozen=True):

@@ -8,13 +8,12 @@ that makes a stream and uses it in the next line waits here.
 import contextlib
 
 import nats.errors
-import nats.js.api
 from nats.aio.client import Client
 from nats.js import JetStreamContext
+from nats.js.api import DEFAULT_PREFIX, Header, StreamInfo
 from nats.js.errors import NotFoundError
 
 from mesh_lab.errors import NotReadyError
-from mesh_lab.patterns.jetstream_api import api_prefix
 from mesh_lab.patterns.wait import eventually, retry
 
 REPLY_WITHIN_S = 0.5
@@ -22,12 +21,10 @@ API_TIMEOUT_S = 3.0
 LISTED_WITHIN_S = 1.0
 INTEREST_WITHIN_S = 3.0
 # A message that expects to land in another stream is refused (err_code 10060) before it is stored.
-EXPECTS_NO_STREAM: dict[str, str] = {nats.js.api.Header.EXPECTED_STREAM.value: "_"}
+EXPECTS_NO_STREAM: dict[str, str] = {Header.EXPECTED_STREAM.value: "_"}
 
 
-async def wait_routable(
-    client: Client, stream: str, consumer: str | None = None, *, domain: str | None = None, within: float = 10.0
-) -> None:
+async def wait_routable(client: Client, stream: str, consumer: str | None = None, *, within: float = 10.0) -> None:
     """Return when the server that this client is connected to routes requests to a stream or a consumer.
 
     Nothing is stored or delivered: each probe gets a refusal. Subscribers of the subjects see an empty message.
@@ -36,24 +33,24 @@ async def wait_routable(
         client: A connected nats-py client.
         stream: Name of a stream that exists.
         consumer: Name of one of its pull consumers; ``None`` probes the stream's own subjects.
-        domain: JetStream domain of the stream, where it is not that of the client's own servers.
         within: Seconds until it is too late.
 
     Raises:
         TimeoutError: No reply came in time.
         nats.js.errors.NotFoundError: There is no such stream.
     """
-    api = api_prefix(domain)
     if consumer is not None:
         # No JSON, so the consumer replies "400 Bad Request" and keeps its messages.
-        await _wait_reply(client, f"{api}.CONSUMER.MSG.NEXT.{stream}.{consumer}", within, payload=b"{")
+        await _wait_reply(client, f"{DEFAULT_PREFIX}.CONSUMER.MSG.NEXT.{stream}.{consumer}", within, payload=b"{")
         return
-    js = client.jetstream(timeout=min(within, API_TIMEOUT_S), prefix=api)
+    js = client.jetstream(timeout=min(within, API_TIMEOUT_S))
     config = (await retry(lambda: wait_stream(js, stream), within=within)).config
     for subject in config.subjects or []:
         await _wait_reply(client, subject.replace("*", "_").replace(">", "_"), within, headers=EXPECTS_NO_STREAM)
     if config.allow_direct:
-        await _wait_reply(client, f"{api}.DIRECT.GET.{stream}", within)  # an empty request: "408 Empty Request"
+        await _wait_reply(
+            client, f"{DEFAULT_PREFIX}.DIRECT.GET.{stream}", within
+        )  # an empty request: "408 Empty Request"
 
 
 async def flush_through(client: Client) -> None:
@@ -81,7 +78,7 @@ async def wait_interest(client: Client, subject: str) -> None:
         await _wait_reply(client, subject.replace("{n}", "0"), INTEREST_WITHIN_S, headers=EXPECTS_NO_STREAM)
 
 
-async def wait_stream(js: JetStreamContext, stream: str) -> nats.js.api.StreamInfo:
+async def wait_stream(js: JetStreamContext, stream: str) -> StreamInfo:
     """Return the servers' information about a stream that may have been made a moment ago.
 
     A new stream's own leader may confirm it before the meta leader has it in its list: "not found" in 3 of 25 meshes of

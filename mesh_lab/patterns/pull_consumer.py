@@ -19,10 +19,9 @@ import nats.js.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+from nats.js.api import DEFAULT_PREFIX, AckPolicy, ConsumerConfig, DeliverPolicy
 
 from mesh_lab.patterns.connection import publish_if_connected
-from mesh_lab.patterns.jetstream_api import api_prefix
 from mesh_lab.patterns.wait import retry
 
 REQUEST_EXPIRES_NS = 30_000_000_000
@@ -66,14 +65,7 @@ class PullConsumer:
     """
 
     def __init__(
-        self,
-        client: Client,
-        stream: str,
-        consumer: str,
-        *,
-        prefetch: int = 500,
-        lost_after: float | None = None,
-        domain: str | None = None,
+        self, client: Client, stream: str, consumer: str, *, prefetch: int = 500, lost_after: float | None = None
     ) -> None:
         """Prepare; nothing is requested yet.
 
@@ -84,7 +76,6 @@ class PullConsumer:
             prefetch: Messages requested ahead of the work. What a slow worker prefetched, its idle neighbours miss.
             lost_after: Seconds without a sign of the consumer after which it counts as deleted. ``None``, right for a
                 replicated consumer, waits for as long as it takes until a new leader replies.
-            domain: JetStream domain of the stream, where it is not that of the client's own servers.
 
         Raises:
             ValueError: ``prefetch`` is below 1.
@@ -92,7 +83,7 @@ class PullConsumer:
         if prefetch < 1:
             raise ValueError(f"prefetch={prefetch}, expected 1 or more")
         self._client, self._prefetch, self._lost_after = client, prefetch, lost_after
-        self._subject = f"{api_prefix(domain)}.CONSUMER.MSG.NEXT.{stream}.{consumer}"
+        self._subject = f"{DEFAULT_PREFIX}.CONSUMER.MSG.NEXT.{stream}.{consumer}"
         self._name = f"consumer {consumer!r} of stream {stream!r}"
         self._inbox = client.new_inbox()
         self._subscription: Subscription | None = None
@@ -198,13 +189,7 @@ class PullConsumer:
 
 
 async def read_in_order(
-    client: Client,
-    stream: str,
-    *,
-    subject: str = ">",
-    start: int = 1,
-    prefetch: int = 2_000,
-    domain: str | None = None,
+    client: Client, stream: str, *, subject: str = ">", start: int = 1, prefetch: int = 2_000
 ) -> AsyncGenerator[list[Msg], None]:
     """Yield every message of a stream, each once, in the stream's order, and then those that come.
 
@@ -216,15 +201,13 @@ async def read_in_order(
         subject: Which subjects to read.
         start: Number in the stream at which to begin.
         prefetch: Messages requested ahead of the caller's work.
-        domain: JetStream domain of the stream, where it is not that of the client's own servers.
 
     Raises:
         nats.js.errors.NotFoundError: There is no such stream.
         nats.js.errors.APIError: The servers refuse a consumer of that configuration.
         nats.errors.ConnectionClosedError: The client was closed.
     """
-    following, api = start, api_prefix(domain)
-    js = client.jetstream(timeout=2.0, prefix=api)
+    following, js = start, client.jetstream(timeout=2.0)
     while True:
         # Held in memory by one server: losing it costs a new one, replicating it would cost every delivery.
         config = ConsumerConfig(
@@ -239,8 +222,7 @@ async def read_in_order(
         info = await retry(partial(js.add_consumer, stream, config), within=math.inf, every=RETRY_S)
         expected = 1
         try:
-            reader = PullConsumer(client, stream, info.name, prefetch=prefetch, lost_after=2.0, domain=domain)
-            async with reader as consumer:
+            async with PullConsumer(client, stream, info.name, prefetch=prefetch, lost_after=2.0) as consumer:
                 async for batch in consumer.batches():
                     last = position(batch[-1])
                     # Deliveries are numbered without gaps, so the last number tells whether all are here.
@@ -253,5 +235,5 @@ async def read_in_order(
         finally:
             # Without waiting for a reply: if this gets lost, the server forgets the consumer after a minute.
             with contextlib.suppress(nats.errors.Error, RuntimeError):  # the latter is uvloop's for a dead connection
-                await client.publish(f"{api}.CONSUMER.DELETE.{stream}.{info.name}")
+                await client.publish(f"{DEFAULT_PREFIX}.CONSUMER.DELETE.{stream}.{info.name}")
         await asyncio.sleep(RETRY_S)

@@ -7,7 +7,6 @@ import statistics
 import subprocess
 import sys
 import time
-from contextlib import aclosing
 from dataclasses import astuple
 
 import psutil
@@ -18,7 +17,6 @@ from programs import killed_at_the_end
 from mesh_lab.errors import BadLayoutError, UnknownServerError, UnsupportedByBackendError
 from mesh_lab.notebook.mesh_card import mesh_card
 from mesh_lab.patterns.jetstream_wait import wait_routable
-from mesh_lab.patterns.pull_consumer import read_in_order
 from mesh_lab.patterns.wait import eventually
 from mesh_lab.processes import OWNER_VARIABLE
 from mesh_lab.servers.start import start_mesh
@@ -165,22 +163,6 @@ async def test_a_leaf_node_sells_into_its_own_domain_and_the_region_sources_from
         return (await hub.stream_info("ALL_SALES")).state.messages == 100
 
     await eventually(arrived, within=10.0)
-
-
-async def test_a_stream_of_a_leaf_node_is_read_from_a_region_by_its_domain(regions) -> None:
-    edge = (await regions.connect(to="store-berlin")).jetstream()
-    await edge.add_stream(name="TILL", subjects=["till.*"])
-    for i in range(100):
-        await edge.publish(f"till.{i}", b"%d" % i)
-    client = await regions.connect(region="us")
-    await wait_routable(client, "TILL", domain="store-berlin")
-    read: list[bytes] = []
-    async with aclosing(read_in_order(client, "TILL", start=11, domain="store-berlin")) as batches:
-        async for batch in batches:
-            read += [msg.data for msg in batch]
-            if len(read) >= 90:
-                break
-    assert read == [b"%d" % i for i in range(10, 100)]
 
 
 async def test_one_region_needs_no_gateway_and_a_plain_cluster_may_have_a_leaf_node() -> None:

@@ -18,7 +18,6 @@ from mesh_lab.patterns.jetstream_api import (
     PERMANENT_ERR_CODES,
     TRANSIENT_ERR_CODES,
     ApiError,
-    api_prefix,
     is_transient,
 )
 
@@ -106,15 +105,10 @@ def test_an_exception_is_transient_or_not(error: Exception, verdict: bool, reaso
     assert is_transient(error) is verdict, reason
 
 
-def test_the_api_has_a_prefix_for_each_domain() -> None:
-    assert api_prefix() == "$JS.API"
-    assert api_prefix("store-berlin") == "$JS.store-berlin.API"
-
-
-def test_no_other_module_of_the_order_mesh_writes_the_prefix_by_hand() -> None:
+def test_no_module_of_the_order_mesh_writes_the_prefix_by_hand() -> None:
     folders = [PACKAGE / "patterns", PACKAGE / "orders"]
     by_hand = {path.name for folder in folders for path in folder.rglob("*.py") if "$JS" in path.read_text()}
-    assert by_hand == {"jetstream_api.py"}
+    assert by_hand == set()
 
 
 def test_no_number_is_on_both_lists() -> None:
