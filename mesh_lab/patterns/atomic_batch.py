@@ -11,7 +11,6 @@ from typing import NamedTuple
 import msgspec
 import nats.errors
 from nats.aio.client import Client
-from nats.aio.msg import Msg
 
 from mesh_lab.errors import PublishRefusedError, UnknownOutcomeError
 from mesh_lab.patterns.jetstream_api import PublishReply, is_transient
@@ -85,7 +84,18 @@ async def _attempt(client: Client, messages: Sequence[BatchMessage], answer_with
             await client.publish(message.subject, message.payload, headers=headers)
             continue
         # The first one is a request, so that a stream without this ability costs one message and not a thousand.
-        msg = await _request(client, message, headers, answer_within, commits=number == last)
+        try:
+            msg = await client.request(message.subject, message.payload, timeout=answer_within, headers=headers)
+        except nats.errors.NoRespondersError as err:
+            raise _NotStored("nobody takes the subject: no stream listens to it, or it has no leader") from err
+        except nats.errors.TimeoutError as err:
+            if number < last:
+                raise _NotStored(f"no answer in {answer_within:g} s") from err
+            raise UnknownOutcomeError(
+                f"{message.subject}: no answer to the end of the batch in {answer_within:g} s; all of it is stored or "
+                "nothing: read the stream, or send it again if its messages carry a Nats-Msg-Id",
+                waited_s=answer_within,
+            ) from err
         answer = msgspec.json.decode(msg.data, type=PublishReply) if msg.data else PublishReply()
         if (error := answer.error) is not None:
             if is_transient(error):
@@ -103,20 +113,3 @@ async def _attempt(client: Client, messages: Sequence[BatchMessage], answer_with
             "acknowledgement: somebody else answers on the subject"
         )
     return BatchAck(answer.stream, answer.seq, answer.count)
-
-
-async def _request(
-    client: Client, message: BatchMessage, headers: dict[str, str], answer_within: float, *, commits: bool
-) -> Msg:
-    try:
-        return await client.request(message.subject, message.payload, timeout=answer_within, headers=headers)
-    except nats.errors.NoRespondersError as err:
-        raise _NotStored("nobody takes the subject: no stream listens to it, or it has no leader") from err
-    except nats.errors.TimeoutError as err:
-        if not commits:
-            raise _NotStored(f"no answer in {answer_within:g} s") from err
-        raise UnknownOutcomeError(
-            f"{message.subject}: no answer to the end of the batch in {answer_within:g} s; all of it is stored or "
-            "nothing: read the stream, or send it again if its messages carry a Nats-Msg-Id",
-            waited_s=answer_within,
-        ) from err

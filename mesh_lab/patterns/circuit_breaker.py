@@ -30,11 +30,8 @@ class CircuitBreaker:
         """
         if failures < 1 or rest <= 0:
             raise ValueError(f"failures={failures}, rest={rest}: expected 1 or more, and above 0")
-        self.failures, self.rest = failures, rest
-        self._clock = clock
-        self._in_a_row = 0
-        self._opened = 0.0
-        self._trying = False
+        self.failures, self.rest, self._clock = failures, rest, clock
+        self._in_a_row, self._opened, self._trying = 0, 0.0, False
         self._period = 0  # how often it opened or closed
 
     @property
@@ -48,8 +45,8 @@ class CircuitBreaker:
         """Return what the work returns, or refuse to begin it.
 
         Args:
-            work: Calls the service, with a timeout of its own: a call that a timeout around this one cancels counts as
-                neither. What it raises counts as a failure; a refusal that the service decided on should be a value.
+            work: Calls the service, with a timeout of its own: a cancelled call does not count. What it raises counts
+                as a failure; a refusal that the service decided on should be a value.
 
         Raises:
             CircuitOpenError: The service was not called; ``retry_after`` says when it is worth trying again.

@@ -113,8 +113,7 @@ class FastIngest:
             raise too_large(self._client, subject, payload) from err
         self.sent, self._subject = number, subject
         if number == 1:
-            # The first reply says whether the server takes the batch, and how fast it may go.
-            await self._until(lambda: self.flow > 0)
+            await self._until(lambda: self.flow > 0)  # does the server take the batch, and how fast may it go?
         elif number - self.acknowledged >= self.flow * SPANS:
             await self._until(lambda: self.sent - self.acknowledged < self.flow * SPANS)
 

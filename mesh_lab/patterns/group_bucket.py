@@ -139,8 +139,7 @@ class GroupBucket:
         try:
             await self.write("group", group, last=0)
         except ConflictError as err:
-            entry = await self.read("group", Group)
-            if entry is None:
+            if (entry := await self.read("group", Group)) is None:
                 raise NoReplyError("the bucket is being made or deleted") from err
             return entry.value
         return group
@@ -189,21 +188,19 @@ class GroupBucket:
         kind, _, name = key.partition(".")
         now = time.monotonic()
         if kind == "member":
-            presence = Entry(revision, msgspec.json.decode(data, type=Presence), now)
-            known = self.members.get(name)
-            self.members[name] = presence
-            if known is None or known.value != presence.value:
+            known, presence = self.members.get(name), msgspec.json.decode(data, type=Presence)
+            self.members[name] = Entry(revision, presence, now)
+            if known is None or known.value != presence:
                 self.changed.set()
         elif kind == "partition":
-            claim = Entry(revision, msgspec.json.decode(data, type=Claim), now)
-            before = self.claims.get(int(name))
-            self.claims[int(name)] = claim
-            if before is None or before.value.fence != claim.value.fence or not claim.value.owner:
+            before, claim = self.claims.get(int(name)), msgspec.json.decode(data, type=Claim)
+            self.claims[int(name)] = Entry(revision, claim, now)
+            if before is None or before.value.fence != claim.fence or not claim.owner:
                 self.changed.set()
 
 
 async def _replied(request: Awaitable[T]) -> T:
-    """Return what a request returns, or raise that no server replied, for whatever transient reason."""
+    """Return what a request returns; raise NoReplyError for an error that is transient."""
     try:
         return await request
     except Exception as err:

@@ -11,12 +11,10 @@ from mesh_lab.patterns.connection import is_send_failure
 
 
 class ApiError(msgspec.Struct, frozen=True):
-    """Why the server refused a request, a message or a batch."""
+    """Why the server refused something: ``code`` is as in HTTP, ``err_code`` a number in nats-server's own list."""
 
     code: int = 0
-    """As in HTTP: 400 is the caller's mistake, 503 the server's state."""
     err_code: int = 0
-    """Number in nats-server's own list."""
     description: str = ""
 
     def __str__(self) -> str:
@@ -32,13 +30,12 @@ class Ack(msgspec.Struct, frozen=True):
 
 
 class PublishReply(msgspec.Struct, frozen=True):
-    """A stream's reply to a message, or to the end of a batch (ADR-22, ADR-50)."""
+    """A stream's reply to a message, or to the end of a batch of ``count`` messages (ADR-22, ADR-50)."""
 
     stream: str = ""
     seq: int = 0
     duplicate: bool = False
     count: int = 0
-    """Messages in the batch."""
     error: ApiError | None = None
 
 

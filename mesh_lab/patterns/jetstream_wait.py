@@ -16,10 +16,8 @@ from nats.js.errors import NotFoundError
 from mesh_lab.errors import NotReadyError
 from mesh_lab.patterns.wait import eventually, retry
 
-REPLY_WITHIN_S = 0.5
-API_TIMEOUT_S = 3.0
-LISTED_WITHIN_S = 1.0
-INTEREST_WITHIN_S = 3.0
+REPLY_WITHIN_S, API_TIMEOUT_S = 0.5, 3.0
+LISTED_WITHIN_S, INTEREST_WITHIN_S = 1.0, 3.0
 # A message that expects to land in another stream is refused (err_code 10060) before it is stored.
 EXPECTS_NO_STREAM: dict[str, str] = {Header.EXPECTED_STREAM.value: "_"}
 
@@ -47,10 +45,8 @@ async def wait_routable(client: Client, stream: str, consumer: str | None = None
     config = (await retry(lambda: wait_stream(js, stream), within=within)).config
     for subject in config.subjects or []:
         await _wait_reply(client, subject.replace("*", "_").replace(">", "_"), within, headers=EXPECTS_NO_STREAM)
-    if config.allow_direct:
-        await _wait_reply(
-            client, f"{DEFAULT_PREFIX}.DIRECT.GET.{stream}", within
-        )  # an empty request: "408 Empty Request"
+    if config.allow_direct:  # an empty request gets "408 Empty Request"
+        await _wait_reply(client, f"{DEFAULT_PREFIX}.DIRECT.GET.{stream}", within)
 
 
 async def flush_through(client: Client) -> None:
@@ -68,11 +64,9 @@ async def flush_through(client: Client) -> None:
 async def wait_interest(client: Client, subject: str) -> None:
     """Return when this client's server knows of a stream that takes a subject, or after 3 s without one.
 
-    Nothing is stored; subscribers see an empty message.
-
     Args:
         client: A connected nats-py client.
-        subject: A subject; a token ``{n}`` stands for any number.
+        subject: A subject, with a token ``{n}`` for any number. Its subscribers see an empty message.
     """
     with contextlib.suppress(NotReadyError):  # the next message finds no responders then
         await _wait_reply(client, subject.replace("{n}", "0"), INTEREST_WITHIN_S, headers=EXPECTS_NO_STREAM)
@@ -81,9 +75,6 @@ async def wait_interest(client: Client, subject: str) -> None:
 async def wait_stream(js: JetStreamContext, stream: str) -> StreamInfo:
     """Return the servers' information about a stream that may have been made a moment ago.
 
-    A new stream's own leader may confirm it before the meta leader has it in its list: "not found" in 3 of 25 meshes of
-    regions with nats-server 2.15.1.
-
     Args:
         js: A client's JetStream context.
         stream: Name of the stream.
@@ -91,6 +82,7 @@ async def wait_stream(js: JetStreamContext, stream: str) -> StreamInfo:
     Raises:
         nats.js.errors.NotFoundError: There is no such stream, also a second later.
     """
+    # Its own leader may confirm it before the meta leader lists it: in 3 of 25 meshes of regions (nats-server 2.15.1).
     return await retry(
         lambda: js.stream_info(stream), within=LISTED_WITHIN_S, transient=lambda err: isinstance(err, NotFoundError)
     )

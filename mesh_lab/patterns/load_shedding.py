@@ -28,17 +28,14 @@ DEADLINE = "Deadline"
 
 A duration would not count the way to the service; the price is that the clocks of both sides have to agree.
 """
-LONGEST_REASON = 500
-"""Characters of a refusal's text, which travels in a header."""
-
+LONGEST_REASON = 500  # characters of a refusal's text, which travels in a header
 Work = Callable[[Msg], Awaitable[bytes]]
 
 
 class AdmissionController:
     """Works on a bounded number of requests, with a bounded wait before, and refuses the others at once.
 
-    Use it as an asynchronous context manager, and its :meth:`admit` as the callback of a subscription. Leaving it
-    refuses what still comes, and waits until everything that was accepted is answered::
+    Leaving it refuses what still comes, and waits until everything that was accepted is answered::
 
         async with AdmissionController(nc, work, at_a_time=4, waiting=16, longest_wait=0.1) as admission:
             await nc.subscribe("orders.place", queue="shop", cb=admission.admit)
@@ -74,10 +71,8 @@ class AdmissionController:
             ValueError: A number is out of its range.
         """
         if at_a_time < 1 or waiting < 1 or not longest_wait > 0:
-            raise ValueError(
-                f"at_a_time={at_a_time}, waiting={waiting}, longest_wait={longest_wait}: expected 1 or more, "
-                "1 or more, and above 0 s"
-            )
+            given = f"at_a_time={at_a_time}, waiting={waiting}, longest_wait={longest_wait}"
+            raise ValueError(f"{given}: expected 1 or more, 1 or more, and above 0 s")
         self.answered = self.refused = self.unsent_replies = 0
         self._client, self._work, self._agreed = client, work, agreed
         self._at_a_time, self._waiting, self._longest_wait = at_a_time, waiting, longest_wait
@@ -99,9 +94,6 @@ class AdmissionController:
 
     async def admit(self, msg: Msg) -> None:
         """Accept a request, or refuse it; return at once in either case.
-
-        Args:
-            msg: A request.
 
         Raises:
             RuntimeError: The controller is not running, so nothing would work on it.

@@ -40,8 +40,7 @@ class Partition:
 
     Attributes:
         number: Its number, from 0.
-        fence: Grows with every change of owner. A store that refuses a smaller one than the largest it has seen is safe
-            from a member that does not know yet that it was replaced.
+        fence: Grows with every change of owner: let a store refuse a smaller one than the largest it has seen.
         done: Number in the stream of the last message that was handled.
         leaving: It takes no further message.
     """
@@ -141,7 +140,7 @@ class GroupMember:
             name: This member's own among the group's.
             subject: Where a partition's messages are, ``{partition}`` for its number: ``"orders.{partition}.>"``.
             partitions: How many there are: the most members that can work at once. It stays as it is.
-            lease: Seconds for which a silent member keeps its partitions, the same for all members. A short lease takes
+            lease: Seconds for which a silent member keeps its partitions, the same for all members. A short one takes
                 them also from members that a busy machine or an election held up.
 
         Raises:

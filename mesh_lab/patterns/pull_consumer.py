@@ -32,20 +32,16 @@ _handing_back: set["asyncio.Task[None]"] = set()  # asyncio itself keeps tasks w
 
 
 class Position(msgspec.Struct, frozen=True):
-    """A message's place in its stream and on its consumer, read from its reply subject (ADR-15)."""
+    """A message's numbers in its stream and on its consumer, its deliveries so far, and how many wait behind it."""
 
     stream_seq: int
-    """Number of the message in the stream."""
     consumer_seq: int
-    """Number of this delivery on the consumer."""
     delivered: int
-    """How often the message was delivered so far."""
     pending: int
-    """Messages of the consumer that wait behind it."""
 
 
 def position(msg: Msg) -> Position:
-    """Return a message's place in its stream and on its consumer.
+    """Return a message's place in its stream and on its consumer, from its reply subject (ADR-15).
 
     Raises:
         ValueError: The message was not delivered by a consumer.
@@ -74,8 +70,8 @@ class PullConsumer:
             stream: Name of the stream.
             consumer: Name of a pull consumer that exists.
             prefetch: Messages requested ahead of the work. What a slow worker prefetched, its idle neighbours miss.
-            lost_after: Seconds without a sign of the consumer after which it counts as deleted. ``None``, right for a
-                replicated consumer, waits for as long as it takes until a new leader replies.
+            lost_after: Seconds without a sign of the consumer after which it counts as deleted; ``None`` waits for as
+                long as it takes until a replicated consumer's new leader replies.
 
         Raises:
             ValueError: ``prefetch`` is below 1.
@@ -87,8 +83,7 @@ class PullConsumer:
         self._name = f"consumer {consumer!r} of stream {stream!r}"
         self._inbox = client.new_inbox()
         self._subscription: Subscription | None = None
-        self._buffer: list[Msg] = []
-        self._requested = 0
+        self._buffer, self._requested = list[Msg](), 0
         self._replied_at = self._alive_at = time.monotonic()
         self._arrived = asyncio.Event()
         self._gone: str | None = None
@@ -102,8 +97,8 @@ class PullConsumer:
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._subscription is None or self._client.is_closed:
             return
-        # A task of its own, which goes on when this one is cancelled: drain() flushes, and a cancelled
-        # flush ends nats-py 2.16's reading for good when its PONG comes (Client._process_pong).
+        # A task of its own, which goes on when this one is cancelled: drain() flushes, and a cancelled flush ends
+        # nats-py 2.16's reading for good when its PONG comes (Client._process_pong).
         handing_back = asyncio.create_task(self._hand_back(self._subscription))
         _handing_back.add(handing_back)
         handing_back.add_done_callback(_handing_back.discard)

@@ -76,10 +76,8 @@ class WindowedPublisher:
             ValueError: A number is out of its range.
         """
         if window < 1 or ack_timeout <= 0 or retry_for < ack_timeout:
-            raise ValueError(
-                f"window={window}, ack_timeout={ack_timeout}, retry_for={retry_for}: expected window >= 1 and "
-                "0 < ack_timeout <= retry_for"
-            )
+            given = f"window={window}, ack_timeout={ack_timeout}, retry_for={retry_for}"
+            raise ValueError(f"{given}: expected window >= 1 and 0 < ack_timeout <= retry_for")
         self.stored = self.duplicates = 0
         self._client, self._window = client, window
         self._ack_timeout, self._retry_for = ack_timeout, retry_for
@@ -87,8 +85,7 @@ class WindowedPublisher:
         self._decoder = msgspec.json.Decoder(PublishReply)
         self._outstanding: dict[str, _Outstanding] = {}
         self._failures: list[Failure] = []
-        self._number = 0
-        self._changed = asyncio.Event()
+        self._number, self._changed = 0, asyncio.Event()
         self._subscription: Subscription | None = None
         self._sweeper: asyncio.Task[None] | None = None
 
@@ -133,8 +130,7 @@ class WindowedPublisher:
             msg_id: Its ``Nats-Msg-Id``: the same for every copy of this message, never used for another.
             headers: Further headers.
             on_stored: Called with the acknowledgement when the message is stored.
-            on_failed: Called with the error when it is refused or its end stays unknown. Without it, the next
-                ``publish`` or ``flush`` raises the error.
+            on_failed: Called with the error otherwise; without it, the next ``publish`` or ``flush`` raises the error.
 
         Raises:
             PublishRefusedError: This message is too large, or an earlier one was refused.
@@ -235,12 +231,11 @@ class WindowedPublisher:
                     continue  # its reply came while another one was sent
                 if message.give_up_at <= now:
                     other = f", but {message.other_reply!r}, which is no stream's" if message.other_reply else ""
-                    failure = UnknownOutcomeError(
+                    problem = (
                         f"{message.name}: no answer in {self._retry_for} s{other}; "
-                        "it may be stored: read the stream before sending it under another id",
-                        waited_s=self._retry_for,
+                        "it may be stored: read the stream before sending it under another id"
                     )
-                    self._end(reply, failure)
+                    self._end(reply, UnknownOutcomeError(problem, waited_s=self._retry_for))
                 elif self._client.is_connected:
                     message.resend_at = now + self._ack_timeout
                     try:
