@@ -27,8 +27,7 @@ from mesh_lab.patterns.connection import publish_if_connected, too_large
 from mesh_lab.patterns.jetstream_api import PublishReply
 
 START, APPEND, _COMMIT_LAST, END, PING = range(5)
-LARGEST_FLOW = 65_535
-PING_AFTER_S = 0.5
+LARGEST_FLOW, PING_AFTER_S = 65_535, 0.5
 SPANS = 2  # so that the server has work while an acknowledgement travels
 
 

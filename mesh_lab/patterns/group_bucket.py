@@ -28,8 +28,7 @@ from mesh_lab.patterns.wait import retry
 # A write is one round trip, or one in which servers agree; what takes longer than a lease lasts is of no use.
 REPLY_WITHIN_S, RETRY_EVERY_S = 0.5, 0.1
 OPEN_WITHIN_S, CREATE_WITHIN_S = 10.0, 3.0
-STREAM_NAME_IN_USE = 10058
-"""``err_code`` of making a stream that is there with other settings."""
+STREAM_NAME_IN_USE = 10058  # err_code of making a stream that is there with other settings
 
 T = TypeVar("T")
 
@@ -43,32 +42,27 @@ class Group(msgspec.Struct, frozen=True):
 
 
 class Presence(msgspec.Struct, frozen=True):
-    """A member's entry, written again and again while the member lives."""
+    """A member's entry, written again and again; ``instance`` is random for each process, empty when it has left."""
 
     instance: str
-    """Random, new for each process that joins; empty when the member has left."""
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """A partition's entry."""
+    """A partition's entry: ``owner`` is empty without one, and messages up to number ``done`` are handled."""
 
     owner: str = ""
-    """Name of the member; empty when no member owns the partition."""
     instance: str = ""
     fence: int = 0
-    """Grows with every change of ownership."""
     done: int = 0
-    """Number in the stream up to which the partition's messages are handled."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry(Generic[T]):
-    """An entry of the bucket."""
+    """An entry of the bucket, and when this process saw it, on its monotonic clock."""
 
     revision: int
     value: T
     since: float
-    """When this process saw it, on its monotonic clock."""
 
 
 class ConflictError(Exception):

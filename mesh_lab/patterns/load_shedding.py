@@ -5,7 +5,7 @@ requester has given up when its turn comes (``504``), or that has waited ``longe
 else is worked on to its end, also when the service stops meanwhile. So an accepted request is answered within
 ``longest_wait`` and the time that its work takes, whatever is offered.
 
-Refusals are those of NATS services (ADR-32), an empty message with two headers, and a third one, ``Retry-After``.
+Refusals are those of NATS services (ADR-32), an empty message with two headers, and ``Retry-After``, in seconds.
 """
 
 import asyncio
@@ -20,14 +20,9 @@ from nats.aio.msg import Msg
 from mesh_lab.patterns.token_bucket import TokenBucket
 from mesh_lab.patterns.wait import cancel_and_join
 
-ERROR_CODE, ERROR = "Nats-Service-Error-Code", "Nats-Service-Error"
-RETRY_AFTER = "Retry-After"
-"""Header: in how many seconds to try again."""
+ERROR_CODE, ERROR, RETRY_AFTER = "Nats-Service-Error-Code", "Nats-Service-Error", "Retry-After"
 DEADLINE = "Deadline"
-"""Header of a request: until when the requester waits, in Unix seconds.
-
-A duration would not count the way to the service; the price is that the clocks of both sides have to agree.
-"""
+"""Header of a request: until when the requester waits, in Unix seconds; the clocks of both sides have to agree."""
 LONGEST_REASON = 500  # characters of a refusal's text, which travels in a header
 Work = Callable[[Msg], Awaitable[bytes]]
 

@@ -137,7 +137,7 @@ class GroupMember:
             client: A connected nats-py client.
             stream: Name of the stream.
             group: Name of the group; its members share the stream's messages, another group gets all again.
-            name: This member's own among the group's.
+            name: This member's own in the group.
             subject: Where a partition's messages are, ``{partition}`` for its number: ``"orders.{partition}.>"``.
             partitions: How many there are: the most members that can work at once. It stays as it is.
             lease: Seconds for which a silent member keeps its partitions, the same for all members. A short one takes

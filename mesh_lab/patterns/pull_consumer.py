@@ -25,9 +25,7 @@ from mesh_lab.patterns.connection import publish_if_connected
 from mesh_lab.patterns.wait import retry
 
 REQUEST_EXPIRES_NS = 30_000_000_000
-HEARTBEAT_S = 0.5
-RETRY_S = 0.1
-HAND_BACK_S = 0.25
+HEARTBEAT_S, RETRY_S, HAND_BACK_S = 0.5, 0.1, 0.25
 _handing_back: set["asyncio.Task[None]"] = set()  # asyncio itself keeps tasks weakly
 
 

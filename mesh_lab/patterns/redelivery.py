@@ -23,8 +23,7 @@ from mesh_lab.errors import CircuitOpenError, PoisonMessageError, PublishRefused
 from mesh_lab.patterns.jetstream_api import is_transient
 from mesh_lab.patterns.wait import retry
 
-FETCH_WITHIN_S = 0.5
-NO_LEADER_PAUSE_S = 0.1
+FETCH_WITHIN_S, NO_LEADER_PAUSE_S = 0.5, 0.1
 IN_PROGRESS_EVERY_S = 0.25  # well below any sensible ack_wait
 BURY_WITHIN_S = 20.0  # longer than an election
 REASON_CHARACTERS = 500
@@ -91,8 +90,8 @@ async def consume_with_retries(
         PublishRefusedError: A letter is too large with its payload, which the stream would not keep either.
         nats.errors.ConnectionClosedError: The client was closed.
     """
-    js, backoff, stop = client.jetstream(), backoff or Backoff(), stop or asyncio.Event()
-    messages = await js.pull_subscribe_bind(consumer, stream=stream)
+    backoff, stop = backoff or Backoff(), stop or asyncio.Event()
+    messages = await client.jetstream().pull_subscribe_bind(consumer, stream=stream)
     try:
         while not stop.is_set():
             for msg in await _fetch_or_give_back(client, messages):

@@ -11,8 +11,7 @@ from mesh_lab.errors import NotReadyError
 from mesh_lab.patterns.jetstream_api import is_transient
 
 T = TypeVar("T")
-CHECK_EVERY_S = 0.02
-RETRY_EVERY_S = 0.2
+CHECK_EVERY_S, RETRY_EVERY_S = 0.02, 0.2
 SHOWN_CHARACTERS = 300
 
 

@@ -1,8 +1,7 @@
 """Publish to JetStream with many acknowledgements outstanding, and know what became of each message.
 
-``js.publish`` costs a round trip for each message, and the futures of ``js.publish_async`` have no time limit. The
-publisher here waits when its window is full, and every message is *stored* (acknowledged), *refused* (and would be
-again), or *unknown* (no reply within the retry budget; it may be stored).
+``js.publish`` costs a round trip for each message, and the futures of ``js.publish_async`` have no time limit. Here,
+every message is *stored*, *refused* (and would be again), or *unknown*: without a reply in time, it may be stored.
 
 A message without a reply is sent again under the same ``Nats-Msg-Id``, which is safe for as long as the stream's
 ``duplicate_window`` (two minutes by default). It lands behind what was sent after it: a publisher that has to keep the
@@ -42,8 +41,7 @@ class _Outstanding:
     on_failed: Callable[[Failure], None] | None
     give_up_at: float
     resend_at: float
-    other_reply: bytes = b""
-    """The beginning of a reply that is no stream's."""
+    other_reply: bytes = b""  # the beginning of a reply that is no stream's
 
     @property
     def name(self) -> str:
