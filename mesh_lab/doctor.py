@@ -9,12 +9,13 @@ import sys
 import tempfile
 import warnings
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from mesh_lab.errors import MeshLabError, NotReadyError
+from mesh_lab.errors import MeshLabError
 from mesh_lab.servers.binary import MINIMUM_VERSION, find_server, version_text
 from mesh_lab.servers.compose import Engine
 from mesh_lab.servers.ports import PortBlock
@@ -81,12 +82,29 @@ def examine() -> list[Finding]:
     python = f"{sys.version.split()[0]} at {sys.executable}"
     # uvloop is not made for Windows; there, asyncio's own loop is used.
     loops = ["nest-asyncio2"] if sys.platform == "win32" else ["uvloop", "nest-asyncio2"]
+    listening = "end programs that listen there, or let the firewall or sandbox allow listening on 127.0.0.1"
+    disk = "free some, or set TMPDIR (on Windows TEMP) to a directory on a bigger disk"
+    docker = "needed for the parts that run in containers; everything else works without it"
+    browser = "install one, or open JupyterLab's address in a browser on another machine through an SSH tunnel"
     return [
         Finding("Python", sys.version_info >= (3, 11), python, "make an environment with Python 3.11 or newer"),
-        _packages("event loop", loops),
-        _packages("packages", LAB_PACKAGES),
-        *(look() for look in (_server, _ports, _memory, _disk, _docker, _browser)),
+        _finding("event loop", partial(_packages, loops), _INSTALL_LAB),
+        _finding("packages", partial(_packages, LAB_PACKAGES), _INSTALL_LAB),
+        _finding(f"nats-server {version_text(MINIMUM_VERSION)} or newer", _server, "correct what the message names"),
+        _finding("ports", _ports, listening),
+        _finding("memory", _memory, "close other programs, or give the container or virtual machine more"),
+        _finding("disk", _disk, disk),
+        _finding("Docker, Compose 2", _docker, docker, "note"),
+        _finding("browser", graphical_browser, browser, "note"),
     ]
+
+
+def _finding(what: str, look: Callable[[], str], fix: str, level: Literal["fault", "note"] = "fault") -> Finding:
+    """Return what a look found, or the error that it raised."""
+    try:
+        return Finding(what, True, look())
+    except (MeshLabError, OSError, webbrowser.Error) as err:
+        return Finding(what, False, str(err), fix, level)
 
 
 def graphical_browser() -> str:
@@ -106,7 +124,7 @@ def graphical_browser() -> str:
     return name or "the system's default"
 
 
-def _packages(what: str, packages: Sequence[str]) -> Finding:
+def _packages(packages: Sequence[str]) -> str:
     faults = []
     for package in packages:
         try:
@@ -115,40 +133,30 @@ def _packages(what: str, packages: Sequence[str]) -> Finding:
         except Exception as err:  # noqa: BLE001 - whatever a broken package raises is the finding
             faults.append(f"{package}: {type(err).__name__}: {err}")
     if faults:
-        return Finding(what, False, "; ".join(faults), _INSTALL_LAB)
-    return Finding(what, True, ", ".join(f"{package} {importlib.metadata.version(package)}" for package in packages))
+        raise MeshLabError("; ".join(faults))
+    return ", ".join(f"{package} {importlib.metadata.version(package)}" for package in packages)
 
 
-def _server() -> Finding:
-    what = f"nats-server {version_text(MINIMUM_VERSION)} or newer"
-    try:
-        found = find_server()
-    except MeshLabError as err:
-        return Finding(what, False, str(err), "correct what the message names")
-    return Finding(what, True, f"{version_text(found.version)} at {found.path}, from {found.source}")
+def _server() -> str:
+    found = find_server()
+    return f"{version_text(found.version)} at {found.path}, from {found.source}"
 
 
-def _ports() -> Finding:
-    try:
-        socket.create_server(("127.0.0.1", 0)).close()
-        block = PortBlock.reserve()
-        first = block.take()
-        block.release()
-    except (OSError, NotReadyError) as err:
-        fix = "end programs that listen there, or let the firewall or sandbox allow listening on 127.0.0.1"
-        return Finding("ports", False, f"on 127.0.0.1: {err}", fix)
-    return Finding("ports", True, f"can listen on 127.0.0.1; a block is free at {first}")
+def _ports() -> str:
+    socket.create_server(("127.0.0.1", 0)).close()
+    block = PortBlock.reserve()
+    first = block.take()
+    block.release()
+    return f"can listen on 127.0.0.1; a block is free at {first}"
 
 
-def _memory() -> Finding:
+def _memory() -> str:
     try:
         import psutil
     except ImportError as err:
-        return Finding("memory", False, f"cannot be measured: {err}", _INSTALL_LAB)
+        raise MeshLabError(f"cannot be measured, see packages: {err}") from err
     free = min(psutil.virtual_memory().available, _free_in_container())
-    seen = f"{free / 1e9:.1f} GB available, {MEMORY_NEEDED_BYTES / 1e9:.0f} GB needed"
-    fix = "close other programs, or give the container or virtual machine more"
-    return Finding("memory", free >= MEMORY_NEEDED_BYTES, seen, fix)
+    return _enough(free, MEMORY_NEEDED_BYTES, "available")
 
 
 def _free_in_container() -> float:
@@ -162,27 +170,19 @@ def _free_in_container() -> float:
         return float("inf")
 
 
-def _disk() -> Finding:
+def _disk() -> str:
     place = tempfile.gettempdir()
-    free = shutil.disk_usage(place).free
-    seen = f"{free / 1e9:.1f} GB free in {place}, {DISK_NEEDED_BYTES / 1e9:.0f} GB needed"
-    fix = "free some, or set TMPDIR (on Windows TEMP) to a directory on a bigger disk"
-    return Finding("disk", free >= DISK_NEEDED_BYTES, seen, fix)
+    return _enough(shutil.disk_usage(place).free, DISK_NEEDED_BYTES, f"free in {place}")
 
 
-def _docker() -> Finding:
-    what, fix = "Docker, Compose 2", "needed for the parts that run in containers; everything else works without it"
-    try:
-        engine = Engine.find()
-        version = engine.docker("version", "--format", "{{.Server.Version}}").strip()
-    except MeshLabError as err:
-        return Finding(what, False, str(err), fix, "note")
-    return Finding(what, True, f"{version}, {' '.join(engine.compose_command)}")
+def _enough(free: float, needed: int, what: str) -> str:
+    seen = f"{free / 1e9:.1f} GB {what}, {needed / 1e9:.0f} GB needed"
+    if free < needed:
+        raise MeshLabError(seen)
+    return seen
 
 
-def _browser() -> Finding:
-    try:
-        return Finding("browser", True, graphical_browser())
-    except webbrowser.Error as err:
-        fix = "install one, or open JupyterLab's address in a browser on another machine through an SSH tunnel"
-        return Finding("browser", False, str(err), fix, "note")
+def _docker() -> str:
+    engine = Engine.find()
+    version = engine.docker("version", "--format", "{{.Server.Version}}").strip()
+    return f"{version}, {' '.join(engine.compose_command)}"
