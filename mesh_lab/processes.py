@@ -197,8 +197,12 @@ class ChildProcess:
         text = b""
         if self._log_file is not None and self._log_file.exists():
             text = self._log_file.read_bytes()
-        elif self._unnamed_log is not None:
-            text = _content(self._unnamed_log)
+        elif (file := self._unnamed_log) is not None and sys.platform != "win32":
+            # The child writes at the position that both share, so it had better not move.
+            text = os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0)
+        elif file is not None:
+            file.seek(0)
+            text = file.read()
         lines = text.decode(errors="replace").splitlines()
         return "\n".join(lines if last is None else lines[-last:] if last > 0 else [])
 
@@ -212,19 +216,11 @@ class ChildProcess:
         return ProcessEndedError(f"{self.name} {how}: {last}\n{log}".strip(), name=self.name, exit_code=code, log=log)
 
 
-def _content(file: IO[bytes]) -> bytes:
-    if sys.platform != "win32":  # the child writes at the position that both share, so it had better not move
-        return os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0)
-    file.seek(0)
-    return file.read()
-
-
 def output_of(
     command: Sequence[str],
     *,
     within: float,
     environment: Mapping[str, str] | None = None,
-    directory: Path | None = None,
     stderr: bool = False,
 ) -> str:
     """Run a command to its end and return its standard output.
@@ -233,7 +229,6 @@ def output_of(
         command: Program and arguments; its standard input is empty.
         within: Seconds after which it is killed.
         environment: Variables on top of this process's own.
-        directory: Where it runs; ``None`` for this process's own.
         stderr: Whether its standard error is returned too, in the order in which it was printed.
 
     Raises:
@@ -245,7 +240,6 @@ def output_of(
         done = subprocess.run(
             command,
             env={**os.environ, **(environment or {})},
-            cwd=directory,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT if stderr else subprocess.PIPE,

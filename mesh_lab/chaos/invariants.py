@@ -25,8 +25,6 @@ class Audit:
     """Orders whose end was unknown and that are stored: neither right nor wrong."""
     lost: tuple[str, ...]
     """Acknowledged, and not there."""
-    lost_where: Mapping[str, int]
-    """How many of the lost came, for their writer, before all that is there, between, or after it."""
     lost_on: Mapping[str, tuple[str, ...]]
     """Acknowledged, and not on the disk of that server, by server."""
     differing_on: Mapping[str, tuple[str, ...]]
@@ -60,8 +58,7 @@ class Audit:
         """Return the findings in one line."""
         counts = f"{self.attempted:,} sent, {self.acknowledged:,} acknowledged, {self.stored:,} stored"
         broken = "; ".join(f"{len(ids):,} {way} ({_some(ids)})" for way, ids in self.broken.items())
-        where = ", ".join(f"{number:,} at the {place}" for place, number in self.lost_where.items() if number)
-        return f"{counts}: {broken or 'none lost, doubled or out of order'}" + (f"; lost: {where}" if where else "")
+        return f"{counts}: {broken or 'none lost, doubled or out of order'}"
 
     def check(self) -> None:
         """Return if the promise was kept.
@@ -92,7 +89,6 @@ def audit(history: History, stored: Sequence[Stored], replicas: Mapping[str, Seq
     seqs = {message.id: message.seq for message in reversed(stored)}  # the first of those that are there twice
     copies = Counter(message.id for message in stored)
     there = [attempt for attempt in history.attempts if attempt.id in seqs]
-    lost = _missing(acknowledged, stored)
     lost_on, differing_on = dict[str, tuple[str, ...]](), dict[str, tuple[str, ...]]()
     for server, messages in (replicas or {}).items():
         lost_on[server], held = _missing(acknowledged, messages), Counter(messages)
@@ -103,8 +99,7 @@ def audit(history: History, stored: Sequence[Stored], replicas: Mapping[str, Seq
         acknowledged=len(acknowledged),
         stored=len(stored),
         recovered=sum(attempt.outcome == "unknown" for attempt in there),
-        lost=lost,
-        lost_where=_places([sent[id_] for id_ in lost], there),
+        lost=_missing(acknowledged, stored),
         lost_on=lost_on,
         differing_on=differing_on,
         contradicted=tuple(attempt.id for attempt in there if attempt.outcome == "refused"),
@@ -118,19 +113,6 @@ def audit(history: History, stored: Sequence[Stored], replicas: Mapping[str, Seq
 def _missing(acknowledged: Iterable[str], messages: Iterable[Stored]) -> tuple[str, ...]:
     ids = {message.id for message in messages}
     return tuple(id_ for id_ in acknowledged if id_ not in ids)
-
-
-def _places(lost: Iterable[Attempt], there: Iterable[Attempt]) -> dict[str, int]:
-    """Count the lost by where in their writer's sequence they stood; at the end, a reader may have stopped early."""
-    numbers: defaultdict[str, list[int]] = defaultdict(list)
-    for attempt in there:
-        numbers[attempt.writer].append(attempt.number)
-    spans = {writer: (min(found), max(found)) for writer, found in numbers.items()}
-    places = dict.fromkeys(("beginning", "middle", "end"), 0)
-    for attempt in lost:
-        first, last = spans.get(attempt.writer, (attempt.number + 1, attempt.number + 1))
-        places["beginning" if attempt.number < first else "end" if attempt.number > last else "middle"] += 1
-    return places
 
 
 def _reversed(acknowledged: Iterable[Attempt], seqs: Mapping[str, int]) -> Iterable[str]:

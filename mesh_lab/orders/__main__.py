@@ -54,10 +54,8 @@ async def work(client: Client, options: argparse.Namespace, stop: asyncio.Event)
 async def read(client: Client, options: argparse.Namespace, stop: asyncio.Event) -> Report:
     """Keep the read model until stopped."""
     await open_event_store(client, replicas=options.replicas)
-    last: Report = {"service": "read-model"}
-    serving = serve_read_model(client, progress=lambda summary: last.update(last_seq=summary.last_seq))
-    await _until_stopped(serving, stop)
-    return last
+    await _until_stopped(serve_read_model(client), stop)
+    return {"service": "read-model"}
 
 
 async def publish_bulk(client: Client, options: argparse.Namespace, stop: asyncio.Event) -> Report:

@@ -9,9 +9,9 @@ import contextlib
 import datetime
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 import msgspec
 
@@ -23,6 +23,7 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
+T = TypeVar("T")
 Encoding = Literal["json", "msgpack", "columns"]
 Compression = Literal["", "zstd"]
 CONTENT_TYPES: dict[Encoding, str] = {
@@ -103,11 +104,6 @@ class Decoded(NamedTuple):
     batch: OrderBatch | None
     rejected: list[RejectedOrder]
 
-    @classmethod
-    def of(cls, good: Sequence[Order], rejected: list[RejectedOrder]) -> Self:
-        """Return what was found one by one."""
-        return cls(OrderBatch.of(good) if good else None, rejected)
-
 
 _json, _msgpack = msgspec.json.Encoder(), msgspec.msgpack.Encoder()
 _columns = msgspec.msgpack.Decoder(OrderBatch)
@@ -187,26 +183,15 @@ def _is_sound(batch: OrderBatch) -> bool:
 
 
 def _sift_rows(payload: bytes, encoding: Encoding) -> Decoded:
-    """Check each order by itself."""
     module = _MODULES[encoding]
     try:
         parts = module.decode(payload, type=list[msgspec.Raw])
     except MALFORMED as err:
         raise OrderFormatError(f"not a batch: {err}, expected a list of orders; seen {payload[:60]!r}") from err
-    good, rejected = list[Order](), list[RejectedOrder]()
-    for place, part in enumerate(parts):
-        try:
-            order = module.decode(part, type=Order)
-            if good and order.region != good[0].region:
-                raise msgspec.ValidationError(f"region {order.region!r} in a batch of {good[0].region!r}")
-            good.append(order)
-        except MALFORMED as err:
-            rejected.append(RejectedOrder(place, str(err), repr(bytes(part)[:120])))
-    return Decoded.of(good, rejected)
+    return _sift([bytes(part) for part in parts], lambda part: module.decode(part, type=Order))
 
 
 def _sift_columns(payload: bytes) -> Decoded:
-    """Check each place of the columns by itself."""
     try:
         fields = msgspec.msgpack.decode(payload)
     except MALFORMED as err:
@@ -218,13 +203,25 @@ def _sift_columns(payload: bytes) -> Decoded:
     lengths = {name: len(column) if isinstance(column, list) else None for name, column in fields.items()}
     if None in lengths.values() or len(set(lengths.values())) != 1:
         raise OrderFormatError(f"columns of lengths {lengths}, expected lists of the same length")
-    good, rejected = list[Order](), list[RejectedOrder]()
-    for place, row in enumerate(zip(*(fields[name] for name in names[1:]), strict=True)):
+
+    def order_of(row: tuple[Any, ...]) -> Order:
         id_, customer, day, cds, cents = row
+        date = datetime.date.fromordinal(msgspec.convert(day, Day))
+        values = {"id": id_, "region": region, "customer": customer, "day": date, "cds": cds, "cents": cents}
+        return msgspec.convert(values, Order)
+
+    return _sift(list(zip(*(fields[name] for name in names[1:]), strict=True)), order_of)
+
+
+def _sift(members: Sequence[T], order_of: Callable[[T], Order]) -> Decoded:
+    """Check each member of a batch by itself."""
+    good, rejected = list[Order](), list[RejectedOrder]()
+    for place, member in enumerate(members):
         try:
-            date = datetime.date.fromordinal(msgspec.convert(day, Day))
-            values = {"id": id_, "region": region, "customer": customer, "day": date, "cds": cds, "cents": cents}
-            good.append(msgspec.convert(values, Order))
-        except msgspec.ValidationError as err:
-            rejected.append(RejectedOrder(place, str(err), repr(row)[:120]))
-    return Decoded.of(good, rejected)
+            order = order_of(member)
+            if good and order.region != good[0].region:
+                raise msgspec.ValidationError(f"region {order.region!r} in a batch of {good[0].region!r}")
+            good.append(order)
+        except MALFORMED as err:
+            rejected.append(RejectedOrder(place, str(err), repr(member)[:120]))
+    return Decoded(OrderBatch.of(good) if good else None, rejected)

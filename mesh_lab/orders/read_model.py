@@ -1,7 +1,7 @@
 """The read model: the totals of all order events, built from the stream alone and kept ready for requests."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 from nats.aio.client import Client
@@ -63,12 +63,8 @@ class ReadModel:
         return Summary(self._last_seq, totals, events, self._doubled)
 
 
-async def serve_read_model(client: Client, *, progress: Callable[[Summary], None] | None = None) -> None:
+async def serve_read_model(client: Client) -> None:
     """Build the read model from the stream's beginning, keep it up to date and reply to requests, until cancelled.
-
-    Args:
-        client: A connected nats-py client.
-        progress: Called with the summary after each batch.
 
     Raises:
         OrderFormatError: The stream holds a message that is no event of an order.
@@ -83,8 +79,6 @@ async def serve_read_model(client: Client, *, progress: Callable[[Summary], None
     try:
         async for batch in read_in_order(client, STREAM):
             model.apply(batch)
-            if progress is not None:
-                progress(model.summary())
             await asyncio.sleep(0)  # a full stream must not keep requests waiting
     finally:
         await requests.unsubscribe()

@@ -95,15 +95,6 @@ def test_an_order_that_was_refused_and_is_there_is_found():
     assert audit(history(), [*kept(), Stored(30, refused)]).broken == {"contradicted": (refused,)}
 
 
-def test_the_message_says_where_the_lost_orders_stood():
-    there = [message for message in kept() if message.id not in {"w1-0", "w1-4", "w2-7", "w1-9"}]
-    assert audit(history(), there).lost_where == {"beginning": 1, "middle": 1, "end": 2}
-    with pytest.raises(
-        InvariantBrokenError, match="4 lost .*; lost: 1 at the beginning, 1 at the middle, 2 at the end"
-    ):
-        audit(history(), there).check()
-
-
 def test_a_history_of_two_runs_in_one_is_refused():
     with pytest.raises(ValueError, match="20 ids are in the history more than once .*expected each once"):
         audit(History([*history().attempts, *history().attempts]), kept())
