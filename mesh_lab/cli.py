@@ -35,16 +35,13 @@ def main(arguments: list[str] | None = None) -> int:
 
     lab = command(_lab, "open JupyterLab at the first notebook")
     lab.add_argument("--no-browser", action="store_true", help="print the URL and open nothing")
-
     command(_doctor, "check this machine and say how to mend what is missing")
-
     orders = command(_orders, "send all real orders through a mesh and check every total")
     orders.add_argument("--workers", type=_count, default=2, help="worker processes (default: 2)")
     orders.add_argument("--first", type=_count, metavar="N", help="only the first N orders")
     orders.add_argument("--file", type=_file, help="orders in the data set's format, instead of the data set")
     orders.add_argument("--kill-one", action="store_true", help="kill the stream's leader half-way and restart it")
     orders.add_argument("--docker", action="store_true", help="in containers, servers and services alike")
-
     bench = command(_bench, "measure each way of publishing and consuming, on servers of its own")
     bench.add_argument("--quick", action="store_true", help="the rungs that matter most, in under a minute")
     bench.add_argument("--json", action="store_true", help="print JSON instead of tables")
@@ -52,7 +49,6 @@ def main(arguments: list[str] | None = None) -> int:
     bench.add_argument("--peer", action="store_true", help="run the nats command-line tool's benchmark beside it")
     ladders = ("publish", "consume", "end to end")
     bench.add_argument("--ladder", action="append", choices=ladders, help="only this one; may be repeated")
-
     chaos = command(_chaos, "break servers of its own while orders are written, and look for losses")
     chaos.add_argument(
         "--seed", type=_count, help="seed of the faults; printed, and another one each time if not given"
@@ -60,10 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
     chaos.add_argument("--seconds", type=_count, help="how long (default: 60; from start to each power cut: 8)")
     chaos.add_argument("--kind", action="append", choices=KINDS, help="only this kind of fault; may be repeated")
     chaos.add_argument("--power-cut", action="store_true", help="cut the power instead, which needs Linux and root")
-
     up = command(_up, "start three servers in containers, or join those that run")
     up.add_argument("--docker", action="store_true", required=True, help="the only place where a mesh outlives you")
-
     command(_down, "remove the containers, their network and their volumes")
     command(_status, "show the containers")
 
@@ -186,12 +180,11 @@ def _down(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    containers = _project().containers()
-    for container in containers:
+    lines = []
+    for container in _project().containers():
         ports = ", ".join(f"127.0.0.1:{port} for {inside}" for inside, port in container.ports.items())
-        sys.stdout.write(f"{container.name:14} {container.status:8} {container.health:10} {ports}".rstrip() + "\n")
-    if not containers:
-        sys.stdout.write("nothing is up; start it with: mesh-lab up --docker\n")
+        lines.append(f"{container.name:14} {container.status:8} {container.health:10} {ports}".rstrip())
+    sys.stdout.write("\n".join(lines or ["nothing is up; start it with: mesh-lab up --docker"]) + "\n")
     return 0
 
 

@@ -73,7 +73,7 @@ class ChildProcess:
         self._lock = threading.Lock()
 
     def start(self) -> Self:
-        """Start it and return it; what it does is not ready yet.
+        """Start it and return it.
 
         Raises:
             OSError: The program cannot be run.
@@ -127,11 +127,7 @@ class ChildProcess:
         raise self._ended_error()
 
     def request(self, value: Any) -> Any:
-        """Send a value as a line of JSON and return the value that the next line holds; one thread at a time.
-
-        Raises:
-            ProcessEndedError: It ended without a reply.
-        """
+        """Send a value as a line of JSON, and return that of the next line as :meth:`receive`; one thread at a time."""
         with self._lock:
             self.send(json.dumps(value).encode())
             return json.loads(self.receive())

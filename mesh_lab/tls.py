@@ -22,7 +22,6 @@ class TlsFiles:
     certificate: str | None = None
     """This side's own certificate; ``None`` for a client that shows none."""
     key: str | None = None
-    """The private key that belongs to it."""
 
 
 class ClientContext(ssl.SSLContext):
@@ -34,11 +33,7 @@ class ClientContext(ssl.SSLContext):
     files: TlsFiles
 
     def __new__(cls, files: TlsFiles) -> "ClientContext":
-        """Make a context of its files.
-
-        Raises:
-            OSError: A file cannot be read, or is no PEM file (``ssl.SSLError``).
-        """
+        """Make a context of its files, which raises ``OSError`` where one cannot be read or is no PEM file."""
         logging.getLogger("asyncio").addFilter(_is_no_eof_warning)
         context = super().__new__(cls, ssl.PROTOCOL_TLS_CLIENT)
         context.files = files
@@ -60,11 +55,7 @@ def pack(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unpack(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what :func:`pack` was given.
-
-    Raises:
-        OSError: A file is gone.
-    """
+    """Return what :func:`pack` was given; as for the context, a file that is gone is an ``OSError``."""
     files = options.get("tls")
     return {**options, "tls": ClientContext(TlsFiles(**files))} if isinstance(files, Mapping) else dict(options)
 

@@ -18,12 +18,7 @@ INTERVALS: dict[str, str | None] = {"default (2 minutes)": None, "1s": "1s", "al
 
 
 def run_chaos(*, seed: int, seconds: float, kinds: Sequence[Kind] = ()) -> int:
-    """Break three servers of its own while orders are written, print what became of the orders, return the exit code.
-
-    Args:
-        seed: Seed of the faults.
-        seconds: How long faults begin.
-        kinds: Kinds of faults; none means all.
+    """Print what became of the orders of a :func:`~mesh_lab.chaos.run.chaos_run` on servers of its own; return 0.
 
     Raises:
         InvariantBrokenError: An order was lost, doubled or reversed.
@@ -42,10 +37,7 @@ def run_chaos(*, seed: int, seconds: float, kinds: Sequence[Kind] = ()) -> int:
 
 
 def run_power_cuts(*, seconds: float) -> int:
-    """Cut the power of three servers once for each ``sync_interval``, print what was lost, and return the exit code.
-
-    Args:
-        seconds: From the first order to each cut.
+    """Print what a :func:`~mesh_lab.chaos.power_cut.power_cut` lost at each ``sync_interval``; return 0.
 
     Raises:
         NoPowerCutError: This machine does not allow it; the message says what is missing.

@@ -63,8 +63,7 @@ async def chaos_run(
     """Return what became of the orders of some writers while faults came and went.
 
     Args:
-        mesh: Three local servers, which the run may break. It makes the stream ``ORDERS`` if it is missing; one that
-            is there has to be empty.
+        mesh: Three local servers, which the run may break; a stream ``ORDERS`` that is there has to be empty.
         seed: Seed of the faults.
         seconds: How long faults begin; healing and reading come on top.
         kinds: Kinds of faults; ``None`` means all that the mesh allows, which without links is all but two.
@@ -105,11 +104,9 @@ async def audit_after_faults(mesh: Mesh, history: History, faults: Sequence[Inje
 
 
 async def read_replicas(mesh: Mesh, stream: str) -> dict[str, list[Stored]]:
-    """Stop all servers in good order, return what lies on each one's disk of a stream, and start them again.
+    """Stop three local servers, return what lies on each one's disk of a stream, and start them again.
 
-    Args:
-        mesh: Three local servers.
-        stream: Name of a stream with a copy on each, neither compressed nor encrypted.
+    The stream has a copy on each, neither compressed nor encrypted.
 
     Raises:
         UnsupportedByBackendError: The servers are not three local ones.
@@ -130,10 +127,8 @@ async def _stop_all(mesh: Mesh) -> None:
 
 def _check_mesh(mesh: Mesh) -> None:
     if not mesh.traits.temporary or len(mesh.servers) != REPLICAS:
-        raise UnsupportedByBackendError(
-            f"{len(mesh.servers)} servers of backend {mesh.backend!r}, expected 3 local ones, each with a copy of "
-            "every order on its disk; use start_mesh(servers=3, backend='local')"
-        )
+        expected = "3 local ones, each with every order on its disk; use start_mesh(servers=3, backend='local')"
+        raise UnsupportedByBackendError(f"{len(mesh.servers)} servers of backend {mesh.backend!r}, expected {expected}")
 
 
 async def caught_up(mesh: Mesh, history: History) -> bool:

@@ -36,7 +36,6 @@ class PlannedFault:
     target: Target
     """``leader`` of the stream at that time, ``follower``: the first other server by name, or all."""
     lasts_s: float
-    """Seconds until recovery begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,6 @@ class InjectedFault:
 
     planned: PlannedFault
     server: str
-    """Which server it hit; ``"all"`` for all."""
     began_s: float
     ended_s: float
     """When recovery was done; a server that was down is healthy by then."""
@@ -127,9 +125,9 @@ async def _target(client: Client, stream: str, target: Target, servers: Sequence
         return info.cluster.leader if info.cluster is not None else None
 
     # While servers elect, the old leader may still be named, and a moment later none.
-    leader: str | None = await eventually(leader_named, within=LEADER_WITHIN_S, every=0.2)
-    if leader is None or len(servers) < 2:
-        raise NotReadyError(f"stream {stream} has no leader or no followers; expected one on three servers")
+    leader = str(await eventually(leader_named, within=LEADER_WITHIN_S, every=0.2))
+    if len(servers) < 2:
+        raise NotReadyError(f"stream {stream} has no followers; expected one on three servers")
     return leader if target == "leader" else next(name for name in servers if name != leader)
 
 

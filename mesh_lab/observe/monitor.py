@@ -14,27 +14,20 @@ class Health:
     """One reply of ``/healthz``."""
 
     ok: bool
-    """Whether the server reported itself healthy: status 200."""
     seen: str
     """The reply, for messages: ``"200 ok"``, ``"503 JetStream has not established contact…"``, ``"no answer: …"``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Monitor:
-    """Reads the monitoring endpoints of one server.
-
-    A call blocks for up to ``timeout_s``; from a coroutine, send it through ``asyncio.to_thread``.
-    """
+    """Reads the monitoring endpoints of one server; a call blocks, for up to ``timeout_s``."""
 
     host: str
     port: int
     timeout_s: float = 3.0
 
     def read(self, path: str) -> tuple[int, dict[str, Any]]:
-        """Return the status and the decoded JSON body of one endpoint.
-
-        Args:
-            path: Endpoint with its query, for example ``"/connz?subs=1"``.
+        """Return the status and the decoded JSON body of one endpoint, such as ``"/connz?subs=1"``.
 
         Raises:
             OSError: No reply came within ``timeout_s``.

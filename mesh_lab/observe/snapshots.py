@@ -24,7 +24,7 @@ class ServerSnapshot:
     in_msgs: int
     """Messages received since it was started, from clients and servers."""
     slow_consumers: int
-    """Connections, of clients or servers, that it cut off since it was started, because they read too slowly."""
+    """Connections, of clients or servers, that it cut off since it was started: they read too slowly."""
     clients: tuple[str, ...]
     """Names of the connections; ``"?"`` for one without a name."""
     leads: tuple[str, ...]

@@ -35,10 +35,9 @@ BATCH_ORDERS, WINDOW = 256, 128
 
 
 class RejectionNote(msgspec.Struct, frozen=True):
-    """A message in the stream of rejected orders, one for each of them."""
+    """A rejected order in the stream of those, with the stream's number of the message that it came in."""
 
     stream_seq: int
-    """Number in the stream of the message that it came in."""
     order: RejectedOrder
 
 
@@ -61,7 +60,7 @@ async def send_batches(
     Args:
         client: A connected nats-py client.
         batches: What to send; the first id of a batch and its length make its ``Nats-Msg-Id``.
-        encoding: As for :func:`mesh_lab.orders.bulk.encode_batch`.
+        encoding: As for :func:`mesh_lab.orders.bulk.encode_batch`, like the compression.
         compression: ``"zstd"``, or ``""`` for none.
         window: Batches whose acknowledgement may be outstanding.
 
@@ -84,11 +83,7 @@ async def send_batches(
 
 
 def batched(orders: Iterable[Order], size: int = BATCH_ORDERS) -> Iterable[OrderBatch]:
-    """Yield orders in batches of one region each; those of a region stay in their order.
-
-    Args:
-        orders: Any number, regions mixed.
-        size: Orders in a batch; the last one of a region may have fewer.
+    """Yield orders in batches of one region each, in their order; only the last of a region has fewer than ``size``.
 
     Raises:
         ValueError: ``size`` is below 1.
@@ -108,12 +103,7 @@ def batched(orders: Iterable[Order], size: int = BATCH_ORDERS) -> Iterable[Order
 
 
 class BulkCount:
-    """The totals of batches, each order counted once.
-
-    Attributes:
-        doubled: Orders that came a further time.
-        rejected: Members of batches that were no orders.
-    """
+    """Totals of batches, each order counted once, ``doubled`` for those that came again, and ``rejected`` members."""
 
     def __init__(self) -> None:
         self.doubled = self.rejected = 0

@@ -18,7 +18,6 @@ class Summary(msgspec.Struct, frozen=True):
     """The state of the read model at one point of the stream."""
 
     last_seq: int
-    """Number of the last event that is counted."""
     totals: Totals
     """Orders and customers as placed, CDs as shipped, cents as paid."""
     events: dict[Event, int]

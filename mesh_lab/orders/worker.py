@@ -24,15 +24,9 @@ REJECTED = "rejected.orders"
 
 
 class Worker:
-    """One worker of the group.
-
-    Attributes:
-        processed: Orders whose events are all stored.
-        rejected: Messages that were no orders.
-    """
+    """One worker of the group: orders ``processed``, all events stored, and ``rejected`` messages that were none."""
 
     def __init__(self, client: Client) -> None:
-        """Prepare; ``client`` is a connected nats-py client."""
         self.processed = self.rejected = 0
         self._client = client
         self._open = 0

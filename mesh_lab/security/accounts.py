@@ -90,11 +90,7 @@ class Operator:
         self.system = self.account("SYS", **NO_JETSTREAM)
 
     def account(self, name: str, **limits: Any) -> Account:
-        """Return a new account.
-
-        Args:
-            name: A name for people.
-            limits: What it may use, as nats-io/jwt names it: ``conn`` (connections), ``payload`` (bytes) and others.
+        """Return a new account, with limits as nats-io/jwt names them: ``conn`` (connections), ``payload`` (bytes), ….
 
         Raises:
             ValueError: There is no such limit.

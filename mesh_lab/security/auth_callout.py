@@ -29,7 +29,6 @@ class Login:
     client: str
     """Name of the connection."""
     host: str
-    """Address that it connects from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +36,6 @@ class Grant:
     """The user that a client is admitted as."""
 
     name: str
-    """The user's name, as monitoring shows it."""
     account: str
     """The account's name in the servers' configuration."""
     publish: Sequence[str] = (">",)

@@ -44,11 +44,7 @@ class Authority:
         return TlsFiles(str(authority), str(certificate), str(key))
 
     def write(self, directory: Path) -> Path:
-        """Write the authority's certificate, and return its path; a directory is for the files of one authority.
-
-        Raises:
-            StoreError: The directory cannot be written.
-        """
+        """Write the authority's certificate, and return its path; a directory is for the files of one authority."""
         path = directory / "authority.crt"
         _write(path, self._ca.cert_pem.bytes())
         return path
@@ -57,11 +53,8 @@ class Authority:
         """Return the context of a client that trusts this authority.
 
         Args:
-            directory: Where its files go.
+            directory: Where its files go, as :meth:`issue` writes them.
             names: Names that its certificate certifies; none, and it shows no certificate.
-
-        Raises:
-            ValueError: A name cannot be certified.
         """
         return ClientContext(self.issue(directory, *names) if names else TlsFiles(str(self.write(directory))))
 
@@ -74,6 +67,5 @@ def _write(path: Path, text: bytes) -> None:
             file.write(text)
         new.replace(path)  # at once: a server may be reading the old one
     except OSError as err:
-        raise StoreError(
-            f"cannot write {path.name} in {path.parent}: {err.strerror or err}; name a directory that can be written"
-        ) from err
+        failed = f"cannot write {path.name} in {path.parent}: {err.strerror or err}"
+        raise StoreError(f"{failed}; name a directory that can be written") from err
