@@ -9,20 +9,20 @@ import sys
 import webbrowser
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import nats.errors
 
+from mesh_lab import doctor
 from mesh_lab.chaos.schedule import KINDS
 from mesh_lab.errors import MeshLabError
-
-if TYPE_CHECKING:
-    from mesh_lab.servers.compose import Project
+from mesh_lab.servers.compose import Engine, Project
+from mesh_lab.servers.docker import start_containers
 
 SHORTEST_CHAOS_S = 3
 FIRST_NOTEBOOK = Path("notebooks") / "00_start_here.ipynb"
 
 
+# What draws tables is imported where it is needed: doctor is to run where rich is missing.
 def main(arguments: list[str] | None = None) -> int:
     """Run the subcommand that the command line names and return the exit code."""
     parser = argparse.ArgumentParser(prog="mesh-lab", description="Build, measure and break an event mesh on NATS.")
@@ -89,8 +89,6 @@ def _file(text: str) -> Path:
 
 
 def _lab(options: argparse.Namespace) -> int:
-    from mesh_lab.doctor import graphical_browser
-
     root = next((p for p in (Path.cwd(), Path(__file__).parents[1]) if (p / FIRST_NOTEBOOK).is_file()), None)
     if root is None:
         sys.stderr.write(f"mesh-lab lab: no {FIRST_NOTEBOOK} here; run it in the folder that you cloned\n")
@@ -103,7 +101,7 @@ def _lab(options: argparse.Namespace) -> int:
     defaults = [str(Path(__file__).with_name("notebook") / "jupyter"), os.environ.get("JUPYTER_CONFIG_PATH", "")]
     os.environ["JUPYTER_CONFIG_PATH"] = os.pathsep.join(filter(None, defaults))
     try:
-        opens = not options.no_browser and bool(graphical_browser())
+        opens = not options.no_browser and bool(doctor.graphical_browser())
     except webbrowser.Error:
         opens = False
     if not opens:
@@ -122,9 +120,7 @@ def _lab(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from mesh_lab.doctor import run
-
-    return run()
+    return doctor.run()
 
 
 def _orders(options: argparse.Namespace) -> int:
@@ -152,8 +148,6 @@ def _chaos(options: argparse.Namespace) -> int:
 
 
 def _up(options: argparse.Namespace) -> int:
-    from mesh_lab.servers.docker import start_containers
-
     async def up() -> None:
         async with await start_containers(within=60.0) as mesh:
             sys.stdout.write(
@@ -172,7 +166,7 @@ def _up(options: argparse.Namespace) -> int:
 
 
 def _down(options: argparse.Namespace) -> int:
-    project = _project()
+    project = Project(Engine.find())
     removed = project.down()
     stays = f"; {project.variables} stays" if project.variables.exists() else ""
     sys.stdout.write(f"removed {removed}{stays}\n")
@@ -181,17 +175,11 @@ def _down(options: argparse.Namespace) -> int:
 
 def _status(options: argparse.Namespace) -> int:
     lines = []
-    for container in _project().containers():
+    for container in Project(Engine.find()).containers():
         ports = ", ".join(f"127.0.0.1:{port} for {inside}" for inside, port in container.ports.items())
         lines.append(f"{container.name:14} {container.status:8} {container.health:10} {ports}".rstrip())
     sys.stdout.write("\n".join(lines or ["nothing is up; start it with: mesh-lab up --docker"]) + "\n")
     return 0
-
-
-def _project() -> "Project":
-    from mesh_lab.servers.compose import Engine, Project
-
-    return Project(Engine.find())
 
 
 if __name__ == "__main__":

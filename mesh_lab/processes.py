@@ -213,11 +213,7 @@ class ChildProcess:
 
 
 def output_of(
-    command: Sequence[str],
-    *,
-    within: float,
-    environment: Mapping[str, str] | None = None,
-    stderr: bool = False,
+    command: Sequence[str], *, within: float, environment: Mapping[str, str] | None = None, stderr: bool = False
 ) -> str:
     """Run a command to its end and return its standard output.
 
@@ -225,7 +221,7 @@ def output_of(
         command: Program and arguments; its standard input is empty.
         within: Seconds after which it is killed.
         environment: Variables on top of this process's own.
-        stderr: Whether its standard error is returned too, in the order in which it was printed.
+        stderr: Whether its standard error is returned too.
 
     Raises:
         ProcessEndedError: It failed, or was not done in time (``exit_code`` is ``None`` then); ``log`` is the end of
@@ -286,12 +282,9 @@ def read_input_line() -> bytes:
 
 
 def on_input_line(call: Callable[[bytes], object], *, at_end: Callable[[], object] | None = None) -> None:
-    """Call back in the running event loop with each further line of standard input, without its end.
+    """Call back in the running event loop with each further line of standard input without its end, and at the end.
 
-    Args:
-        call: Takes a line.
-        at_end: Called in the loop when the input ends. ``None`` ends the process at once, however busy the loop is:
-            the parent is gone, and nobody wants the result any more.
+    Without ``at_end`` the process ends then, at once, however busy the loop is: the parent is gone.
     """
     loop = asyncio.get_running_loop()
 

@@ -1,9 +1,8 @@
 """Faults on purpose: writers that keep a history, a schedule of faults, and the invariants that a run must keep.
 
-The promise under test is JetStream's own: what was acknowledged is stored. A run writes down what became of every
-order (:mod:`~mesh_lab.chaos.history`), while servers die, hang and lose each other (:mod:`~mesh_lab.chaos.schedule`),
-and compares that with what a client reads and with what lies on each server's disk (:mod:`~mesh_lab.chaos.invariants`).
-The method is that of Jepsen's report on NATS 2.12.1 (https://jepsen.io/analyses/nats-2.12.1).
+The promise under test is JetStream's own: what was acknowledged is stored. A run writes down what became of every order
+while servers die, hang and lose each other, and compares that with what a client reads and with what lies on each disk,
+as Jepsen's report on NATS 2.12.1 does (https://jepsen.io/analyses/nats-2.12.1).
 """
 
 from mesh_lab.chaos.history import Attempt, History, Outcome

@@ -42,12 +42,7 @@ class Gap(NamedTuple):
 
 
 class History:
-    """The attempts of a run, in the order in which they ended.
-
-    Attributes:
-        attempts: One entry for each order that was sent.
-        length_s: Seconds that the run took; so far, the time of the last entry.
-    """
+    """The ``attempts`` of a run in the order in which they ended, and how many seconds it took: ``length_s``."""
 
     def __init__(self, attempts: Iterable[Attempt] = ()) -> None:
         self.attempts = list(attempts)

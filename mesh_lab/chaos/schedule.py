@@ -19,10 +19,8 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 LINKED: frozenset[Kind] = frozenset({"cut", "reset"})
 """Kinds that need a mesh with links."""
 Target = Literal["leader", "follower", "all"]
-FIRST_AT_S = 1.0
-"""A second for the writers to get going, so that the first fault hits something."""
-LASTS_S, PAUSE_S = (0.5, 3.0), (1.0, 4.0)
-"""Around an election, which takes a second or two: some faults end before it, some after it."""
+FIRST_AT_S = 1.0  # the writers get going, so that the first fault hits something
+LASTS_S, PAUSE_S = (0.5, 3.0), (1.0, 4.0)  # around an election, of a second or two: some faults end before it
 READY_WITHIN_S, LEADER_WITHIN_S = 60.0, 30.0
 
 

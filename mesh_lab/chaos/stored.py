@@ -25,7 +25,6 @@ _HAS_HEADERS = 1 << 31
 _ERASED = 0b11 << 62  # of the sequence: erased, or a tombstone
 _CHECKSUM_BYTES = 8
 _ID = b"\r\nNats-Msg-Id:"
-_COMPRESSED = b"cmp"
 LONGEST_RECORD_BYTES = 64 * 1024 * 1024  # what max_payload may be set to, and a stream's default cannot reach
 READ_WITHIN_S, MORE_WITHIN_S = 60.0, 3.0
 
@@ -66,10 +65,10 @@ async def read_stream(client: Client, stream: str) -> list[Stored]:
 
 
 def read_replica(store: Path, stream: str) -> list[Stored]:
-    """Return what one server holds of a stream, from its files; nothing, if it holds no such stream.
+    """Return what a server that does not run holds of a stream, from its files; nothing, if it holds no such stream.
 
     Args:
-        store: Directory of a server that does not run, ``mesh.directory / "n1"``.
+        store: The server's directory, ``mesh.directory / "n1"``.
         stream: Name of a stream that is neither compressed nor encrypted.
 
     Raises:
@@ -81,7 +80,7 @@ def read_replica(store: Path, stream: str) -> list[Stored]:
 
 def _read_block(path: Path, *, last: bool) -> Iterator[Stored]:
     block, at = path.read_bytes(), 0
-    if block.startswith(_COMPRESSED):
+    if block.startswith(b"cmp"):
         raise StoreError(f"{path.name} is compressed, expected records; make the stream without compression")
     while at + _RECORD.size <= len(block):
         length, seq, _, subject_bytes = _RECORD.unpack_from(block, at)

@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import Iterator
 from itertools import count, cycle
-from types import TracebackType
 from typing import Self
 
 import msgspec
@@ -41,10 +40,8 @@ class Writers:
         self.history = History()
         self._mesh, self._to = mesh, to
         self._names = [f"{prefix}{n + 1}" for n in range(number)]
-        self._clients: list[Client] = []
-        self._tasks: list[asyncio.Task[None]] = []
-        self._stopping = False
-        self._began = 0.0
+        self._clients, self._tasks = list[Client](), list[asyncio.Task[None]]()
+        self._stopping, self._began = False, 0.0
 
     async def __aenter__(self) -> Self:
         orders = await asyncio.to_thread(lambda: list(read_orders()))
@@ -56,9 +53,7 @@ class Writers:
             self._tasks.append(asyncio.create_task(writing))
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         await self.stop(wait=kind is None)
 
     @property

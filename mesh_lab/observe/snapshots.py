@@ -50,10 +50,7 @@ def snapshot(monitors: Mapping[str, Monitor]) -> dict[str, ServerSnapshot]:
 def rate_per_s(before: ServerSnapshot | None, now: ServerSnapshot, *, peer: str | None = None) -> float | None:
     """Return messages a second between two snapshots of one server, or ``None`` where it or the connection is new.
 
-    Args:
-        before: The earlier one, if there is one.
-        now: The later one.
-        peer: Count those that passed between it and this server; ``None`` counts all that it received.
+    Counted are all that it received, or with ``peer`` those that passed between that server and this one.
     """
     if before is None or before.server_id != now.server_id or now.at_s <= before.at_s:
         return None

@@ -1,7 +1,6 @@
 """The order-processing mesh: what the notebooks build, finished.
 
-Everything here takes a nats-py connection or a URL and needs only nats-py, msgspec and the standard library, so
-that the same code runs in a notebook, in a container and against a managed NATS.
+It needs nats-py, msgspec, zstd and the standard library, and runs in a notebook as in a container.
 """
 
 from mesh_lab.orders.bulk import OrderBatch, decode_batch, encode_batch, headers_of

@@ -122,11 +122,8 @@ def headers_of(encoding: Encoding, compression: Compression = "") -> dict[str, s
 def encode_batch(batch: OrderBatch, encoding: Encoding = "columns", compression: Compression = "") -> bytes:
     """Return a batch as the payload of one message.
 
-    Args:
-        batch: The orders.
-        encoding: ``"json"`` and ``"msgpack"`` write one order after the other, with the names of its fields;
-            ``"columns"`` writes each field once, with all of its values behind it.
-        compression: ``"zstd"``, or ``""`` for none.
+    Encodings ``"json"`` and ``"msgpack"`` write one order after the other, with the names of its fields; ``"columns"``
+    writes each field once, with all of its values behind it.
     """
     encoder = _json if encoding == "json" else _msgpack
     payload = encoder.encode(batch if encoding == "columns" else list(batch.orders()))
@@ -134,11 +131,7 @@ def encode_batch(batch: OrderBatch, encoding: Encoding = "columns", compression:
 
 
 def decode_batch(payload: bytes, headers: Mapping[str, str] | None) -> Decoded:
-    """Return the orders of a message, and its members that are none.
-
-    Args:
-        payload: The message.
-        headers: Its headers, as :func:`headers_of` makes them.
+    """Return the orders of a message with headers as :func:`headers_of` makes them, and its members that are none.
 
     Raises:
         OrderFormatError: The message as a whole is no batch; the message says why.

@@ -15,7 +15,6 @@ REGIONS = ("eu", "us")
 COLUMNS = "customer id, date as YYYYMMDD, number of CDs, dollar value"
 
 EVERYTHING = Totals(orders=69_659, customers=23_570, cds=167_881, cents=250_031_563)
-"""Totals of the whole data set."""
 
 
 def read_orders(path: Path | None = None, *, first: int | None = None) -> Iterator[Order]:

@@ -63,10 +63,10 @@ def decode(payload: bytes) -> Order:
 
 
 def event_of(subject: str) -> Event:
-    """Return the event that a subject names.
+    """Return the event that a subject ``orders.<region>.<id>.<event>`` names.
 
     Raises:
-        OrderFormatError: The subject is not ``orders.<region>.<id>.<event>``.
+        OrderFormatError: It is another subject.
     """
     tokens = subject.split(".")
     if len(tokens) == 4 and tokens[0] == "orders" and (event := _EVENT_BY_NAME.get(tokens[3])):

@@ -44,10 +44,7 @@ class Grant:
     """Seconds until it has to log in again; ``None`` for as long as it stays connected."""
 
 
-Decide = Callable[[Login], Awaitable[Grant | None]]
-
-
-async def serve_logins(client: Client, issuer: Key, decide: Decide) -> Subscription:
+async def serve_logins(client: Client, issuer: Key, decide: Callable[[Login], Awaitable[Grant | None]]) -> Subscription:
     """Reply to every login as ``decide`` decides, until the subscription ends.
 
     Args:
@@ -63,14 +60,13 @@ async def serve_logins(client: Client, issuer: Key, decide: Decide) -> Subscript
             request = _request(msg.data)
         except BadTokenError:
             return  # no server signed this; its sender learns nothing
-        claims, why = request["nats"], "refused"
+        claims, reply = request["nats"], {"error": "refused"}
         try:
-            grant = await decide(_login(claims))
+            if (grant := await decide(_login(claims))) is not None:
+                reply = {"jwt": _user(grant, claims["user_nkey"], issuer)}
         except Exception as err:  # noqa: BLE001 (whatever it is, the client is refused, and the server's log has why)
-            grant, why = None, f"refused: the service failed with {type(err).__name__}"
-        user = claims["user_nkey"]
-        reply = {"jwt": _user(grant, user, issuer)} if grant is not None else {"error": why}
-        to = claims["server_id"]["id"]
+            reply = {"error": f"refused: the service failed with {type(err).__name__}"}
+        user, to = claims["user_nkey"], claims["server_id"]["id"]
         token = encode_token("authorization_response", reply, subject=user, signer=issuer, audience=to)
         await msg.respond(token.encode())
 
@@ -95,7 +91,6 @@ def _login(claims: dict[str, Any]) -> Login:
 
 
 def _user(grant: Grant, user: str, issuer: Key) -> str:
-    claims, account = user_claims(grant.publish, grant.subscribe), grant.account
-    return encode_token(
-        "user", claims, subject=user, signer=issuer, name=grant.name, lives_for=grant.lives_for, audience=account
-    )
+    about = {"subject": user, "name": grant.name, "audience": grant.account}
+    claims = user_claims(grant.publish, grant.subscribe)
+    return encode_token("user", claims, signer=issuer, lives_for=grant.lives_for, **about)

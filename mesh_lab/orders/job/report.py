@@ -8,7 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 from mesh_lab.orders.dataset import EVERYTHING, read_orders
-from mesh_lab.orders.job.run import OrderRun, run_orders
+from mesh_lab.orders.job.run import run_orders
 from mesh_lab.orders.order import Event
 from mesh_lab.orders.read_model import Summary
 from mesh_lab.servers.backend import Backend
@@ -47,18 +47,14 @@ async def run_with_progress(
             run = await run_orders(
                 mesh, workers=workers, first=first, file=file, kill_one=kill_one, keep=keep, progress=show
             )
-    console.print(_table(run, servers=len(mesh.servers), workers=workers, ready_s=ready_s))
-    for fault in run.faults:
-        console.print(f"fault: {fault}")
-    console.print(f"[bold green]exact[/]: {run.totals}, each order once; {time.monotonic() - started:.1f} s in all")
-    return 0
-
-
-def _table(run: OrderRun, *, servers: int, workers: int, ready_s: float) -> Table:
     numbers = [Column(name, justify="right") for name in ("messages", "seconds", "a second")]
-    title = f"{servers} servers ready in {ready_s:.2f} s, a file stream of 3 replicas, {workers} workers"
+    title = f"{len(mesh.servers)} servers ready in {ready_s:.2f} s, a file stream of 3 replicas, {workers} workers"
     table = Table("what", "timed until", *numbers, title=title)
     for stage in run.stages:
         counts = (f"{stage.messages:,}", f"{stage.median_s:.2f}", f"{stage.rate_per_s:,.0f}")
         table.add_row(stage.name, stage.kind, *counts)
-    return table
+    console.print(table)
+    for fault in run.faults:
+        console.print(f"fault: {fault}")
+    console.print(f"[bold green]exact[/]: {run.totals}, each order once; {time.monotonic() - started:.1f} s in all")
+    return 0

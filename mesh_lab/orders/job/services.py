@@ -27,11 +27,10 @@ _SERVICES = ("publisher", "worker", "read-model")
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What the services have to do: see :func:`mesh_lab.orders.job.run.run_orders`."""
+    """What the services have to do, as for :func:`mesh_lab.orders.job.run.run_orders`."""
 
     workers: int
     replicas: int
-    """Copies of the stream."""
     first: int | None
     file: Path | None
 
@@ -46,7 +45,6 @@ class Services:
 
     def __init__(self, running: "Mapping[str, ChildProcess | _Container]") -> None:
         self._running = running
-
         self._workers = [name for name in running if name.startswith("worker-")]
 
     @property
@@ -92,12 +90,9 @@ class Services:
 
 @contextlib.asynccontextmanager
 async def start_services(mesh: Mesh, job: Job, *, near: str | None) -> AsyncIterator[Services]:
-    """Run a publisher, workers and a read model where the mesh runs, for as long as the context lasts.
+    """Run a publisher, workers and a read model for as long as the context lasts, ``near`` a server if it is named.
 
-    Args:
-        mesh: Which servers they work on; beside containers, they are containers too.
-        job: What they have to do.
-        near: Server to which processes connect first; ``None`` for any.
+    Where the mesh's servers are containers, they are containers too.
 
     Raises:
         EngineRefusedError: The image could not be built, or the containers not started.
