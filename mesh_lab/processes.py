@@ -30,8 +30,7 @@ if sys.platform == "win32":
     STOP_SIGNAL, _FLAGS = signal.CTRL_BREAK_EVENT, subprocess.CREATE_NEW_PROCESS_GROUP
 else:
     STOP_SIGNAL, _FLAGS = signal.SIGTERM, 0
-ERROR_LOG_BYTES = 8_000
-"""End of a child's log that an error carries: a long traceback, and not a gigabyte."""
+ERROR_LOG_BYTES = 8_000  # end of a log that an error carries: a long traceback, and not a gigabyte
 T = TypeVar("T")
 
 

@@ -32,7 +32,6 @@ from mesh_lab.servers.start import start_mesh
 IMAGE_BYTES = 512 * 1024 * 1024  # sparse: on the disk lies what was written
 COPIES_TRIED = 10
 TOOL_WITHIN_S = 60.0
-WRITERS = 8
 UNMOUNT_AFTER_S = (0.0, 0.2, 0.5, 1.0)
 _TOOLS = ("mkfs.ext4", "mount", "umount", "losetup")
 
@@ -131,7 +130,7 @@ async def power_cut(*, sync_interval: str | None = None, seconds: float = 8.0) -
         client = await mesh.connect(name="power-cut")
         await open_event_store(client, replicas=3)
         await wait_routable(client, STREAM)
-        async with Writers(mesh, number=WRITERS) as working:
+        async with Writers(mesh, number=8) as working:
             await asyncio.sleep(seconds)
             began_s = working.now_s
             await asyncio.gather(*(mesh.pause(name) for name in mesh.servers))

@@ -29,7 +29,6 @@ from mesh_lab.patterns.wait import cancel_and_join
 from mesh_lab.processes import CONNECT_VARIABLE, on_stop_signal, run
 from mesh_lab.tls import unpack
 
-DEFAULT_URL = "nats://127.0.0.1:4222"
 Report = dict[str, Any]
 T = TypeVar("T")
 
@@ -111,7 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m mesh_lab.orders", description=__doc__)
     parser.add_argument("service", choices=SERVICES)
     urls = "servers, nearest first, separated by commas; or NATS_URL, which other users of the machine cannot see"
-    parser.add_argument("--url", default=os.environ.get("NATS_URL", DEFAULT_URL), help=urls)
+    parser.add_argument("--url", default=os.environ.get("NATS_URL") or "nats://127.0.0.1:4222", help=urls)
     parser.add_argument("--creds", default=os.environ.get("NATS_CREDS"), help="credentials file, or NATS_CREDS")
     parser.add_argument("--name", default=os.environ.get("SERVICE_NAME"), help="name of the connection")
     parser.add_argument("--replicas", type=int, default=1, help="copies of the stream, if it has to be made")

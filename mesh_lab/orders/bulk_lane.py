@@ -142,12 +142,7 @@ class BulkCount:
 
 
 async def count_bulk(client: Client, count: BulkCount, *, until: int | None = None) -> None:
-    """Read the bulk lane from its beginning and count its orders, until cancelled or until enough are counted.
-
-    Args:
-        client: A connected nats-py client.
-        count: Where to count; its totals may be read at any time.
-        until: Orders after which to return, good and rejected ones together; ``None`` goes on.
+    """Count the orders of the bulk lane from its beginning, until cancelled or ``until`` so many, rejected ones too.
 
     Raises:
         nats.js.errors.NotFoundError: There is no stream of batches.

@@ -17,7 +17,6 @@ from mesh_lab.security.tokens import Key, decode_token, encode_token, user_claim
 
 SUBJECT = "$SYS.REQ.USER.AUTH"
 AUDIENCE = "nats-authorization-request"
-SERVER_PREFIX = "N"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +78,7 @@ def _request(data: bytes) -> dict[str, Any]:
     claims = request.get("nats")
     server = claims.get("server_id") if isinstance(claims, dict) else None
     signer = str(request["iss"])
-    known = isinstance(server, dict) and signer == server.get("id") and signer.startswith(SERVER_PREFIX)
+    known = isinstance(server, dict) and signer == server.get("id") and signer.startswith("N")
     if request.get("aud") != AUDIENCE or not known:
         raise BadTokenError("a token that is no server's question about a login")
     return request

@@ -14,8 +14,6 @@ import trustme
 from mesh_lab.errors import StoreError
 from mesh_lab.tls import ClientContext, TlsFiles
 
-LIVES_FOR = datetime.timedelta(days=1)
-
 
 class Authority:
     """Signs certificates for servers and for clients; both sides trust it alone."""
@@ -36,7 +34,7 @@ class Authority:
         """
         if not names:
             raise ValueError("no name to certify; expected a host name, an IP address or an e-mail address")
-        leaf = self._ca.issue_cert(*names, not_after=datetime.datetime.now(datetime.UTC) + LIVES_FOR)
+        leaf = self._ca.issue_cert(*names, not_after=datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=1))
         authority, stem = self.write(directory), names[0].replace("/", "_")
         certificate, key = directory / f"{stem}.crt", directory / f"{stem}.key"
         _write(certificate, b"".join(blob.bytes() for blob in leaf.cert_chain_pems))

@@ -74,7 +74,12 @@ async def run_orders(
     """
     expected, expected_events = _expectation(file, first)
     client = await mesh.connect(name="order-run")
-    await _refuse_old_stream(client)
+    with contextlib.suppress(nats.js.errors.NotFoundError):
+        state = (await client.jetstream().stream_info(STREAM)).state
+        raise WrongTotalsError(
+            f"the mesh already has a stream {STREAM} with {state.messages:,} messages, which would count into the "
+            f"totals; delete it first (nats stream rm {STREAM}) or use another mesh"
+        )
     faults: list[str] = []
     killing: asyncio.Task[None] | None = None
     # Beside the stream's leader, every message and every acknowledgement saves a hop between servers.
@@ -130,15 +135,6 @@ def _expectation(file: Path | None, first: int | None) -> tuple[Totals, dict[Eve
         cents=sum(order.cents for order, events in follow if "paid" in events),
     )
     return totals, dict(Counter(event for _, events in follow for event in events))
-
-
-async def _refuse_old_stream(client: Client) -> None:
-    with contextlib.suppress(nats.js.errors.NotFoundError):
-        state = (await client.jetstream().stream_info(STREAM)).state
-        raise WrongTotalsError(
-            f"the mesh already has a stream {STREAM} with {state.messages:,} messages, which would count into the "
-            f"totals; delete it first (nats stream rm {STREAM}) or use another mesh"
-        )
 
 
 @contextlib.asynccontextmanager
