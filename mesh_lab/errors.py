@@ -139,7 +139,7 @@ class PublishRefusedError(MeshLabError, RuntimeError):
 
 
 class UnknownOutcomeError(MeshLabError, TimeoutError):
-    """No reply came for ``waited_s`` seconds, or (0.0) one that says nothing: the message may or may not be stored."""
+    """No reply came for ``waited_s`` seconds, or (0.0) one that says nothing: a message may or may not be stored."""
 
     def __init__(self, message: str, *, waited_s: float = 0.0) -> None:
         super().__init__(message)
@@ -147,7 +147,7 @@ class UnknownOutcomeError(MeshLabError, TimeoutError):
 
 
 class BatchEndedError(MeshLabError, ConnectionError):
-    """The server ended a batch early: of ``sent`` messages the first ``stored`` are stored, the rest is unknown."""
+    """The server ended a batch early: of ``sent`` messages the first ``stored`` are stored."""
 
     def __init__(self, message: str, *, stored: int, sent: int) -> None:
         super().__init__(message)

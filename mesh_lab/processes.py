@@ -135,7 +135,7 @@ class ChildProcess:
         """Wait until it has ended by itself, and return the rest of its output: at most what a pipe holds, 64 KB.
 
         Raises:
-            TimeoutError: It has not ended ``within`` so many seconds; it is not killed.
+            TimeoutError: It has not ended after ``within`` seconds; it is not killed.
         """
         if self._process is None:
             return b""
@@ -157,7 +157,7 @@ class ChildProcess:
             self._process.send_signal(STOP_SIGNAL)  # Popen sends nothing to a process that has ended
 
     def wait(self, *, within: float) -> bool:
-        """Return whether it ended ``within`` so many seconds by itself; otherwise it is killed."""
+        """Wait for up to ``within`` seconds, kill it if it still runs, and return whether it ended by itself."""
         try:
             if self._process is not None:
                 self._process.wait(within)
@@ -188,7 +188,7 @@ class ChildProcess:
             self._unnamed_log = None
 
     def log(self, *, last: int | None = None) -> str:
-        """Return its log since it was started first, or the ``last`` so many lines of it."""
+        """Return its log since it was started first, or the ``last`` lines of it."""
         text = b""
         if self._log_file is not None and self._log_file.exists():
             text = self._log_file.read_bytes()
@@ -281,9 +281,9 @@ def read_input_line() -> bytes:
 
 
 def on_input_line(call: Callable[[bytes], object], *, at_end: Callable[[], object] | None = None) -> None:
-    """Call back in the running event loop with each further line of standard input without its end, and at the end.
+    """Call back in the running event loop with each further line of standard input, and ``at_end`` of it.
 
-    Without ``at_end`` the process ends then, at once, however busy the loop is: the parent is gone.
+    Without ``at_end``, the process ends when its input does, however busy the loop is: the parent is gone.
     """
     loop = asyncio.get_running_loop()
 

@@ -83,7 +83,7 @@ async def send_batches(
 
 
 def batched(orders: Iterable[Order], size: int = BATCH_ORDERS) -> Iterable[OrderBatch]:
-    """Yield orders in batches of one region each, in their order; only the last of a region has fewer than ``size``.
+    """Yield orders in batches of one region each, in their order; only a region's last may have fewer than ``size``.
 
     Raises:
         ValueError: ``size`` is below 1.
@@ -103,7 +103,7 @@ def batched(orders: Iterable[Order], size: int = BATCH_ORDERS) -> Iterable[Order
 
 
 class BulkCount:
-    """Totals of batches, each order counted once, ``doubled`` for those that came again, and ``rejected`` members."""
+    """Totals of batches, each order once; ``doubled`` counts those that came again, ``rejected`` bad members."""
 
     def __init__(self) -> None:
         self.doubled = self.rejected = 0
@@ -142,7 +142,7 @@ class BulkCount:
 
 
 async def count_bulk(client: Client, count: BulkCount, *, until: int | None = None) -> None:
-    """Count the orders of the bulk lane from its beginning, until cancelled or ``until`` so many, rejected ones too.
+    """Count the bulk lane's orders from its beginning until cancelled, or until there are ``until``, rejected ones too.
 
     Raises:
         nats.js.errors.NotFoundError: There is no stream of batches.

@@ -84,7 +84,7 @@ async def serve_read_model(client: Client) -> None:
 
 
 async def ask_read_model(client: Client, *, within: float = 2.0) -> Summary:
-    """Return the summary of the read model that replies first, ``within`` so many seconds.
+    """Return the summary of the read model that replies first; wait for up to ``within`` seconds.
 
     Raises:
         nats.errors.NoRespondersError: No read model runs.

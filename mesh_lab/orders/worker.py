@@ -24,7 +24,7 @@ REJECTED = "rejected.orders"
 
 
 class Worker:
-    """One worker of the group: orders ``processed``, all events stored, and ``rejected`` messages that were none."""
+    """One worker of the group, which counts orders ``processed``, all events stored, and messages ``rejected``."""
 
     def __init__(self, client: Client) -> None:
         self.processed = self.rejected = 0

@@ -1,7 +1,7 @@
 """Keys and signed claims, as NATS's decentralised authentication has them.
 
 A *claim* is JSON about a key: what an account may use, what a user may publish. A *token* is the claim with a
-signature: a JSON Web Token (RFC 7519), algorithm ``ed25519-nkey``, as https://github.com/nats-io/jwt 2 lays it out.
+signature: a JSON Web Token (RFC 7519) of algorithm ``ed25519-nkey``, laid out as https://github.com/nats-io/jwt does.
 """
 
 import base64

@@ -159,7 +159,7 @@ async def _unless_transient(request: Awaitable[T]) -> T | None:
 
 
 async def _group_is_done(client: Client) -> bool:
-    """Return whether no order waits for a worker or, as one whose acknowledgement met an election, for the next."""
+    """Return whether no order waits: for a worker, or for another one as its acknowledgement was lost."""
     group = await _unless_transient(client.jetstream(timeout=1.0).consumer_info(STREAM, WORKERS))
     return group is not None and not group.num_pending and not group.num_ack_pending
 

@@ -90,9 +90,9 @@ class Services:
 
 @contextlib.asynccontextmanager
 async def start_services(mesh: Mesh, job: Job, *, near: str | None) -> AsyncIterator[Services]:
-    """Run a publisher, workers and a read model for as long as the context lasts, ``near`` a server if it is named.
+    """Run a publisher, workers and a read model for as long as the context lasts, as containers beside containers.
 
-    Where the mesh's servers are containers, they are containers too.
+    As processes, they connect to the server ``near`` first, if one is named.
 
     Raises:
         EngineRefusedError: The image could not be built, or the containers not started.
