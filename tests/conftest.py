@@ -7,12 +7,24 @@ and puts the longest first, so that no process works on while the others have lo
 Notebooks run in nbval: outputs are compared to the letter, except pictures and cells tagged ``nbval-ignore-output``.
 Nothing is sanitised: what differs between runs or machines has no place in a cell without that tag, and the hygiene
 checks say so.
+
+Some tests need what not every machine has, and skip with the reason. Where it can be had, as on a machine of CI, the
+variable ``MESH_LAB_REQUIRE`` names it, and then such a skip is a failure: ``MESH_LAB_REQUIRE=power-cut,browser``.
 """
 
 import os
 import tempfile
+from collections.abc import Iterator
 
 import pytest
+
+# The arguments of the mark `needs`, and what they stand for.
+NEEDS = {
+    "browser": "a Chromium that JupyterLab is shown in",
+    "debian-mirror": "a mirror that a Debian package comes from",
+    "full-disk": "root, and a system that lets it mount a small disk",
+    "power-cut": "root on Linux, with loop devices to cut off",
+}
 
 # These notebooks compare rates or latencies that another process on the same cores would change.
 MEASURING_NOTEBOOKS = {
@@ -36,8 +48,11 @@ NOTEBOOK_S, OTHER_S = 40, 10
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Name the marker; give the notebooks' kernels an empty home, as they had when their outputs were made."""
+    """Name the markers; give the notebooks' kernels an empty home, as they had when their outputs were made."""
     config.addinivalue_line("markers", "alone: measures, so nothing else may run on this machine meanwhile")
+    config.addinivalue_line("markers", "needs(what): skips where the machine lacks it, and fails if it is required")
+    if unknown := _required() - set(NEEDS):
+        raise pytest.UsageError(f"MESH_LAB_REQUIRE names {', '.join(sorted(unknown))}; there are {', '.join(NEEDS)}")
     if config.getoption("nbval", default=False):
         home = tempfile.TemporaryDirectory(prefix="mesh-lab-home-")
         config.add_cleanup(home.cleanup)
@@ -55,3 +70,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _seconds(item: pytest.Item) -> int:
     return LONG.get(item.path.stem, NOTEBOOK_S if item.path.suffix == ".ipynb" else OTHER_S)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Make a skip a failure where what the test needs is required."""
+    report = yield
+    required = {mark.args[0] for mark in item.iter_markers("needs")} & _required()
+    if report.skipped and required:
+        *_, reason = report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"{reason}; MESH_LAB_REQUIRE asks for {', '.join(sorted(required))}"
+    return report
+
+
+def _required() -> set[str]:
+    return {what.strip() for what in os.environ.get("MESH_LAB_REQUIRE", "").split(",") if what.strip()}

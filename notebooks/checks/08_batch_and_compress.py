@@ -174,7 +174,7 @@ async def leaves_full_or_late(trial: Trial, answer: Any) -> str:
 async def _trickle(queue: "asyncio.Queue[Any]", orders: int) -> None:
     for order in range(orders):
         queue.put_nowait(order)
-        await asyncio.sleep(TRICKLE_S)  # the customers' own time
+        await asyncio.sleep(TRICKLE_S)  # pacing: the customers' own time
     queue.put_nowait(None)
 
 

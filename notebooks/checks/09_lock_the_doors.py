@@ -204,7 +204,7 @@ class _Shop:
                 except (nats.errors.Error, OSError):
                     self.lost += 1
                 self.tried += 1
-            await asyncio.sleep(0.002)  # the next customer
+            await asyncio.sleep(0.002)  # pacing: the next customer
 
 
 # 9.3

@@ -86,7 +86,7 @@ async def hears_guesses(trial: Trial, answer: Any) -> str:
         "ben and carl",
         within=5.0,
     )
-    await asyncio.sleep(0.3)  # time for an alarm too many
+    await asyncio.sleep(0.3)  # absence: an alarm too many would come by then
     if alarms != ["ben", "carl"]:
         raise NotYet(f"with a limit of {LIMIT}, alarms came for {alarms}", "['ben', 'carl']")
     return "one error is a typing error, many are somebody who guesses"
@@ -125,7 +125,7 @@ async def knows_the_oldest(trial: Trial, answer: Any) -> str:
     await expect_age(None, "the stream is empty, and an age was returned", "0.0")
     for _ in range(3):
         await js.publish("work", b"")
-        await asyncio.sleep(0.05)  # so that their ages differ
+        await asyncio.sleep(0.05)  # pacing: their ages are to differ
     await expect_age(1, "three messages wait, and the age is not that of the first", "the oldest one's")
     first, second = await desk.fetch(1, timeout=2), await desk.fetch(1, timeout=2)
     seen = "two messages are in hand, and the age is not that of the first"
@@ -143,7 +143,7 @@ async def knows_the_oldest(trial: Trial, answer: Any) -> str:
     async def one_waits() -> bool:
         return bool((await js.consumer_info("WORK", "desk")).num_pending == 1)
 
-    await asyncio.sleep(0.05)  # so that their ages differ
+    await asyncio.sleep(0.05)  # pacing: their ages are to differ
     await js.publish("work", b"")
     await eventually(one_waits, within=10.0)  # the consumer hears of a message after its publisher does
     seen = "a message waits behind one of another subject, and the age is not its own"

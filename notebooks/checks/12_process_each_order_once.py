@@ -66,7 +66,7 @@ async def _pay_again_and_again(js: JetStreamContext, answer: Any, order: Order) 
         raise NotYet("the customer was not charged", "one charge")
     if (stored := await _stored(js)) != 1:
         raise NotYet(f"called three times at once, it stored {stored} paid events", "one")
-    await asyncio.sleep(2 * WINDOW_S)  # until the stream has forgotten ids
+    await asyncio.sleep(2 * WINDOW_S)  # pacing: until the stream has forgotten ids
     await answer(js, order, bank.charge)
     await asyncio.gather(*(answer(js, order, bank.charge) for _ in range(3)))
     info = await retry(lambda: js.stream_info("PAID"))

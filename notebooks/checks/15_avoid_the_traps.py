@@ -147,7 +147,7 @@ async def _work_long(trial: Trial, js: JetStreamContext, answer: Any) -> bool:
     worked = asyncio.Event()
 
     async def work() -> None:
-        await asyncio.sleep(2.5 * ACK_WAIT_S)
+        await asyncio.sleep(2.5 * ACK_WAIT_S)  # work
         worked.set()
 
     await js.publish("work", b"long")

@@ -70,7 +70,7 @@ def _address(log: Path, process: subprocess.Popen) -> str:
     while time.monotonic() < deadline and process.poll() is None:
         if found := re.search(r"http://127\.0\.0\.1:\d+/lab\S*token=\w+", log.read_text()):
             return found[0]
-        time.sleep(0.1)
+        time.sleep(0.1)  # pacing: a loop with a deadline
     raise AssertionError(f"JupyterLab did not say where it listens:\n{log.read_text()}")
 
 

@@ -13,6 +13,8 @@ from playwright.sync_api import Locator, Page, TimeoutError, expect
 STARTS_MS, RUNS_MS = 60_000, 180_000
 COMES_UP_MS = 5_000
 
+pytestmark = pytest.mark.needs("browser")
+
 EXECUTED = re.compile(r"\[\d+\]:")
 WRONG_ANSWER = 'subject = "orders.eu.000010.placed"'
 RIGHT_ANSWER = 'subject = list(read_orders(first=10))[-1].subject("paid")'
@@ -46,7 +48,7 @@ def _wait_for_kernel(jupyter: str) -> None:
             seen = json.load(answer)
         if any(s["kernel"]["connections"] and s["kernel"]["execution_state"] == "idle" for s in seen):
             return
-        time.sleep(0.1)
+        time.sleep(0.1)  # pacing: a loop with a deadline
     raise AssertionError(f"no kernel was ready; JupyterLab's sessions: {seen}")
 
 

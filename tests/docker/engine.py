@@ -128,7 +128,7 @@ def _own_engine(scratch: Path) -> Iterator[None]:
                 if daemon.poll() is not None or time.monotonic() > deadline:
                     last = log.read_text(errors="replace").strip().splitlines()[-1:]
                     raise CannotError(f"dockerd does not start here: {''.join(last)}")
-                time.sleep(0.2)
+                time.sleep(0.2)  # pacing: a loop with a deadline
             yield
         finally:
             daemon.terminate()

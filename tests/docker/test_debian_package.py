@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 from debian_package import NoPackageError, unpack_debian_package
 
-pytestmark = pytest.mark.skipif(shutil.which("apt-get") is None, reason="this machine has no apt-get")
+pytestmark = [
+    pytest.mark.needs("debian-mirror"),
+    pytest.mark.skipif(shutil.which("apt-get") is None, reason="this machine has no apt-get"),
+]
 
 # What apt says where the network, not this package, is the reason.
 NO_MIRROR = ("Could not resolve", "Could not connect", "Failed to fetch", "no mirror", "no Debian")

@@ -31,7 +31,7 @@ async def main(options: dict, told: dict) -> None:
     js = client.jetstream(timeout=2.0)
 
     async def handle(msg: Msg, partition: Partition) -> None:
-        await asyncio.sleep(random.uniform(0.5, 1.5) * told["work_s"])
+        await asyncio.sleep(random.uniform(0.5, 1.5) * told["work_s"])  # work
         report = {
             "partition": partition.number,
             "fence": partition.fence,
@@ -46,7 +46,7 @@ async def main(options: dict, told: dict) -> None:
                 await js.publish(told["reports"], json.dumps(report).encode())
                 return
             except (TimeoutError, nats.errors.Error, nats.js.errors.APIError):
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.05)  # pacing: the next try, until it is stored
 
     member = GroupMember(
         client,

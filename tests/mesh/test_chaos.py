@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,8 @@ def _power_can_be_cut() -> None:
         pytest.skip(f"no power cut here: {missing}")
 
 
-needs_power_cut = pytest.mark.usefixtures("_power_can_be_cut")
+def needs_power_cut(test: Callable[..., object]) -> Callable[..., object]:
+    return pytest.mark.needs("power-cut")(pytest.mark.usefixtures("_power_can_be_cut")(test))
 
 
 async def test_what_is_acknowledged_outlives_every_kind_of_fault():

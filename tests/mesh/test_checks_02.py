@@ -8,6 +8,7 @@ import pytest
 from exercise_cells import ExerciseCells, refused
 
 from mesh_lab.notebook.exercises import check
+from mesh_lab.patterns.wait import eventually
 
 CELLS = ExerciseCells("02_share_work_in_queue_groups", asyncio=asyncio, json=json)
 
@@ -115,9 +116,8 @@ async def drains_in_the_background(sub, working):
 
 
 async def waits_for_an_empty_buffer(sub, working):
-    while sub.pending_msgs:
-        await asyncio.sleep(0.005)
-    await asyncio.sleep(0.5)
+    await eventually(lambda: not sub.pending_msgs, within=5.0)
+    await asyncio.sleep(0.5)  # work: so long the last order may take, it guesses
 
 
 async def waits_for_the_loop(sub, working):

@@ -166,7 +166,7 @@ def asking(*, codes=("429", "503"), pause=None, limit=True, tries=100, looks=Tru
             wait = float(answer.headers.get("Retry-After", 0.1)) if pause is None else pause
             if code not in codes or (limit and time.monotonic() + wait > until):
                 return None
-            await asyncio.sleep(min(wait, 1.5))
+            await asyncio.sleep(min(wait, 1.5))  # pacing: as the desk asked for
         return None
 
     return place

@@ -92,7 +92,7 @@ def holding(*, says=True, stops=True, acks=True, naks=True, raises=True, waits=T
 
         async def keep_saying():
             while True:
-                await asyncio.sleep(every)
+                await asyncio.sleep(every)  # pacing
                 await msg.in_progress()
                 if ended.is_set():
                     return

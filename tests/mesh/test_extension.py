@@ -119,7 +119,7 @@ def test_a_notebook_runs_services_and_shows_what_crashes() -> None:
     assert after == ["2"]
 
 
-ASYNC = "import asyncio\nasync def x():\n    await asyncio.sleep(0.05)\n    return 7"
+ASYNC = "import asyncio\nasync def x():\n    await asyncio.sleep(0.05)\n    return 7"  # work
 
 
 def test_asyncio_run_works_in_a_cell_however_often_the_extension_is_loaded() -> None:

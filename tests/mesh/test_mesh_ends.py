@@ -81,7 +81,7 @@ async def test_a_mesh_that_a_process_of_another_one_started_is_cleaned_up_with_i
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 async def test_a_forked_child_does_not_keep_a_dead_program_s_servers_alive() -> None:
-    child, directory, owner = await started("os.fork() or (time.sleep(60), os._exit(0))")
+    child, directory, owner = await started("os.fork() or (time.sleep(60), os._exit(0))")  # hangs
     with killed_at_the_end(child):
         (forked,) = (
             p for p in psutil.Process(child.pid).children() if p.cmdline() == psutil.Process(child.pid).cmdline()

@@ -139,7 +139,7 @@ async def _watch_memory(mesh: Mesh, memory_mb: dict[str, list[float]], *, every:
     while True:
         for name, process in processes.items():
             memory_mb.setdefault(name, []).append(process.memory_info().rss / 2**20)
-        await asyncio.sleep(every)
+        await asyncio.sleep(every)  # pacing: one sample after the other
 
 
 def growth(samples: list[float]) -> float:
@@ -228,7 +228,7 @@ async def test_max_ack_pending_bounds_what_all_workers_together_have_in_hand(cli
                 in_hand += len(batch)
                 seen.append(in_hand)
                 for msg in batch:
-                    await asyncio.sleep(0.002)
+                    await asyncio.sleep(0.002)  # work
                     done.append(msg.subject)
                     in_hand -= 1
                     await msg.ack()

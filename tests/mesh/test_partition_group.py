@@ -131,7 +131,7 @@ async def publish_events(client: Client, name: str, orders: int, *, rate_per_s: 
     async with WindowedPublisher(client) as publisher:
         began = time.monotonic()
         for n, (_, step, order) in enumerate(due):
-            await asyncio.sleep(max(0.0, began + n / rate_per_s - time.monotonic()))
+            await asyncio.sleep(max(0.0, began + n / rate_per_s - time.monotonic()))  # pacing: the rate
             subject = f"{name.lower()}.{order.region}.{order.id}.{EVENTS[step]}"
             await publisher.publish(subject, b"", msg_id=subject)
 
@@ -184,7 +184,7 @@ async def disturb(members: Crew, seed: int) -> int:
     chance.shuffle(steps)
     frozen, joined = 0, 3
     for step in steps:
-        await asyncio.sleep(chance.uniform(0.4, 1.2))
+        await asyncio.sleep(chance.uniform(0.4, 1.2))  # pacing: a moment that the seed decides
         if step == "add" or len(members.at_work) < 2:
             joined += 1
             members.add(f"m{joined}")
@@ -203,7 +203,7 @@ async def disturb(members: Crew, seed: int) -> int:
             members.signal(name, signal.SIGSTOP)
             members.frozen.add(name)
             frozen += 1
-            await asyncio.sleep(LEASE_S * chance.uniform(0.5, 2.0))
+            await asyncio.sleep(LEASE_S * chance.uniform(0.5, 2.0))  # pacing: as long as the seed decides
             members.signal(name, signal.SIGCONT)
             members.frozen.discard(name)
     return frozen
@@ -344,7 +344,7 @@ async def test_after_a_clean_leave_nothing_is_handled_twice(client: Client) -> N
     subject, handled = await make_stream(client, "PAR2"), list[int]()
 
     async def note(msg: Msg, partition: Partition) -> None:
-        await asyncio.sleep(0.002)
+        await asyncio.sleep(0.002)  # work
         handled.append(position(msg).stream_seq)
 
     await publish_events(client, "PAR2", 300, rate_per_s=1e6)

@@ -85,7 +85,7 @@ async def test_what_is_handled_does_not_come_again(mesh: Mesh) -> None:
         await desk.put(b"a", b"b")
         working = desk.work(well)
         await eventually(desk.done, within=10.0)
-        await asyncio.sleep(1.2)  # longer than ack_wait
+        await asyncio.sleep(1.2)  # absence: after ack_wait, 1 s, what is not acknowledged comes again
         desk.stop.set()
         await working
         assert desk.tries == {b"a": 1, b"b": 1}
@@ -362,7 +362,7 @@ async def test_cancelled_while_it_waits_it_gives_back_what_is_on_its_way(mesh: M
             working = desk.work(well)
             await eventually(desk.requested, within=5.0)
             publishing = asyncio.create_task(desk.put(str(number).encode()))
-            await asyncio.sleep(0.001 * (number % 5))
+            await asyncio.sleep(0.001 * (number % 5))  # pacing: another moment each time
             await cancel_and_join(working)
             await publishing
         working = desk.work(well)
@@ -375,7 +375,7 @@ async def test_it_outlives_a_consumer_that_has_no_leader_for_a_while(mesh: Mesh)
     async with Desk(mesh) as desk:
         working = desk.work(well)
         await desk.js.delete_consumer("WORK", "desk")
-        await asyncio.sleep(0.5)  # the while
+        await asyncio.sleep(0.5)  # pacing: so long nobody leads it
         await desk.js.add_consumer("WORK", ConsumerConfig(durable_name="desk", ack_wait=1))
         await wait_routable(desk.client, "WORK", "desk")
         await desk.put(b"a")

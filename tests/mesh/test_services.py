@@ -186,7 +186,9 @@ async def test_a_crash_before_it_is_ready_fails_the_cell_and_leaves_no_sibling(m
     cell = "async def main(nc):\n    int('a number')\n"
     with pytest.raises(ServiceCrashedError, match=r"worker-1, worker-2 and worker-3 crashed:\n(.|\n)*line 3, in main"):
         run(services, "worker --replicas 3", cell)
-    one_fails = "async def main(nc):\n    assert os.environ['SERVICE_NAME'] != 'worker-2'\n    await asyncio.sleep(9)\n"
+    one_fails = (
+        "async def main(nc):\n    assert os.environ['SERVICE_NAME'] != 'worker-2'\n    await asyncio.sleep(9)\n"  # work
+    )
     with pytest.raises(ServiceCrashedError, match=r"^worker-2 crashed:\n(.|\n)*AssertionError$"):
         run(services, "worker --replicas 3", one_fails)
     assert services["worker"].states == {1: "stopped", 2: "crashed", 3: "stopped"}
@@ -204,7 +206,7 @@ def test_a_main_that_does_not_come_to_wait_is_told_with_its_log(
     mesh: Mesh, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(services_module, "READY_S", 2.0)
-    cell = "import time\nasync def main(nc):\n    print('busy')\n    time.sleep(60)\n"
+    cell = "import time\nasync def main(nc):\n    print('busy')\n    time.sleep(60)\n"  # hangs
     with pytest.raises(
         NotReadyError, match=r"worker-1 not ready after 2\.5 s: its main\(nc\) did not come to wait; .*\nbusy$"
     ):
@@ -213,7 +215,7 @@ def test_a_main_that_does_not_come_to_wait_is_told_with_its_log(
 
 
 def test_a_main_that_returns_is_finished(mesh: Mesh, services: Services) -> None:
-    run(services, "closer", "async def main(nc):\n    await nc.drain()\n    await asyncio.sleep(0.2)\n")
+    run(services, "closer", "async def main(nc):\n    await nc.drain()\n    await asyncio.sleep(0.2)\n")  # work
     assert services["closer"].states == {1: "finished"}
     assert repr(run(services, "seed --replicas 2", "async def main(nc):\n    await nc.flush()\n")) == (
         "seed: 2 processes finished"
@@ -228,7 +230,7 @@ async def test_a_crash_without_a_traceback_and_one_of_a_group_are_told_in_a_line
     run(services, "gone", gone + "    await asyncio.Event().wait()\n")
     group = """
     async def fail():
-        await asyncio.sleep(1.0)
+        await asyncio.sleep(1.0)  # work
         raise KeyError("k")
 
     async def main(nc):
@@ -267,7 +269,7 @@ async def main(nc):
     await mark(nc)
     sub = await nc.subscribe("work", queue="workers")
     async for msg in sub.messages:
-        await asyncio.sleep(0.002)
+        await asyncio.sleep(0.002)  # work
         await js.publish("done.1", msg.data)
 """
 BY_CALLBACK = """
@@ -275,7 +277,7 @@ async def main(nc):
     js = nc.jetstream()
     await mark(nc)
     async def handle(msg):
-        await asyncio.sleep(0.002)
+        await asyncio.sleep(0.002)  # work
         await js.publish("done.1", msg.data)
     await nc.subscribe("work", queue="workers", cb=handle)
     await asyncio.Event().wait()
@@ -287,7 +289,7 @@ async def main(nc):
     sub = await nc.subscribe("work", queue="workers")
     while True:
         msg = await sub.next_msg(timeout=None)
-        await asyncio.sleep(0.002)
+        await asyncio.sleep(0.002)  # work
         await js.publish("done.1", msg.data)
 """
 
@@ -354,7 +356,7 @@ def test_main_may_clean_up_when_it_is_cancelled(mesh: Mesh, services: Services) 
 def test_a_process_that_ignores_its_end_is_killed(
     mesh: Mesh, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cell = "import time\nasync def main(nc):\n    await asyncio.sleep(0.5)\n    time.sleep(60)\n"
+    cell = "import time\nasync def main(nc):\n    await asyncio.sleep(0.5)\n    time.sleep(60)\n"  # hangs
     replica = run(services, "worker", cell).replica(1)
     replica.request_stop()
     replica.wait(within=1.0)
@@ -490,5 +492,5 @@ def test_an_interrupt_while_a_service_starts_leaves_no_process(mesh: Mesh, servi
     before = {process.pid for process in owned(mesh.owner)}
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt, match=r"^$"):
-        run(services, "worker --replicas 2", "import time\nasync def main(nc):\n    time.sleep(60)\n")
+        run(services, "worker --replicas 2", "import time\nasync def main(nc):\n    time.sleep(60)\n")  # hangs
     assert {process.pid for process in owned(mesh.owner)} == before

@@ -297,6 +297,7 @@ async def test_a_directory_that_cannot_be_used_is_named_with_the_way_out(tmp_pat
         await start_mesh(servers=1, directory=tmp_path / "file")
 
 
+@pytest.mark.needs("full-disk")
 @pytest.mark.skipif(os.geteuid() != 0 if hasattr(os, "geteuid") else True, reason="mounting a small disk needs root")
 async def test_a_full_disk_is_named_with_its_numbers(tmp_path) -> None:
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path], capture_output=True).returncode:

@@ -109,7 +109,7 @@ async def test_a_message_that_cannot_be_sent_is_told_at_once_and_not_tried_again
         with pytest.raises(nats.errors.BadHeaderError):
             await publisher.publish("PUB8.x", b"", msg_id="1", headers={"bad name": "x"})
         assert publisher.outstanding == 0
-        await asyncio.sleep(0.3)  # the sweeper's time to trip over it
+        await asyncio.sleep(0.3)  # absence: thrice ack_timeout; the sweeper would send it again, and trip
         await publisher.publish("PUB8.x", b"", msg_id="2")
     assert (await js.stream_info("PUB8")).state.messages == 1
 

@@ -82,7 +82,7 @@ async def test_a_probe_that_hangs_is_cut_off_at_the_deadline(stubborn: bool) -> 
         nonlocal cancelled
         while True:
             try:
-                await asyncio.sleep(60)
+                await asyncio.sleep(60)  # hangs
             except asyncio.CancelledError:
                 cancelled += 1
                 if not stubborn or cancelled == 2:  # as where a library swallows the first one

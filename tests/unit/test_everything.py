@@ -1,5 +1,6 @@
 """What `make test` says at its end."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,31 @@ def test_failures_errors_and_the_reasons_of_what_was_skipped_are_counted(tmp_pat
     assert tally.skipped == {"no browser: install one": 2}
 
 
+NEEDY = """
+import pytest
+
+@pytest.fixture
+def missing(): pytest.skip("no browser here")
+
+@pytest.mark.needs("browser")
+def test_in_a_browser(missing): pass
+
+@pytest.mark.needs("power-cut")
+@pytest.mark.skipif(True, reason="not root")
+def test_power_cut(): pass
+"""
+
+
+def test_a_skip_is_a_failure_where_what_the_test_needs_is_required(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MESH_LAB_REQUIRE", "power-cut, full-disk")
+    shutil.copy(Path(everything.__file__).with_name("conftest.py"), tmp_path)
+    tally = tally_of(tmp_path, NEEDY)
+    assert [name.rpartition("::")[2] for name in tally.failed] == ["test_power_cut"]
+    assert tally.skipped == {"no browser here": 1}
+
+
 @pytest.mark.parametrize("text", [None, "", "<testsuites><testsuite><testcase"])
 def test_a_report_that_is_missing_or_cut_off_is_a_failure(tmp_path: Path, text: str | None) -> None:
     if text is not None:
@@ -63,15 +89,14 @@ def test_a_report_that_is_missing_or_cut_off_is_a_failure(tmp_path: Path, text: 
     assert "pytest did not come to its end" in tally.failed[0]
 
 
-@pytest.mark.parametrize("broken", ["first", "second"])
-def test_any_part_that_fails_fails_all_and_the_other_part_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], broken: str
+def test_any_part_that_fails_fails_all_and_the_other_parts_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     parts = {}
-    for name in ("first", "second"):
+    for name in ("first", "broken", "last"):
         path = tmp_path / f"test_{name}.py"
-        path.write_text(f"def test_{name}(): assert {name != broken}\n")
+        path.write_text(f"def test_{name}(): assert {name != 'broken'}\n")
         parts[name] = ["-p", "no:cacheprovider", f"--rootdir={tmp_path}", str(path)]
     monkeypatch.setattr(everything, "PARTS", parts)
     assert everything.main() == 1
-    assert capsys.readouterr().out.endswith(f"::test_{broken}\n1 passed, 1 failed, 0 skipped\n")
+    assert capsys.readouterr().out.endswith("::test_broken\n2 passed, 1 failed, 0 skipped\n")

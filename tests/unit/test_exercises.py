@@ -336,7 +336,7 @@ async def test_a_task_that_the_answer_left_is_named_and_ended(doubling):
 
 async def test_a_task_that_is_just_ending_is_not_left_behind(doubling):
     async def double(number):
-        double.ending = asyncio.create_task(asyncio.sleep(0.05))
+        double.ending = asyncio.create_task(asyncio.sleep(0.05))  # work
         return 2 * number
 
     assert (await check("2.2", double)).state == "correct"

@@ -15,8 +15,12 @@ from mesh_lab.orders.totals import Totals, check_totals, totals_of
 HEADER = " customer_id  date number_of_cds  dollar_value\n"
 
 
-def test_the_real_orders_add_up_to_what_their_authors_published() -> None:
-    orders = list(read_orders())
+@pytest.fixture(scope="module")
+def orders() -> list[Order]:
+    return list(read_orders())
+
+
+def test_the_real_orders_add_up_to_what_their_authors_published(orders: list[Order]) -> None:
     assert totals_of(orders) == EVERYTHING
     assert str(EVERYTHING) == "69,659 orders, 23,570 customers, 167,881 CDs, $2,500,315.63"
     assert len({order.id for order in orders}) == 69_659
@@ -28,9 +32,9 @@ def test_the_file_is_the_original_byte_for_byte() -> None:
     assert hashlib.sha256(lzma.decompress(packed.read_bytes())).hexdigest() in source
 
 
-def test_all_orders_of_a_customer_are_in_one_region() -> None:
+def test_all_orders_of_a_customer_are_in_one_region(orders: list[Order]) -> None:
     regions: dict[int, set[str]] = {}
-    for order in read_orders():
+    for order in orders:
         regions.setdefault(order.customer, set()).add(order.region)
     assert {len(found) for found in regions.values()} == {1}
     assert set.union(*regions.values()) == {"eu", "us"}

@@ -109,8 +109,9 @@ def test_a_closed_child_ends_what_waits_for_it_with_an_error(echo: ChildProcess)
 
 
 def test_terminate_returns_whether_the_child_ended_by_itself() -> None:
-    obedient = child("import time; print('up', flush=True); time.sleep(60)", stdout=True).start()
+    obedient = child("import time; print('up', flush=True); time.sleep(60)", stdout=True).start()  # hangs
     stubborn = child(
+        # hangs
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)",
         stdout=True,
     ).start()
@@ -183,6 +184,6 @@ def test_a_command_that_fails_raises_with_its_code_and_its_words() -> None:
 def test_a_command_that_hangs_is_killed() -> None:
     began = time.monotonic()
     with pytest.raises(ProcessEndedError, match="was not done after 0.2 s") as info:
-        output_of([sys.executable, "-c", "import time; time.sleep(60)"], within=0.2)
+        output_of([sys.executable, "-c", "import time; time.sleep(60)"], within=0.2)  # hangs
     assert info.value.exit_code is None
     assert time.monotonic() - began < 30

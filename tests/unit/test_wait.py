@@ -120,7 +120,7 @@ async def test_work_that_must_end_ends_however_often_its_owner_is_cancelled() ->
     for _ in range(3):
         await asyncio.sleep(0)
         owner.cancel()
-    await asyncio.sleep(0.01)
+    await asyncio.sleep(0.01)  # absence: cancelled for good, it would be over at the next turn
     assert not owner.done()
     went_on.set()
     with pytest.raises(asyncio.CancelledError):
@@ -130,7 +130,7 @@ async def test_work_that_must_end_ends_however_often_its_owner_is_cancelled() ->
 
 async def test_what_ended_badly_meanwhile_is_the_cause() -> None:
     async def work() -> None:
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.01)  # work
         raise OSError("no space left")
 
     with pytest.raises(OSError, match="no space left"):

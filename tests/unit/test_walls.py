@@ -13,7 +13,6 @@ from itertools import combinations
 from pathlib import Path
 
 import nbformat
-import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "mesh_lab"
@@ -118,43 +117,47 @@ def test_the_package_keeps_its_budget() -> None:
     assert len(MODULES) <= FILES, f"{len(MODULES)} files in mesh_lab/"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_a_module_imports_only_from_its_own_part_and_from_floors_below(path: Path) -> None:
-    part = _part(path)
-    if part in LAZY:
-        return
-    for name in _imports(path):
-        if name.startswith("mesh_lab."):
-            other = _part_of(name)
-            if other == "__version__":
-                continue
-            allowed = other in (part, "errors") or FLOORS[other] < FLOORS[part]
-            assert allowed, f"{part} (floor {FLOORS[part]}) imports {name} (floor {FLOORS[other]})"
+def test_a_module_imports_only_from_its_own_part_and_from_floors_below() -> None:
+    for path in MODULES:
+        part = _part(path)
+        if part in LAZY:
+            continue
+        for name in _imports(path):
+            if name.startswith("mesh_lab."):
+                other = _part_of(name)
+                if other == "__version__":
+                    continue
+                allowed = other in (part, "errors") or FLOORS[other] < FLOORS[part]
+                assert allowed, f"{path}: floor {FLOORS[part]} imports {name} of floor {FLOORS[other]}"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_only_the_notebook_floor_knows_notebooks(path: Path) -> None:
-    top = {name.split(".")[0] for name in _imports(path)}
-    if _part(path) != "notebook" and _part(path) not in LAZY:
-        assert not top & NOTEBOOK_ONLY
+def test_only_the_notebook_floor_knows_notebooks() -> None:
+    for path in MODULES:
+        if _part(path) != "notebook" and _part(path) not in LAZY:
+            assert not _top_level(path) & NOTEBOOK_ONLY, path
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_nobody_below_the_third_floor_draws_tables_or_progress_bars(path: Path) -> None:
-    part = _part(path)
-    if part not in LAZY and FLOORS[part] < LOWEST_WITH_TABLES:
-        assert not {name.split(".")[0] for name in _imports(path)} & TERMINAL_ONLY
+def test_nobody_below_the_third_floor_draws_tables_or_progress_bars() -> None:
+    for path in MODULES:
+        part = _part(path)
+        if part not in LAZY and FLOORS[part] < LOWEST_WITH_TABLES:
+            assert not _top_level(path) & TERMINAL_ONLY, path
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_what_runs_in_production_needs_nats_and_msgspec_only(path: Path) -> None:
-    if _part(path) in PORTABLE:
-        others = {name.split(".")[0] for name in _imports(path)} - sys.stdlib_module_names
-        assert others <= THIRD_PARTY_OF_PORTABLE | {"mesh_lab"}
-        inside = {_part_of(name) for name in _imports(path) if name.startswith("mesh_lab.")}
-        assert inside <= PORTABLE | {"errors", "processes", "tls"}
+def test_what_runs_in_production_needs_nats_and_msgspec_only() -> None:
+    for path in MODULES:
+        if _part(path) in PORTABLE:
+            others = _top_level(path) - sys.stdlib_module_names
+            assert others <= THIRD_PARTY_OF_PORTABLE | {"mesh_lab"}, path
+            inside = {_part_of(name) for name in _imports(path) if name.startswith("mesh_lab.")}
+            assert inside <= PORTABLE | {"errors", "processes", "tls"}, path
 
 
+def _top_level(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in _imports(path)}
+
+
+@cache
 def _imported_by_notebooks() -> dict[str, set[str]]:
     """Return for each module of `mesh_lab` the names that notebooks import from it."""
     found: dict[str, set[str]] = {}

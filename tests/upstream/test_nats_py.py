@@ -232,8 +232,7 @@ async def _hanging(server: Wire) -> Client:
 
 
 async def _second(server: Wire) -> None:
-    while server.connections < 2:
-        await asyncio.sleep(0.02)
+    await eventually(lambda: server.connections >= 2, within=PATIENTLY)
 
 
 @works_around(
