@@ -84,11 +84,10 @@ class ContainerServer(MeshServer):
             raise self.exited_error(state["ExitCode"])
 
     def _end(self, command: str, ended: State) -> None:
-        if not self._inspect()["Running"]:
-            return
-        self._unpause()  # older engines neither stop nor kill what is paused
-        self._engine.docker(command, self._id)
-        self._ended, self._status = ended, "exited"
+        if self._inspect()["Running"]:
+            self._unpause()  # older engines neither stop nor kill what is paused
+            self._engine.docker(command, self._id)
+            self._ended, self._status = ended, "exited"
 
     def _unpause(self) -> None:
         if self._inspect()["Paused"]:

@@ -31,7 +31,6 @@ class Lane:
     rate_bytes_per_s: float | None
     """Most that it carries; ``None`` for as much as comes."""
     cut: CutMode | None
-    """How it is cut, if it is."""
     connections: int
     carried_bytes: int
     """Bytes that have arrived at the target since the mesh was started."""
@@ -59,17 +58,9 @@ class Links:
         self._process.start()
         self._request({"do": "open", "links": self._wanted})
 
-    def slow(self, pairs: Collection[Pair], *, latency: float, rate: float | None) -> None:
-        """Delay and limit what runs between pairs of servers, in both directions."""
-        self._request({"do": "slow", "pairs": list(pairs), "latency": latency, "rate": rate})
-
-    def cut(self, pairs: Collection[Pair], *, mode: CutMode) -> None:
-        """Cut what runs between pairs of servers, in both directions."""
-        self._request({"do": "cut", "pairs": list(pairs), "mode": mode})
-
-    def heal(self) -> None:
-        """Let every link carry again, without delay or limit."""
-        self._request({"do": "heal"})
+    def do(self, what: Literal["slow", "cut", "heal"], pairs: Collection[Pair] = (), **how: float | str | None) -> None:
+        """Slow what runs between pairs of servers (``latency``, ``rate``) or cut it (``mode``); heal all links."""
+        self._request({"do": what, "pairs": list(pairs), **how})
 
     def lanes(self) -> list[Lane]:
         """Return every direction of every link."""

@@ -77,8 +77,6 @@ class Mesh:
         self._workspace = workspace
         self._clients: weakref.WeakSet[Client] = weakref.WeakSet()
 
-    # Facts
-
     @property
     def urls(self) -> list[str]:
         """Where clients connect, in the first region; :meth:`connect_options` has their credentials too."""
@@ -121,9 +119,6 @@ class Mesh:
         """Ask every server now, and return each one's state, or whether it is ``ready`` or ``not ready``.
 
         It is ready when its monitoring calls it healthy, JetStream included, or without monitoring lets a client in.
-
-        Raises:
-            ServerExitedError: The container of a server was removed.
         """
         await asyncio.gather(*(self._ask(server) for server in self.servers.values()))
         return self.last_states
@@ -131,8 +126,6 @@ class Mesh:
     async def is_healthy(self) -> bool:
         """Ask every server now, and return whether all run and are ready; ``False`` when the mesh was closed."""
         return not self.closed and set((await self.states()).values()) == {"ready"}
-
-    # Effects
 
     async def connect(
         self,
@@ -171,7 +164,7 @@ class Mesh:
 
         Raises:
             NotReadyError: It was not; the message says what was missing.
-            ServerExitedError: A server ended, or was killed and is not back.
+            ServerExitedError: A server ended.
         """
         self._check_open()
         await wait_until_ready(self.view, Deadline(within))
@@ -181,16 +174,13 @@ class Mesh:
     ) -> None:
         """Let all servers read other users and accounts, and return when each goes by them; nothing is restarted.
 
-        Clients whose user is no longer there, or no longer the same, are disconnected.
-
         Args:
-            users_config: Users of the lessons' account, in place of those that it was given before; ``None`` leaves
-                them, an empty text removes them.
+            users_config: Users of the lessons' account in place of its former ones; ``None`` leaves them.
             accounts_config: Accounts beside it, likewise.
             within: Seconds until it is too late.
 
         Raises:
-            BadConfigError: A server refused the text; the message says why. All keep what they had.
+            BadConfigError: A server refused the text, and says why; all keep what they had.
             UnsupportedByBackendError: The servers are not local processes, or their users are an operator's.
             ServerExitedError: A server does not run; nothing is changed.
             NotReadyError: A server did not read its file in time.
@@ -257,7 +247,7 @@ class Mesh:
             await wait_for(self.view, [routed, placeable], Deadline(PLACE_WITHIN_S))
         except NotReadyError:
             return False
-        # A leader that was just elected may not have missed yet a server that died before.
+        # The leader goes on counting a server that was killed for a while.
         return all(other.state == "running" for other in self.servers.values())
 
     async def slow(self, one: str, other: str, *, latency: float, rate: float | None = None) -> Fault:
@@ -277,7 +267,7 @@ class Mesh:
         if not 0 <= latency < float("inf") or (rate is not None and not 0 < rate < float("inf")):
             raise ValueError(f"latency={latency!r} s, rate={rate!r} bytes/s, expected 0 or more, and above 0 or None")
         links, pairs = self._running_links(), self.layout.pairs(one, other)
-        await asyncio.to_thread(links.slow, pairs, latency=latency, rate=rate)
+        await asyncio.to_thread(links.do, "slow", pairs, latency=latency, rate=rate)
         return Fault(f"{one} and {other}", "slowed")
 
     async def cut(self, one: str, other: str, *, mode: CutMode = "silent") -> Fault:
@@ -292,22 +282,19 @@ class Mesh:
         if mode not in get_args(CutMode):
             raise ValueError(f"mode {mode!r} asked for, expected one of {', '.join(get_args(CutMode))}")
         links, pairs = self._running_links(), self.layout.pairs(one, other)
-        await asyncio.to_thread(links.cut, pairs, mode=mode)
+        await asyncio.to_thread(links.do, "cut", pairs, mode=mode)
         return Fault(f"{one} and {other}", "cut")
 
     async def heal(self) -> None:
         """Let every link carry again, without delay or limit; the servers find each other again within seconds."""
-        await asyncio.to_thread(self._running_links().heal)
+        await asyncio.to_thread(self._running_links().do, "heal")
 
     async def lanes(self) -> list[Lane]:
         """Return what each direction of each link is doing, and how many bytes it has carried."""
         return await asyncio.to_thread(self._running_links().lanes)
 
     async def close(self) -> None:
-        """Close the clients, stop local servers and remove their stores, also when the caller is cancelled meanwhile.
-
-        Containers and external servers stay as they are. Closing twice does nothing.
-        """
+        """Close the clients, stop local servers and remove their stores, also when the caller is cancelled."""
         if not self.closed:
             self.closed = True
             await run_shielded(self._end())
@@ -347,8 +334,6 @@ class Mesh:
         states = self.last_states
         parts = (start + ", ".join(f"{name} {states[name]}" for name in names) for start, names in groups.items())
         return f"Mesh({'; '.join(parts)})"
-
-    # Helpers
 
     async def _ask(self, server: MeshServer) -> None:
         if await asyncio.to_thread(server.observe) != "running":

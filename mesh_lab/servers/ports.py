@@ -9,6 +9,7 @@ asking is found out when the server fails to bind, and the mesh moves to another
 import os
 import random
 import socket
+from typing import Self
 
 from mesh_lab.errors import NotReadyError
 
@@ -41,7 +42,7 @@ class PortBlock:
         self._ports = iter(range(self.dead + 1, self.dead + BLOCK_SIZE))
 
     @classmethod
-    def reserve(cls, *, first: int = FIRST_PORT, last: int = LAST_PORT) -> "PortBlock":
+    def reserve(cls, *, first: int = FIRST_PORT, last: int = LAST_PORT) -> Self:
         """Return a block, from ``first`` to below ``last``, that no other mesh on this machine holds.
 
         Raises:

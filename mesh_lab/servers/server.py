@@ -164,20 +164,15 @@ async def _reload(server: LocalServer, deadline: Deadline) -> None:
         await asyncio.to_thread(server.start)
         await until(partial(unhealthy, [server]), deadline)
         return
-    before: object = None
-
-    async def loaded() -> object:
-        return (await ask({"": server.monitor}, "/varz"))[""].get("config_load_time")
-
-    async def known() -> str:
-        nonlocal before
-        before = await loaded()
-        return "" if before else f"server {server.name!r} does not say when it read its configuration"
+    before = None
 
     async def read_again() -> str:
-        done = await loaded() not in (None, before)
+        nonlocal before
+        loaded = (await ask({"": server.monitor}, "/varz"))[""].get("config_load_time")
+        if before is None and loaded is not None:
+            before = loaded
+            server.reload()
+        done = loaded not in (None, before)
         return "" if done else f"server {server.name!r} has not read its configuration again"
 
-    await until(known, deadline)
-    server.reload()
     await until(read_again, deadline)
