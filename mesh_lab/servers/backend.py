@@ -30,41 +30,22 @@ class BackendTraits:
     """What its servers are, for a card."""
     start: str
     """Place of ``async def start(request: MeshRequest) -> Mesh``, as ``module:function``; loaded when it is used."""
-    configurable: bool
+    configurable: bool = False
     """Whether servers are set up as asked for: regions, leaf nodes, links, TLS, accounts, and a reload of users."""
-    stoppable: bool
+    stoppable: bool = True
     """Whether servers can be killed, paused and restarted."""
-    temporary: bool
+    temporary: bool = False
     """Whether servers and their streams end with the mesh; otherwise closing it leaves them as they are."""
-    services: Literal["processes", "containers"]
+    services: Literal["processes", "containers"] = "processes"
     """As what the services of the main job run: on this machine, or in containers beside the servers."""
 
 
 BACKENDS: Mapping[str, BackendTraits] = {
     "local": BackendTraits(
-        label="processes on this machine",
-        start="mesh_lab.servers.local:start",
-        configurable=True,
-        stoppable=True,
-        temporary=True,
-        services="processes",
+        "processes on this machine", "mesh_lab.servers.local:start", configurable=True, temporary=True
     ),
-    "docker": BackendTraits(
-        label="containers",
-        start="mesh_lab.servers.docker:start",
-        configurable=False,
-        stoppable=True,
-        temporary=False,
-        services="containers",
-    ),
-    "external": BackendTraits(
-        label="external servers",
-        start="mesh_lab.servers.external:start",
-        configurable=False,
-        stoppable=False,
-        temporary=False,
-        services="processes",
-    ),
+    "docker": BackendTraits("containers", "mesh_lab.servers.docker:start", services="containers"),
+    "external": BackendTraits("external servers", "mesh_lab.servers.external:start", stoppable=False),
 }
 
 
@@ -114,7 +95,6 @@ class MeshServer(ABC):
         self.was_healthy: bool | None = None
 
     def __repr__(self) -> str:
-        """Return name and state, without ports."""
         return f"<server {self.name}: {self.state}>"
 
     @property

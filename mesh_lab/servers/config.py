@@ -45,18 +45,13 @@ class Ports:
 
 
 class ExtraConfig(NamedTuple):
-    """Further settings in nats-server's own syntax, for lessons that need them."""
+    """Further settings in nats-server's own syntax: the arguments of ``start_mesh`` that end in ``_config``."""
 
     server: str = ""
-    """On their own, for every server."""
     account: str = ""
-    """In the account in which the lessons work."""
     jetstream: str = ""
-    """In the block of JetStream."""
     users: str = ""
-    """More users of the account in which the lessons work."""
     accounts: str = ""
-    """More accounts."""
 
     @property
     def of_accounts(self) -> bool:

@@ -32,7 +32,6 @@ class Fault:
     kind: Literal["killed", "paused", "slowed", "cut"]
 
     def __str__(self) -> str:
-        """Return it in a few words."""
         return f"{self.target} {self.kind}"
 
 
@@ -322,7 +321,6 @@ class Mesh:
         await self.close()
 
     def __repr__(self) -> str:
-        """Name the servers and what is known of their states, without ports or secrets."""
         if self.closed:
             return "Mesh(closed)"
         layout = self.layout
