@@ -128,7 +128,8 @@ class Project:
 
     Attributes:
         engine: Where they run.
-        folder: Where ``compose.yaml`` and ``.env`` are.
+        folder: Where ``compose.yaml`` is.
+        variables: The file with passwords and ports; private, and never committed.
         name: The project's name, which the engine writes on all that belongs to it.
     """
 
@@ -136,7 +137,7 @@ class Project:
         self.engine = engine
         named = folder or os.environ.get(FOLDER_VARIABLE) or Path(__file__).parents[2] / "docker"
         self.folder = Path(named).expanduser().absolute()
-        path = self.folder / "compose.yaml"
+        path, self.variables = self.folder / "compose.yaml", self.folder / ".env"
         if not path.is_file():
             raise SettingsError(
                 f"there is no {path}: the containers are described in the repository's folder docker/; "
@@ -149,11 +150,6 @@ class Project:
                 f"{path} has no line `name: mesh-lab…`, expected one: it says which containers are ours"
             )
         self.name = found[1]
-
-    @property
-    def variables(self) -> Path:
-        """The file with passwords and ports; private, and never committed."""
-        return self.folder / ".env"
 
     def compose(self, *arguments: str, within: float = 120.0, variables: Mapping[str, str] | None = None) -> str:
         """Return what a Compose command on this project prints; ``variables`` win over the file of them.

@@ -53,11 +53,6 @@ class ExtraConfig(NamedTuple):
     users: str = ""
     accounts: str = ""
 
-    @property
-    def of_accounts(self) -> bool:
-        """Whether any of them is about accounts or their users."""
-        return bool(self.account or self.users or self.accounts)
-
 
 @dataclass(frozen=True, slots=True)
 class ServerConfig:

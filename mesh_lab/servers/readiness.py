@@ -255,10 +255,8 @@ async def ask(monitors: Mapping[str, Monitor], path: str) -> dict[str, dict[str,
     """Return what each server's monitoring replies at a path, nothing where no reply came."""
     calls = (asyncio.to_thread(monitor.read, path) for monitor in monitors.values())
     replies = await asyncio.gather(*calls, return_exceptions=True)
-    return {
-        name: {} if isinstance(reply, BaseException) else reply[1]
-        for name, reply in zip(monitors, replies, strict=True)
-    }
+    seen = ({} if isinstance(reply, BaseException) else reply[1] for reply in replies)
+    return dict(zip(monitors, seen, strict=True))
 
 
 async def _check_alive(servers: Iterable[MeshServer]) -> None:

@@ -13,7 +13,7 @@ from mesh_lab.errors import BadConfigError, ProcessEndedError, ServerExitedError
 from mesh_lab.observe.monitor import Monitor
 from mesh_lab.processes import ChildProcess, output_of
 from mesh_lab.servers.backend import MeshServer, State
-from mesh_lab.servers.config import Ports, ServerConfig
+from mesh_lab.servers.config import ServerConfig
 from mesh_lab.servers.readiness import Deadline, ask, unhealthy, until
 
 HOST = "127.0.0.1"
@@ -25,6 +25,7 @@ class LocalServer(MeshServer):
     """A nats-server process.
 
     Attributes:
+        ports: Where it listens.
         config: How it is set up. :meth:`configure` changes it.
         config_file: Where that is written for it to read.
     """
@@ -32,8 +33,8 @@ class LocalServer(MeshServer):
     monitor: Monitor
 
     def __init__(self, config: ServerConfig, *, binary: Path, directory: Path, owner: str) -> None:
-        ports, name = config.ports, config.name
-        super().__init__(name, host=HOST, port=ports.client, monitor=Monitor(HOST, ports.monitor))
+        self.ports, name = config.ports, config.name
+        super().__init__(name, host=HOST, port=self.ports.client, monitor=Monitor(HOST, self.ports.monitor))
         self.config_file = directory / f"{name}.conf"
         self.config_file.touch(mode=0o600)
         self.configure(config)
@@ -41,11 +42,6 @@ class LocalServer(MeshServer):
         self._process = ChildProcess(self._command, name=f"server {name!r}", log=directory / f"{name}.log", owner=owner)
         self._ended: State | None = "stopped"
         self._paused = False
-
-    @property
-    def ports(self) -> Ports:
-        """Where it listens."""
-        return self.config.ports
 
     @property
     def state(self) -> State:

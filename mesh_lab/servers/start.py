@@ -105,7 +105,8 @@ async def start_mesh(
             raise UnsupportedByBackendError(
                 f"{what} asked for, but the servers of backend {chosen!r} stand as they are; use backend='local' here"
             )
-    if operator is not None and (client_auth == "certificate" or leaves or extra.of_accounts):
+    beside = client_auth == "certificate" or leaves or account_config or users_config or accounts_config
+    if operator is not None and beside:
         raise ValueError(
             "an operator's tokens say who may come in; no users, accounts, certificates or leaves beside it"
         )
