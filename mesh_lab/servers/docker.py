@@ -144,9 +144,7 @@ async def start(request: MeshRequest) -> ContainerMesh:
 async def start_containers(*, directory: Path | None = None, within: float = 20.0) -> ContainerMesh:
     """Return the mesh of ``docker/compose.yaml``: joined if it is up, brought up if not; raises as ``start_mesh`` says.
 
-    Args:
-        directory: Where to put the mesh's own directory; the system's temporary directory if ``None``.
-        within: Seconds until the servers must be ready, once their containers run.
+    The servers must be ready ``within`` so many seconds, once their containers run.
     """
     project = Project(await asyncio.to_thread(Engine.find))
     await asyncio.to_thread(project.up)

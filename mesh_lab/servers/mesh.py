@@ -139,13 +139,13 @@ class Mesh:
 
         Args:
             name: Name of the connection, as the servers' monitoring shows it.
-            to: As for :meth:`connect_options`; the client moves on, within the region, when that server dies.
-            region: As for :meth:`connect_options`.
-            system: As for :meth:`connect_options`.
+            to: Server or leaf node to dial first; the client moves on, within the region, when that dies.
+            region: Region to connect to; ``None`` for the first one.
+            system: Whether to connect to the system account, which answers ``$SYS`` requests.
             options: Any further arguments of ``nats.connect``.
 
         Raises:
-            NotReadyError: No server let the client in.
+            NotReadyError: No server let the client in. Otherwise what :meth:`connect_options` raises.
         """
         if to is not None:
             options.setdefault("dont_randomize", True)

@@ -242,8 +242,7 @@ async def no_place_for_streams(client: Client) -> str:
     no server has, so that nothing is made, and the refusal gives all reasons.
     (nats-server 2.15.1, processNewServer in server/events.go, selectPeerGroup in server/jetstream_cluster.go)
 
-    Args:
-        client: A client of a cluster of two servers or more; a single one would make the stream.
+    A single server without a cluster would make the stream.
     """
     wish = {"name": NOWHERE, "subjects": [NOWHERE], "placement": {"tags": [NOWHERE]}}
     answer = await client.request(f"$JS.API.STREAM.CREATE.{NOWHERE}", json.dumps(wish).encode(), timeout=0.5)

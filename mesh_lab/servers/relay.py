@@ -164,13 +164,13 @@ class RelayLink:
 
     async def set_cut(self, mode: str | None) -> None:
         """Follow what happened to the lanes: a link that is reset refuses, one that is silent lets wait."""
-        if mode == "reset" and self._server is not None:
+        if mode != "reset":
+            await self.open()
+        elif self._server is not None:
             self._server.close()
             self._server = None
             for task in self._dialling:
                 task.cancel()
-        if mode != "reset":
-            await self.open()
         (self._whole.set if mode is None else self._whole.clear)()
 
     def _accept(self) -> RelayEnd:
