@@ -4,7 +4,6 @@ import asyncio
 import weakref
 from collections.abc import Awaitable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from types import TracebackType
 from typing import Any, Literal, Self, get_args
 
 from nats.aio.client import Client
@@ -315,9 +314,7 @@ class Mesh:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     def __repr__(self) -> str:
