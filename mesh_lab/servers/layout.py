@@ -45,17 +45,14 @@ class Layout:
         """Every server, region by region, leaf nodes last."""
         return (*(name for names in self.regions.values() for name in names), *self.leaves)
 
-    @property
-    def default(self) -> tuple[str, ...]:
-        """Servers of the first region, where clients connect that do not say where."""
-        return next(iter(self.regions.values()))
-
     def region_of(self, server: str) -> str | None:
         """Return a server's region; ``None`` for a leaf node, which is of none."""
         return next((region for region, names in self.regions.items() if server in names), None)
 
-    def near(self, server: str | None, region: str | None) -> tuple[str, ...]:
+    def near(self, server: str | None = None, region: str | None = None) -> tuple[str, ...]:
         """Return the servers that a client dials: the one asked for and its region's others, or a region's.
+
+        Those of the first region, where it asks for neither.
 
         Raises:
             UnknownServerError: No region has that name; the message lists those there are.
@@ -64,7 +61,7 @@ class Layout:
             there = ", ".join(self.regions) if self.cluster is None else "none: it was started with servers="
             raise UnknownServerError(f"no region {region!r} in this mesh; there are {there}")
         if server is None:
-            return self.default if region is None else self.regions[region]
+            return next(iter(self.regions.values())) if region is None else self.regions[region]
         # A leaf node is of no region: its clients have nowhere else to go.
         home = self.regions.get(self.region_of(server) or "", ())
         return (server, *(name for name in home if name != server))

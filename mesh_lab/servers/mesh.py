@@ -78,7 +78,7 @@ class Mesh:
     @property
     def urls(self) -> list[str]:
         """Where clients connect, in the first region; :meth:`connect_options` has their credentials too."""
-        return [self.servers[name].url for name in self.layout.default]
+        return [self.servers[name].url for name in self.layout.near()]
 
     @property
     def last_states(self) -> dict[str, str]:

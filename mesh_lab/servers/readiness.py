@@ -193,7 +193,7 @@ async def reply_subjects_known(view: View) -> str:
             for route in reply.get("routes") or ()
             if any(subject.startswith(API_REPLIES) for subject in route.get("subscriptions_list") or ())
         }
-        if deaf := [peer for peer in view.layout.near(name, None)[1:] if peer not in waiting]:
+        if deaf := [peer for peer in view.layout.near(name)[1:] if peer not in waiting]:
             return f"{name} has not heard where {', '.join(deaf)} waits for JetStream's answers"
     return ""
 
@@ -208,7 +208,7 @@ async def routed(view: View) -> str:
     members = view.members
     states = await asyncio.gather(*(asyncio.to_thread(view.servers[name].observe) for name in members))
     running = {name: members[name] for name, state in zip(members, states, strict=True) if state == "running"}
-    pairs = [(one, peer) for one in running for peer in view.layout.near(one, None)[1:] if peer in running]
+    pairs = [(one, peer) for one in running for peer in view.layout.near(one)[1:] if peer in running]
     if not pairs:
         return ""
     settings, found = await ask(running, "/varz"), await ask(running, "/routez")
