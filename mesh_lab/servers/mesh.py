@@ -37,9 +37,9 @@ class Fault:
 class Mesh:
     """Servers that run, and what one can do with them.
 
-    Facts are properties, known without asking anybody: of a server's health, what was last seen. What asks the servers
-    or does something to them is a coroutine. It raises MeshClosedError after :meth:`close`, and what takes the name of
-    a server UnknownServerError for one that is not there, with those that are.
+    Facts are attributes, known without asking anybody: of a server's health, what was last seen. What asks the servers
+    or does something to them is a coroutine. A connection or an effect that is asked for after :meth:`close` raises
+    MeshClosedError, and the name of a server that is not there UnknownServerError, with those that are.
 
     Attributes:
         backend: Where its servers run.
