@@ -192,12 +192,14 @@ class ChildProcess:
         text = b""
         if self._log_file is not None and self._log_file.exists():
             text = self._log_file.read_bytes()
-        elif (file := self._unnamed_log) is not None and sys.platform != "win32":
-            # The child writes at the position that both share, so it had better not move.
-            text = os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0)
-        elif file is not None:
-            file.seek(0)
-            text = file.read()
+        elif (file := self._unnamed_log) is not None:
+            with contextlib.suppress(OSError, ValueError):  # another thread closes it
+                if sys.platform != "win32":
+                    # The child writes at the position that both share, so it had better not move.
+                    text = os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0)
+                else:
+                    file.seek(0)
+                    text = file.read()
         lines = text.decode(errors="replace").splitlines()
         return "\n".join(lines if last is None else lines[-last:] if last > 0 else [])
 

@@ -156,7 +156,7 @@ def test_no_password_is_in_an_image(project: Project, tmp_path: Path) -> None:
 async def test_down_also_removes_services_that_still_run(project: Project) -> None:
     async with await start_mesh(servers=3, backend="docker"):
         project.compose("--profile", "orders", "up", "--detach", "--no-deps", "worker")
-    assert (await asyncio.to_thread(project.down)).containers == 4
+    assert (await asyncio.to_thread(project.down)).startswith("4 containers")
     assert leftovers(project.engine, project.name) == []
 
 

@@ -108,6 +108,12 @@ def test_a_closed_child_ends_what_waits_for_it_with_an_error(echo: ChildProcess)
         echo.request({})
 
 
+def test_the_log_of_a_child_that_another_thread_just_closes_is_empty_and_no_error(echo: ChildProcess) -> None:
+    assert echo._unnamed_log is not None
+    echo._unnamed_log.close()  # as `close` does, one line before it lets go of the file
+    assert echo.log() == ""
+
+
 def test_terminate_returns_whether_the_child_ended_by_itself() -> None:
     obedient = child("import time; print('up', flush=True); time.sleep(60)", stdout=True).start()  # hangs
     stubborn = child(
