@@ -18,7 +18,7 @@ from typing import Literal
 from mesh_lab.errors import MeshLabError
 from mesh_lab.servers.binary import MINIMUM_VERSION, find_server, version_text
 from mesh_lab.servers.compose import Engine
-from mesh_lab.servers.ports import PortBlock
+from mesh_lab.servers.workspace import PortBlock
 
 MEMORY_NEEDED_BYTES = 1_000_000_000  # two regions of three servers under load, the kernel and JupyterLab
 DISK_NEEDED_BYTES = 2_000_000_000  # three copies of the biggest streams, in the temporary directory

@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from mesh_lab.errors import EngineRefusedError, NoEngineError, ProcessEndedError, SettingsError
 from mesh_lab.processes import output_of
-from mesh_lab.servers.ports import is_free
+from mesh_lab.servers.workspace import is_free
 
 FOLDER_VARIABLE = "MESH_LAB_DOCKER"
 SERVERS = ("n1", "n2", "n3")

@@ -9,7 +9,7 @@ import pytest
 from containers import copy_of_docker
 
 from mesh_lab.servers.compose import FOLDER_VARIABLE, SERVERS, Engine, Project
-from mesh_lab.servers.ports import PortBlock
+from mesh_lab.servers.workspace import PortBlock
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -17,8 +17,8 @@ from mesh_lab.patterns.wait import eventually
 from mesh_lab.processes import OWNER_VARIABLE
 from mesh_lab.servers.binary import find_server
 from mesh_lab.servers.external import _address
-from mesh_lab.servers.ports import PortBlock
 from mesh_lab.servers.start import start_mesh
+from mesh_lab.servers.workspace import PortBlock
 
 PROGRAM = """
 import asyncio, os, time

@@ -33,9 +33,9 @@ from mesh_lab.patterns.jetstream_wait import wait_routable
 from mesh_lab.patterns.wait import eventually
 from mesh_lab.processes import OWNER_VARIABLE
 from mesh_lab.servers.mesh import Mesh
-from mesh_lab.servers.ports import PortBlock
 from mesh_lab.servers.readiness import Deadline, no_place_for_streams, routed, wait_for
 from mesh_lab.servers.start import newest_mesh, start_mesh
+from mesh_lab.servers.workspace import PortBlock
 
 
 async def test_three_servers_take_a_replicated_stream_at_once() -> None:

@@ -13,7 +13,7 @@ from mesh_lab import doctor
 from mesh_lab.doctor import Finding
 from mesh_lab.errors import NotReadyError
 from mesh_lab.servers import binary
-from mesh_lab.servers.ports import PortBlock
+from mesh_lab.servers.workspace import PortBlock
 
 # Before a fixture puts fewer in their place.
 REAL_LAB_PACKAGES = doctor.LAB_PACKAGES

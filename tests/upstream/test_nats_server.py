@@ -16,7 +16,7 @@ from workarounds import Workaround, works_around
 
 from mesh_lab.patterns.wait import eventually
 from mesh_lab.servers.binary import find_server
-from mesh_lab.servers.ports import PortBlock
+from mesh_lab.servers.workspace import PortBlock
 
 RACES = [
     Workaround(
