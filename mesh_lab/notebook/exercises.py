@@ -33,11 +33,11 @@ from mesh_lab.errors import UnknownExerciseError
 from mesh_lab.notebook import answers
 from mesh_lab.notebook.leftovers import Watch, tasks_noted
 from mesh_lab.notebook.progress import NotebookProgress, Progress, note_solved, solved_numbers
-from mesh_lab.notebook.trial import NotYet, Trial
+from mesh_lab.notebook.trial import MachineClock, NotYet, Trial
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import newest_mesh
 
-__all__ = ["NotYet", "Trial", "Verdict", "check", "exercise", "hint", "progress"]
+__all__ = ["MachineClock", "NotYet", "Trial", "Verdict", "check", "exercise", "hint", "progress"]
 
 ANSWER_TIMEOUT_S = 10.0
 CHECKOUT = Path(__file__).parents[2] / "notebooks" / "checks"

@@ -1,9 +1,11 @@
 """What the check of an exercise is given: clients, servers and streams that are gone when the trial has ended."""
 
 import asyncio
+import threading
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import nats
 import nats.errors
@@ -23,6 +25,7 @@ from mesh_lab.servers.start import forget, start_mesh
 T = TypeVar("T")
 SOON_S = 0.5  # for what comes at once, or never
 LONG_S = 1.5  # an answer that is not back by then does not come back
+CLOCK_S = 0.02  # how often a machine that stands still is looked for
 API_TIMEOUT_S = 3.0  # short: a request that meets an election is never answered, and retry() makes it again
 
 
@@ -31,6 +34,36 @@ class NotYet(Exception):
 
     def __init__(self, seen: str, expected: str) -> None:
         super().__init__(f"{seen}; expected {expected}")
+
+
+class MachineClock:
+    """For how long the machine stood still meanwhile, so that a check need not blame the answer; a context manager.
+
+    A thread sleeps, and notes how late it wakes: code of a reader that blocks the event loop does not delay it.
+
+    Attributes:
+        longest_pause_s: The longest time so far by which it woke too late.
+    """
+
+    def __init__(self) -> None:
+        self.longest_pause_s = 0.0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="machine clock", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        before = time.monotonic()
+        while not self._over.wait(CLOCK_S):
+            now = time.monotonic()
+            self.longest_pause_s = max(self.longest_pause_s, now - before - CLOCK_S)
+            before = now
 
 
 class Trial:

@@ -187,7 +187,7 @@ async def test_a_crash_before_it_is_ready_fails_the_cell_and_leaves_no_sibling(m
     with pytest.raises(ServiceCrashedError, match=r"worker-1, worker-2 and worker-3 crashed:\n(.|\n)*line 3, in main"):
         run(services, "worker --replicas 3", cell)
     one_fails = (
-        "async def main(nc):\n    assert os.environ['SERVICE_NAME'] != 'worker-2'\n    await asyncio.sleep(9)\n"  # work
+        "async def main(nc):\n    assert os.environ['SERVICE_NAME'] != 'worker-2'\n    await asyncio.Event().wait()\n"
     )
     with pytest.raises(ServiceCrashedError, match=r"^worker-2 crashed:\n(.|\n)*AssertionError$"):
         run(services, "worker --replicas 3", one_fails)
@@ -226,19 +226,30 @@ def test_a_main_that_returns_is_finished(mesh: Mesh, services: Services) -> None
 async def test_a_crash_without_a_traceback_and_one_of_a_group_are_told_in_a_line(
     mesh: Mesh, services: Services
 ) -> None:
-    gone = "async def main(nc):\n    print('so long')\n    asyncio.get_running_loop().call_later(1.0, os._exit, 7)\n"
-    run(services, "gone", gone + "    await asyncio.Event().wait()\n")
+    gone = """
+    async def leave(msg):
+        os._exit(7)
+
+    async def main(nc):
+        print("so long")
+        await nc.subscribe("crash", cb=leave)
+        await asyncio.Event().wait()
+    """
+    run(services, "gone", textwrap.dedent(gone))
     group = """
-    async def fail():
-        await asyncio.sleep(1.0)  # work
+    async def fail(sub):
+        await sub.next_msg(timeout=None)
         raise KeyError("k")
 
     async def main(nc):
+        sub = await nc.subscribe("crash")
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(fail())
+            tasks.create_task(fail(sub))
     """
     run(services, "group", textwrap.dedent(group))
-    await eventually(lambda: repr(services).count("crashed") == 2, within=10.0)
+    async with await mesh.connect() as client:
+        await client.publish("crash")
+        await eventually(lambda: repr(services).count("crashed") == 2, within=10.0)
     assert repr(services) == "gone-1   crashed   exited with code 7\ngroup-1  crashed   KeyError: 'k'"
     crashes = services.unreported_crashes()
     assert crashes.startswith("gone-1 crashed:\nexited with code 7; its last log lines:\nso long\ngroup-1 crashed:\n")

@@ -87,16 +87,15 @@ async def test_a_server_that_is_back_is_waited_for_until_it_has_all_its_routes(m
 
 
 @pytest.mark.alone
-async def test_starting_three_servers_is_no_slower_than_a_reader_would_wait() -> None:
-    # A relation, not an absolute time: three servers elect a leader, one does not.
-    async def started(servers: int) -> float:
+async def test_three_servers_are_ready_before_an_election_by_timeout_would_begin() -> None:
+    # Servers elect a leader within 0.8 s of their first start if they have found each other by then, which is what
+    # start_mesh sees to; otherwise they wait for 4 to 9 s (minElectionTimeout in nats-server's server/raft.go).
+    async def started() -> float:
         begun = time.perf_counter()
-        async with await start_mesh(servers=servers):
+        async with await start_mesh(servers=3):
             return time.perf_counter() - begun
 
-    single = statistics.median([await started(1) for _ in range(3)])
-    three = statistics.median([await started(3) for _ in range(3)])
-    assert single < three < 30 * single
+    assert statistics.median([await started() for _ in range(3)]) < 4.0
 
 
 async def test_a_mesh_shows_its_servers_and_neither_ports_nor_secrets() -> None:

@@ -1,6 +1,10 @@
 """What a check is given is gone afterwards, and what an answer leaves behind is found, on real servers."""
 
 import asyncio
+import signal
+import subprocess
+import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -182,3 +186,23 @@ async def test_a_call_that_does_not_return_is_told_from_one_that_times_out():
         await Trial.returns(asyncio.Event().wait(), "it hung", "its end", within=0.05)
     with pytest.raises(TimeoutError, match="of its own"):
         await Trial.returns(impatient(), "it hung", "its end")
+
+
+CLOCK = """
+from mesh_lab.notebook.trial import MachineClock
+with MachineClock() as clock:
+    print("up", flush=True)
+    input()
+print(clock.longest_pause_s)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="this system does not stop processes")
+def test_a_pause_of_the_machine_is_noted():
+    with subprocess.Popen([sys.executable, "-c", CLOCK], stdin=-1, stdout=-1, text=True) as program:
+        assert program.stdout.readline() == "up\n"
+        program.send_signal(signal.SIGSTOP)
+        time.sleep(0.4)  # work: the machine stands still
+        program.send_signal(signal.SIGCONT)
+        said, _ = program.communicate("go on\n", timeout=20)
+    assert float(said) > 0.3
