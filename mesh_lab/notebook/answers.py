@@ -8,7 +8,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import CodeType, EllipsisType, FrameType, FunctionType
+from types import CodeType, FrameType, FunctionType
 from typing import Literal
 
 Kind = Literal["async function", "function", "async generator", "class", "text", "number", "dict", "anything"]
@@ -19,28 +19,49 @@ SHOWN_CHARACTERS = 200
 
 
 def untouched(answer: object) -> bool:
-    """Say whether nothing was written yet: ``...``, or functions and classes that hold no more than that.
+    """Return whether nothing was written yet: ``...``, or functions and classes that hold no more than that.
 
     A tuple, list or dict is untouched when it has members and all of them are; an empty one is an answer.
     """
+    if isinstance(answer, FunctionType):
+        return _steps(answer.__code__) in STUBS
+    members = _members(answer)
+    if isinstance(answer, type):
+        return not inspect.get_annotations(answer) and all(map(untouched, members))
+    return answer is ... or (bool(members) and all(map(untouched, members)))
+
+
+def files_of(answer: object) -> frozenset[str]:
+    """Return the file names, in a notebook one for each cell, of the code that an answer brings along."""
+    if isinstance(answer, FunctionType):
+        return frozenset({inspect.unwrap(answer).__code__.co_filename, answer.__code__.co_filename})
+    return frozenset[str]().union(*map(files_of, _members(answer)))
+
+
+def _members(answer: object) -> list[object]:
+    """Return what a collection holds, or what the reader wrote into a class."""
     match answer:
-        case EllipsisType():
-            return True
-        case FunctionType():
-            return _is_stub(answer.__code__)
         case tuple() | list():
-            return bool(answer) and all(untouched(member) for member in answer)
+            return list(answer)
         case dict():
-            return bool(answer) and all(untouched(member) for member in answer.values())
+            return list(answer.values())
         case type():
-            return not inspect.get_annotations(answer) and all(
-                untouched(member) for name, member in _own_members(answer)
-            )
-    return False
+            return list(_written(answer))
+    return []
 
 
-def _is_stub(code: CodeType) -> bool:
-    return _steps(code) in STUBS
+def _written(cls: type) -> Iterator[object]:
+    for name, member in vars(cls).items():
+        if isinstance(member, staticmethod | classmethod):
+            member = member.__func__
+        elif isinstance(member, property):
+            member = member.fget
+        if isinstance(member, FunctionType):
+            generated = inspect.unwrap(member).__code__.co_filename == GENERATED
+            if member.__module__ == cls.__module__ and not generated:
+                yield member
+        elif not (name.startswith("__") and name.endswith("__")):
+            yield member
 
 
 def _steps(code: CodeType) -> tuple[tuple[str, object], ...]:
@@ -54,20 +75,6 @@ STUBS = frozenset(
     for body in ("...", "return ...", "yield", "yield ...")
     for module in [compile(f"{kind} stub(): {body}", "<stub>", "exec")]
 )
-
-
-def _own_members(cls: type) -> Iterator[tuple[str, object]]:
-    for name, member in vars(cls).items():
-        if isinstance(member, staticmethod | classmethod):
-            member = member.__func__
-        elif isinstance(member, property):
-            member = member.fget
-        if isinstance(member, FunctionType):
-            generated = inspect.unwrap(member).__code__.co_filename == GENERATED
-            if member.__module__ == cls.__module__ and not generated:
-                yield name, member
-        elif not (name.startswith("__") and name.endswith("__")):
-            yield name, member
 
 
 def wrong_kind(answer: object, kind: Kind) -> str | None:
@@ -116,22 +123,6 @@ def _described(answer: object) -> str:
     return "None" if answer is None else f"of type {type(answer).__name__}: {reprlib.repr(answer)}"
 
 
-def files_of(answer: object) -> frozenset[str]:
-    """Return the file names, in a notebook one for each cell, of the code that an answer brings along."""
-    match answer:
-        case FunctionType():
-            return frozenset({inspect.unwrap(answer).__code__.co_filename, answer.__code__.co_filename})
-        case tuple() | list():
-            members: list[object] = list(answer)
-        case dict():
-            members = list(answer.values())
-        case type():
-            members = [member for _, member in _own_members(answer)]
-        case _:
-            members = []
-    return frozenset[str]().union(*map(files_of, members))
-
-
 class StuckError(Exception):
     """The answer blocks the event loop, so that no timeout of asyncio can reach it."""
 
@@ -140,15 +131,11 @@ class StuckError(Exception):
 def interrupted_when_stuck(files: frozenset[str], *, after: float) -> Iterator[None]:
     """Raise :class:`StuckError` inside the answer's own code when it holds the event loop for too long.
 
-    The signal does nothing unless that code is running, so it cannot hit the kernel. Windows has no such
-    signal: there, the reader interrupts the kernel.
+    The signal does nothing unless that code is running, so it cannot hit the kernel. Windows has no such signal.
 
     Args:
         files: What :func:`files_of` says of the answer.
         after: Seconds; then again each second, for an answer that catches it.
-
-    Raises:
-        StuckError: Where the answer is, not here.
     """
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
@@ -177,15 +164,9 @@ def alone(error: BaseException) -> BaseException:
 
 
 def last_line(error: BaseException, files: frozenset[str]) -> tuple[str, int | None]:
-    """Return the last line of an exception's traceback, and where in the reader's cell it came from.
-
-    Args:
-        error: The exception.
-        files: What :func:`files_of` says of the answer.
-    """
+    """Return the last line of an exception's traceback, and the line of the answer's ``files`` that it came from."""
     lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename in files]
     text = str(error).strip().partition("\n")[0]
     said = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    if len(said) > SHOWN_CHARACTERS:
-        said = said[:SHOWN_CHARACTERS] + " …"
-    return said, lines[-1] if lines else None
+    shown = said if len(said) <= SHOWN_CHARACTERS else f"{said[:SHOWN_CHARACTERS]} …"
+    return shown, lines[-1] if lines else None

@@ -1,8 +1,7 @@
 """Notebooks as ``mesh-lab lab`` hands them to JupyterLab: opening one does not change it.
 
-JupyterLab writes what the kernel says of its language, Python's version included, into each notebook that it opens, and
-marks the notebook as changed where the file said less. The files here name the language alone, so that they are the
-same under every Python.
+JupyterLab writes what the kernel says of its language, Python's version included, into each notebook that it opens. The
+files here name the language alone, so that they are the same under every Python.
 """
 
 from typing import Any

@@ -22,11 +22,12 @@ a sentence that adds something to know, and raises :class:`NotYet` where the ans
 """
 
 import asyncio
-import importlib.util
+import importlib
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 from mesh_lab.errors import UnknownExerciseError
@@ -41,6 +42,8 @@ __all__ = ["MachineClock", "NotYet", "Trial", "Verdict", "check", "exercise", "h
 
 ANSWER_TIMEOUT_S = 10.0
 CHECKOUT = Path(__file__).parents[2] / "notebooks" / "checks"
+CHECKS = sys.modules.setdefault("mesh_lab_checks", ModuleType("mesh_lab_checks"))
+"""The package of the files with checks, wherever they are."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -214,18 +217,9 @@ def _files() -> dict[int, Path]:
 
 def _load(notebook: int) -> None:
     """Run the file with the checks of a notebook, once."""
-    file = _files().get(notebook)
-    if file is None:
-        return
-    name = f"checks_{file.stem}"
-    spec = importlib.util.spec_from_file_location(name, file)
-    if name not in sys.modules and spec is not None and spec.loader is not None:
-        module = sys.modules[name] = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[name]
-            raise
+    if file := _files().get(notebook):
+        CHECKS.__path__ = [str(file.parent)]
+        importlib.import_module(f"{CHECKS.__name__}.{file.stem}")
 
 
 def _load_all() -> dict[int, str]:

@@ -7,12 +7,11 @@ consumer was not on any server before; other consumers end by themselves. Server
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakSet
 
 import psutil
@@ -53,13 +52,12 @@ def tasks_noted() -> Iterator[Tasks]:
         _noting.reset(mark)
 
 
-@dataclass(frozen=True, slots=True)
-class _Server:
+class _Server(NamedTuple):
     """What one server knows of this process and of JetStream."""
 
-    connections: Counter[str] = field(default_factory=Counter)
+    connections: Counter[str]
     """Number of this process's connections under each name."""
-    streams: set[str] = field(default_factory=set)
+    streams: set[str]
     """Streams and durable consumers, in words."""
 
 
@@ -82,7 +80,7 @@ class Watch:
         """
         own = [task for task in began if _file(task) in files]
         try:
-            await _expect_none(lambda: _running(own))
+            await _expect_none(partial(_running, own))
         finally:
             for task in own:
                 task.cancel()
@@ -100,7 +98,7 @@ class Watch:
         """
         await _expect_none(self._new_connections)
         await _expect_none(self._new_streams)
-        await _expect_none(lambda: _running(list(began)))
+        await _expect_none(partial(_running, list(began)))
 
     async def _new_connections(self) -> list[str]:
         now = await _servers(self._mesh)
@@ -115,12 +113,11 @@ class Watch:
         return [what for streams in now for what in streams if what not in before]
 
 
-async def _expect_none(find: Callable[[], Any]) -> None:
+async def _expect_none(find: Callable[[], Awaitable[list[str]]]) -> None:
     found: list[str] = []
 
     async def none() -> bool:
-        seen = find()
-        found[:] = await seen if asyncio.iscoroutine(seen) else seen
+        found[:] = await find()
         return not found
 
     try:
@@ -129,7 +126,7 @@ async def _expect_none(find: Callable[[], Any]) -> None:
         raise NotYet(f"it left {min(found)}", "nothing left behind") from err
 
 
-def _running(tasks: "Collection[asyncio.Task[Any]]") -> list[str]:
+async def _running(tasks: "Collection[asyncio.Task[Any]]") -> list[str]:
     return [f"a task running, {getattr(task.get_coro(), '__name__', 'one')}()" for task in tasks if not task.done()]
 
 
@@ -163,14 +160,13 @@ async def _servers(mesh: Mesh) -> dict[str, _Server]:
 
 
 def _read(monitor: Monitor, ports: Collection[int]) -> _Server | None:
-    """Return what a server says; ``None`` if it does not answer."""
-    server = _Server()
+    """Return what a server reports; ``None`` if it does not answer."""
     try:
         connections = monitor.connz(f"limit={MOST_CONNECTIONS}")["connections"]
         accounts = monitor.jsz("accounts=1&streams=1&consumers=1&config=1").get("account_details") or []
     except (OSError, ValueError):
         return None
-    server.connections.update(one.get("name", "") for one in connections if one["port"] in ports)
+    server = _Server(Counter(one.get("name", "") for one in connections if one["port"] in ports), set())
     for stream in (stream for account in accounts for stream in account.get("stream_detail") or []):
         server.streams.add(f"the stream {stream['name']}")
         for consumer in stream.get("consumer_detail") or []:

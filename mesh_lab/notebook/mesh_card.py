@@ -29,12 +29,8 @@ def mesh_card(mesh: Mesh) -> str:
 def _row(states: Mapping[str, str], label: str | None = None, notes: Mapping[str, str] | None = None) -> str:
     cells = "".join(
         f'<td style="border:2px solid {COLOURS.get(state, BAD)};padding:8px 18px;text-align:center">'
-        f"<b>{html.escape(name)}</b><br>{state}{_note(name, notes)}</td>"
+        f"<b>{html.escape(name)}</b><br>{state}{f'<br>{html.escape(notes[name])}' if notes else ''}</td>"
         for name, state in states.items()
     )
     head = f'<th style="text-align:left;padding-right:18px">{html.escape(label)}</th>' if label is not None else ""
     return f"<tr>{head}{cells}</tr>"
-
-
-def _note(name: str, notes: Mapping[str, str] | None) -> str:
-    return f"<br>{html.escape(notes[name])}" if notes else ""

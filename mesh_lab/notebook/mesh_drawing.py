@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 Point = tuple[float, float]
 Clients = Mapping[str, tuple[str, str]]
+NOBODY: Clients = {}
 PAGE = 72 * (WIDTH_IN - 0.3)
 SERVER, SERVER_LIVE = 30.0, 88.0
 """Height of a server's box, and the least width of one that shows a state."""
@@ -172,7 +173,7 @@ class Drawing:
 
 
 def topology(
-    servers: Sequence[str], *, title: str, publishers: Clients | None = None, subscribers: Clients | None = None
+    servers: Sequence[str], *, title: str, publishers: Clients = NOBODY, subscribers: Clients = NOBODY
 ) -> "Figure":
     """Draw servers joined by routes, publishers on their left and subscribers on their right.
 
@@ -185,7 +186,7 @@ def topology(
     Raises:
         ValueError: There are no servers or more than 7, or a client is connected to one that is not there.
     """
-    named = {server for clients in (publishers, subscribers) for server, _ in (clients or {}).values()}
+    named = {server for server, _ in (*publishers.values(), *subscribers.values())}
     if not 1 <= len(servers) <= 7 or not named <= set(servers):
         raise ValueError(f"expected 1 to 7 servers that include {sorted(named)}, got {list(servers)}")
     layout = Layout({"mesh": tuple(servers)}, {}, cluster="mesh")
@@ -210,20 +211,19 @@ def regions(
     Raises:
         ValueError: There are no regions or more than 3, or a leaf node or a cut names something else.
     """
-    leaves = dict(leaves or {})
-    places = {*servers, *leaves}
-    named = {*leaves.values(), *(place for pair in cut for place in pair)}
+    layout = Layout({region: tuple(names) for region, names in servers.items()}, leaves or {})
+    places = {*layout.regions, *layout.leaves}
+    named = {*layout.leaves.values(), *(place for pair in cut for place in pair)}
     if not 1 <= len(servers) <= 3 or not named <= places:
         raise ValueError(f"expected 1 to 3 regions that include {sorted(named)}, got {sorted(places)}")
-    layout = Layout({region: tuple(names) for region, names in servers.items()}, leaves)
     return draw(layout, cut=cut).figure(title)
 
 
 def draw(
     layout: Layout,
     *,
-    publishers: Clients | None = None,
-    subscribers: Clients | None = None,
+    publishers: Clients = NOBODY,
+    subscribers: Clients = NOBODY,
     cut: Collection[tuple[str, str]] = (),
     states: Mapping[str, str] | None = None,
     snapshots: Mapping[str, ServerSnapshot] | None = None,
@@ -233,15 +233,15 @@ def draw(
 
     Args:
         layout: Regions and leaf nodes.
-        publishers: For each client, the server that it is connected to and a subject; at the left.
-        subscribers: The same; at the right.
-        cut: Pairs of regions, or of a leaf node and its region, whose connection is cut.
+        publishers: As in :func:`topology`, which draws no regions.
+        subscribers: The same.
+        cut: As in :func:`regions`.
         states: Each server's state in a word or two.
         snapshots: What the servers that answered reported.
         before: What they reported the time before; rates are the difference.
     """
     drawing, snapshots, before = Drawing(), snapshots or {}, before or {}
-    _place(drawing, layout, publishers or {}, subscribers or {}, live=states is not None)
+    _place(drawing, layout, publishers, subscribers, live=states is not None)
     if states is None:
         _plan_links(drawing, layout, {frozenset(pair) for pair in cut})
         drawing.texts += [Text(drawing.boxes[name].middle, name, weight=BOLD) for name in layout.servers]
@@ -384,18 +384,18 @@ def _describe(
     if snapshot is not None:
         if state == "ready" and (rate := rate_per_s(before, snapshot)) is not None:
             below = f"{_rate(rate)} in"
-        notes += [_some(snapshot.clients)] if snapshot.clients else []
-        notes += [f"leads {_some(snapshot.leads)}"] if snapshot.leads else []
-        notes += [f"cut off as slow: {snapshot.slow_consumers:,}"] if snapshot.slow_consumers else []
+        slow = f"cut off as slow: {snapshot.slow_consumers:,}" if snapshot.slow_consumers else ""
+        notes = list(filter(None, [_some("", snapshot.clients), _some("leads ", snapshot.leads), slow]))
     drawing.texts.append(Text((x, y - 6), name, weight=BOLD))
     drawing.texts.append(Text((x, y + 7), below, MUTED if state == "ready" else colour, NOTE_PT))
     for number, note in enumerate(notes, 1):
         drawing.texts.append(Text((x, box.top + SERVER + 9.5 * number - 2), note, MUTED, NOTE_PT))
 
 
-def _some(names: Sequence[str]) -> str:
+def _some(prefix: str, names: Sequence[str]) -> str:
     more = len(names) - SHOWN_CLIENTS
-    return ", ".join(names[:SHOWN_CLIENTS]) + (f" and {more} more" if more > 0 else "")
+    shown = ", ".join(names[:SHOWN_CLIENTS]) + (f" and {more} more" if more > 0 else "")
+    return f"{prefix}{shown}" if names else ""
 
 
 def _rate(rate: float) -> str:

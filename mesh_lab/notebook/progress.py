@@ -44,16 +44,15 @@ class Progress:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        header = "".join(f"<th>{word}</th>" for word in ("notebook", "exercises", "solved", "open"))
-        rows = "".join(
-            f"<tr><td>{html.escape(row.notebook)}</td><td>{row.count}</td>{_cell(row.solved)}{_cell(row.open)}</tr>"
+        def cell(exercises: tuple[tuple[str, str], ...]) -> str:
+            return f"<td>{'<br>'.join(html.escape(f'{number} {title}') for number, title in exercises) or 'none'}</td>"
+
+        header = "<tr><th>notebook</th><th>exercises</th><th>solved</th><th>open</th></tr>"
+        rows = (
+            f"<tr><td>{html.escape(row.notebook)}</td><td>{row.count}</td>{cell(row.solved)}{cell(row.open)}</tr>"
             for row in self.notebooks
         )
-        return f"<table><tr>{header}</tr>{rows}</table>"
-
-
-def _cell(exercises: tuple[tuple[str, str], ...]) -> str:
-    return f"<td>{'<br>'.join(html.escape(f'{number} {title}') for number, title in exercises) or 'none'}</td>"
+        return f"<table>{header}{''.join(rows)}</table>"
 
 
 def note_solved(number: str) -> None:

@@ -121,8 +121,7 @@ async def _finish(client: Client, main: "asyncio.Task[object]") -> None:
 
 def _brings_work(sub: Subscription, inbox: str) -> bool:
     """Whether it brings more than replies to main's requests."""
-    replies = sub.subject.startswith(f"{inbox}.") and _has_callback(sub) and sub._jsi is None
-    return not replies
+    return not (sub.subject.startswith(f"{inbox}.") and _has_callback(sub) and sub._jsi is None)
 
 
 def _has_callback(sub: Subscription) -> bool:
@@ -141,10 +140,8 @@ async def _close(client: Client) -> None:
 
 async def _log_error(error: Exception) -> None:
     """Log what a subscription's callback raised in full, and the connection's troubles in a line."""
-    if isinstance(error, (nats.errors.Error, OSError)):
-        sys.stderr.write(f"{error!r}\n")
-    else:
-        sys.stderr.write(_traceback(error))
+    in_a_line = isinstance(error, (nats.errors.Error, OSError))
+    sys.stderr.write(f"{error!r}\n" if in_a_line else _traceback(error))
 
 
 def _load(path: Path) -> Main:
@@ -163,10 +160,8 @@ def _load(path: Path) -> Main:
 def _traceback(error: BaseException, *, only_cell: bool = False) -> str:
     """Return a traceback that begins in the cell, where it comes by the cell at all.
 
-    Args:
-        error: What was raised.
-        only_cell: Leave out what differs between machines and versions of Python: the libraries' frames, with their
-            paths, and the marks under a part of a line.
+    ``only_cell`` leaves out what differs between machines and versions of Python: the libraries' frames, with their
+    paths, and the marks under a part of a line.
     """
     report = traceback.TracebackException.from_exception(error)
     reports: list[traceback.TracebackException | None] = [report]
@@ -188,7 +183,7 @@ def _in_a_line(error: BaseException) -> str:
 
 
 def run(program: Path, crash_file: Path) -> int:
-    """Run a service and return the exit code: 1 after a crash, whose report stands in a file.
+    """Run a service and return the exit code.
 
     Args:
         program: File with the cell's source.

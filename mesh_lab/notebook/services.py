@@ -131,13 +131,7 @@ class Service:
     """
 
     def __init__(self, name: str, source: str, mesh: Mesh) -> None:
-        """Prepare; nothing is started yet.
-
-        Args:
-            name: Name of the service.
-            source: The cell, its magic line included as a comment, so that line numbers are the reader's.
-            mesh: Mesh that the service belongs to and ends with.
-        """
+        """Write the service's source to a file; nothing is started yet."""
         self.name = name
         # Weak: a mesh that the notebook forgets is cleaned up, and its services with it.
         self._mesh = weakref.ref(mesh)
@@ -197,12 +191,10 @@ class Service:
     def __repr__(self) -> str:
         """Return the number of processes in each state: ``worker: 2 processes running, 1 killed``."""
         counts = Counter(self.states.values())
-        parts = [f"{counts[state]} {state}" for state in STATES if counts[state]]
-        if not parts:
-            return f"{self.name}: no processes"
-        count, state = parts[0].split()
-        parts[0] = f"{count} {'process' if count == '1' else 'processes'} {state}"
-        return f"{self.name}: {', '.join(parts)}"
+        words = [f"{counts[state]} {state}" for state in STATES if counts[state]] or ["no"]
+        count, *state = words[0].split()
+        words[0] = " ".join([count, "process" if count == "1" else "processes", *state])
+        return f"{self.name}: {', '.join(words)}"
 
 
 class Services(dict[str, Service]):
@@ -239,10 +231,9 @@ class Services(dict[str, Service]):
         return service
 
     def scale(self, name: str, replicas: int) -> Service:
-        """Run so many replicas, and return when they are ready and those above are gone.
+        """Run so many replicas, and return when they are ready and those above are stopped in good order.
 
-        Replicas that were killed, crashed or finished are started again. The highest numbers are stopped, in good
-        order.
+        Replicas that were killed, crashed or finished are started again.
 
         Args:
             name: Name of the service.
@@ -332,12 +323,7 @@ class Services(dict[str, Service]):
 
 
 def stop(replicas: Sequence[Replica], *, within: float = STOP_S) -> None:
-    """Stop replicas side by side in good order, and return when all are gone.
-
-    Args:
-        replicas: Replicas; those that do not run keep their state.
-        within: Seconds after which those that are not gone are killed.
-    """
+    """Stop replicas side by side in good order, and kill those that are not gone after ``within`` seconds."""
     deadline = time.monotonic() + within
     for replica in replicas:
         replica.request_stop()
@@ -415,13 +401,11 @@ async def _wait_ready(replicas: Sequence[Replica], mesh: Mesh, subject: str) -> 
                 )
             raise ServiceCrashedError(_crash_report(crashed()))
     for late in (replica for replica in replicas if not ready(replica)):
-        lacking = missing[late.name]
-        arrived = f"its report did not reach {', '.join(sorted(lacking))}" if lacking != servers else ""
+        silent = missing[late.name] == servers
+        unreached = f"its report did not reach {', '.join(sorted(missing[late.name]))}"
+        why = "its main(nc) did not come to wait" if silent else unreached
         printed = late.log(last=LOG_LINES) or "(none)"
-        raise NotReadyError(
-            f"{late.name} not ready after {within} s: {arrived or 'its main(nc) did not come to wait'}; "
-            f"its last log lines:\n{printed}"
-        )
+        raise NotReadyError(f"{late.name} not ready after {within} s: {why}; its last log lines:\n{printed}")
 
 
 async def _connect_to(server: str, mesh: Mesh) -> Client:

@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from functools import partial
 from typing import Any, Self, TypeVar
 
@@ -83,29 +84,20 @@ class Trial:
         self._streams: list[tuple[JetStreamContext, str]] = []
         self._ends: list[Callable[[], Awaitable[object]]] = []
 
-    # Clients
-
     async def client(
-        self,
-        *,
-        on: Mesh | None = None,
-        name: str | None = None,
-        to: str | None = None,
-        region: str | None = None,
-        **options: Any,
+        self, *, on: Mesh | None = None, to: str | None = None, region: str | None = None, **options: Any
     ) -> Client:
         """Return a client that is closed when the trial has ended.
 
         Args:
             on: A mesh of the check's own; ``None`` for the lesson's.
-            name: Its name; ``None`` for ``"check"`` and the exercise's number.
             to: Server to dial first. Without it and a region it is the first server, so that interest needs no time
                 to travel between the clients of a trial.
             region: Region to connect to.
             options: Further arguments of :meth:`Mesh.connect <mesh_lab.servers.mesh.Mesh.connect>`.
         """
         mesh = on or self.mesh
-        options = {"name": name or f"check {self.number}", "region": region, **options}
+        options = {"name": f"check {self.number}", "region": region, **options}
         to = to or (None if region else next(iter(mesh.servers)))
         return await self._noted(mesh, partial(mesh.connect, to=to, **options))
 
@@ -121,8 +113,7 @@ class Trial:
         """Return what a client's server complained of since this was last asked, all that was sent before included."""
         await flush_through(client)
         noted = self._complaints[client]
-        new = noted.copy()
-        noted.clear()
+        new, noted[:] = noted[:], []
         return new
 
     async def _noted(self, mesh: Mesh, connect: Callable[..., Awaitable[Client]]) -> Client:
@@ -158,8 +149,6 @@ class Trial:
         await flush_through(client)
         return [await subscription.next_msg() for _ in range(subscription.pending_msgs)]
 
-    # Servers and streams
-
     async def own_mesh(self, **settings: Any) -> Mesh:
         """Return a mesh of the check's own, of one server unless the arguments of ``start_mesh`` say otherwise."""
         mesh = await start_mesh(**{"backend": "local", **settings})
@@ -167,9 +156,9 @@ class Trial:
         self._meshes.append(mesh)
         return mesh
 
-    async def own_client(self, **settings: Any) -> Client:
+    async def own_client(self) -> Client:
         """Return a client of a new mesh of the check's own."""
-        return await self.client(on=await self.own_mesh(**settings))
+        return await self.client(on=await self.own_mesh())
 
     async def absent(self, client: Client, *streams: str, api_timeout: float = API_TIMEOUT_S) -> JetStreamContext:
         """Remove streams that an answer is to make, now and when the trial has ended, and return a JetStream context.
@@ -192,8 +181,6 @@ class Trial:
         await wait_routable(client, name)
         return js
 
-    # Verdicts
-
     @staticmethod
     def kind(value: object, kinds: type | tuple[type, ...], expected: str) -> None:
         """Raise :class:`NotYet` unless a value is of a type; a bool is no number."""
@@ -214,12 +201,9 @@ class Trial:
 
         Args:
             condition: A plain or an ``async`` function.
-            seen: What is seen instead, or what says so at the end.
+            seen: What is seen instead, or a function that says it at the end.
             expected: What was expected.
-            within: Seconds.
-
-        Raises:
-            NotYet: It was not true in time.
+            within: Seconds, after which it raises :class:`NotYet`.
         """
         try:
             return await eventually(condition, within=within)
@@ -228,11 +212,7 @@ class Trial:
 
     @staticmethod
     async def returns(call: Awaitable[T], seen: str, expected: str, *, within: float = LONG_S) -> T:
-        """Return what a call returns.
-
-        Raises:
-            NotYet: It did not return in time.
-        """
+        """Return what a call returns; raise :class:`NotYet` when it did not return in time."""
         try:
             async with asyncio.timeout(within) as deadline:
                 return await call
@@ -241,15 +221,11 @@ class Trial:
                 raise
             raise NotYet(seen, expected) from err
 
-    # Its end
-
     async def end_own(self) -> None:
         """End the subscriptions of the check's own."""
         while self._ends:
-            try:
+            with suppress(nats.errors.Error):  # it has ended, or its connection has
                 await self._ends.pop()()
-            except nats.errors.Error:  # it has ended, or its connection has
-                continue
 
     async def close(self) -> None:
         """Remove the streams, close the clients, end the servers."""
@@ -263,7 +239,5 @@ class Trial:
 
 
 async def _remove(js: JetStreamContext, stream: str) -> None:
-    try:
+    with suppress(NotFoundError, nats.errors.ConnectionClosedError):
         await retry(partial(js.delete_stream, stream))
-    except (NotFoundError, nats.errors.ConnectionClosedError):
-        return
