@@ -122,7 +122,7 @@ class GroupBucket:
         if spread is not None and int(spread[1]) != group.partitions:
             raise GroupMismatchError(
                 f"stream {group.stream!r} spreads its subjects over {spread[1]} partitions, expected "
-                f"{group.partitions} as this member asks; messages of the others would wait for ever"
+                f"{group.partitions} as this member asks; what nobody reads would wait for ever"
             )
         try:
             replicas = config.num_replicas or 1
