@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
 import pytest
 from nats.js.api import ConsumerConfig
@@ -113,8 +112,8 @@ async def test_what_was_there_before_is_not_the_answer_s(mesh, client, handed_a_
 
 
 async def test_nothing_is_looked_for_on_servers_without_monitoring(mesh, handed_a_client, monkeypatch):
-    blind = {name: SimpleNamespace(monitor=None, port=server.port) for name, server in mesh.servers.items()}
-    monkeypatch.setattr(mesh, "servers", blind)
+    for server in mesh.servers.values():
+        monkeypatch.setattr(server, "monitor", None)
     assert (await check("1.1", leaves_a_subscription)).state == "correct"
 
 
