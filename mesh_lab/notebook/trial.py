@@ -52,6 +52,7 @@ class MachineClock:
         self._thread = threading.Thread(target=self._watch, name="machine clock", daemon=True)
 
     def __enter__(self) -> Self:
+        self._before = time.monotonic()
         self._thread.start()
         return self
 
@@ -60,11 +61,12 @@ class MachineClock:
         self._thread.join()
 
     def _watch(self) -> None:
-        before = time.monotonic()
-        while not self._over.wait(CLOCK_S):
+        over = False
+        while not over:
+            over = self._over.wait(CLOCK_S)  # a pause may end together with what was watched: it counts too
             now = time.monotonic()
-            self.longest_pause_s = max(self.longest_pause_s, now - before - CLOCK_S)
-            before = now
+            self.longest_pause_s = max(self.longest_pause_s, now - self._before - CLOCK_S)
+            self._before = now
 
 
 class Trial:
