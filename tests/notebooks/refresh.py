@@ -2,12 +2,15 @@
 
 ``python tests/notebooks/refresh.py [notebook …]`` executes, normalises and writes; without names it takes all
 of ``notebooks/``. ``--check`` runs nothing and says which files are not in that form. ``--record`` lets the
-kernels see this machine's own ledger and progress instead of an empty home, to export a reference run.
+kernels see this machine's own ledger and progress instead of an empty home, to export a reference run. The list of
+all exercises that notebook 00 shows is renewed with every run.
 """
 
 import argparse
+import json
 import os
 import re
+import subprocess
 import sys
 import tempfile
 import warnings
@@ -25,6 +28,12 @@ CELL_TIMEOUT_S = 120
 KERNEL_STARTUP_S = 60
 SLUG_CHARACTERS = 48
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+OVERVIEW = """
+import json
+from mesh_lab.notebook.exercises import progress
+shown = progress()
+print(json.dumps({"text/html": shown._repr_html_(), "text/plain": repr(shown)}))
+"""
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -199,6 +208,29 @@ def refresh(path: Path, *, record: bool = False) -> bool:
     return text != before
 
 
+def renew_overview(path: Path) -> bool:
+    """Put the exercises that there are into the overview that a notebook stores, without running it.
+
+    Args:
+        path: Notebook 00, whose cell ends with ``progress()``: another notebook may have got an exercise.
+    """
+    before = path.read_text(encoding="utf-8")
+    notebook = nbformat.reads(before, as_version=4)
+    with tempfile.TemporaryDirectory(prefix="mesh-lab-home-") as home:
+        command = [sys.executable, "-c", OVERVIEW]
+        overview = subprocess.run(
+            command, env={**os.environ, "MESH_LAB_HOME": home}, cwd=NOTEBOOKS, capture_output=True, check=True
+        )
+    for cell in _code_cells(notebook):
+        if cell.source.endswith("\nprogress()"):
+            for output in cell.outputs:
+                if output.output_type == "execute_result":
+                    output.data = NotebookNode(json.loads(overview.stdout))
+    text = written(notebook)
+    path.write_text(text, encoding="utf-8", newline="\n")
+    return text != before
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Refresh or check the notebooks; 1 if one of them is not as it must be."""
     parser = argparse.ArgumentParser(prog="refresh.py", description=(__doc__ or "").partition("\n")[0])
@@ -217,6 +249,9 @@ def main(arguments: list[str] | None = None) -> int:
             except NotebookFailedError as err:
                 failed, word = True, f"FAILED\n{err}"
         print(f"{path.name}: {word}", flush=True)  # noqa: T201 - what the command is for
+    first = next(NOTEBOOKS.glob("00_*.ipynb"))
+    if not options.check and renew_overview(first):
+        print(f"{first.name}: shows the exercises that there are now")  # noqa: T201
     return int(failed)
 
 

@@ -31,5 +31,5 @@ def test_each_heading_of_an_exercise_is_the_title_of_its_check(notebook):
 def test_the_overview_in_notebook_00_shows_the_exercises_that_there_are():
     [cell] = [cell for cell in _cells(NOTEBOOKS[0]) if cell.source.rstrip().endswith("\nprogress()")]
     [shown] = [output.data for output in cell.outputs if output.output_type == "execute_result"]
-    assert shown["text/plain"] == repr(progress()), "run notebook 00 again"
-    assert shown["text/html"] == progress()._repr_html_(), "run notebook 00 again"
+    assert shown["text/plain"] == repr(progress()), "`make notebook N=00` renews it"
+    assert shown["text/html"] == progress()._repr_html_(), "`make notebook N=00` renews it"
