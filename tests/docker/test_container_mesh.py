@@ -1,4 +1,4 @@
-"""The mesh in containers is the same mesh: ready in truth, joined when it is up, and it does what it is told."""
+"""The mesh in containers is the same mesh: ready when it says so, joined when it is up, and it does what it is told."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""Regions joined by gateways, and leaf nodes at their edge: ready in truth, and clear about what cannot be."""
+"""Regions joined by gateways, and leaf nodes at their edge: ready when it says so, and clear about what cannot be."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""A mesh is ready in truth, does what it is told, and says clearly what it cannot do."""
+"""A mesh is ready when it says so, does what it is told, and says clearly what it cannot do."""
 
 import asyncio
 import gc
