@@ -11,23 +11,19 @@ from contextlib import contextmanager
 from types import CodeType, FrameType, FunctionType
 from typing import Literal
 
-Kind = Literal["async function", "function", "async generator", "class", "text", "number", "dict", "anything"]
-
-# Methods that decorators such as @dataclass write carry this file name; others come from their own module.
-GENERATED = "<string>"
+Kind = Literal["async function", "function", "async generator", "text", "dict", "anything"]
+"""What a check can ask for."""
 SHOWN_CHARACTERS = 200
 
 
 def untouched(answer: object) -> bool:
-    """Return whether nothing was written yet: ``...``, or functions and classes that hold no more than that.
+    """Return whether nothing was written yet: ``...``, or functions that hold no more than that.
 
     A tuple, list or dict is untouched when it has members and all of them are; an empty one is an answer.
     """
     if isinstance(answer, FunctionType):
         return _steps(answer.__code__) in STUBS
     members = _members(answer)
-    if isinstance(answer, type):
-        return not inspect.get_annotations(answer) and all(map(untouched, members))
     return answer is ... or (bool(members) and all(map(untouched, members)))
 
 
@@ -39,29 +35,10 @@ def files_of(answer: object) -> frozenset[str]:
 
 
 def _members(answer: object) -> list[object]:
-    """Return what a collection holds, or what the reader wrote into a class."""
-    match answer:
-        case tuple() | list():
-            return list(answer)
-        case dict():
-            return list(answer.values())
-        case type():
-            return list(_written(answer))
-    return []
-
-
-def _written(cls: type) -> Iterator[object]:
-    for name, member in vars(cls).items():
-        if isinstance(member, staticmethod | classmethod):
-            member = member.__func__
-        elif isinstance(member, property):
-            member = member.fget
-        if isinstance(member, FunctionType):
-            generated = inspect.unwrap(member).__code__.co_filename == GENERATED
-            if member.__module__ == cls.__module__ and not generated:
-                yield member
-        elif not (name.startswith("__") and name.endswith("__")):
-            yield member
+    """Return what a collection holds."""
+    if isinstance(answer, dict):
+        return list(answer.values())
+    return list(answer) if isinstance(answer, tuple | list) else []
 
 
 def _steps(code: CodeType) -> tuple[tuple[str, object], ...]:
@@ -99,18 +76,14 @@ def _is_plain_function(answer: object) -> bool:
     )
 
 
-def _is_number(answer: object) -> bool:
-    return isinstance(answer, int | float) and not isinstance(answer, bool)
-
-
-# The order matters to _described: the first kind that fits names the answer.
-KINDS: dict[Kind, tuple[str, Callable[[object], bool]]] = {
+# The order matters to _described: the first kind that fits names the answer, also where no check asks for it.
+KINDS: dict[str, tuple[str, Callable[[object], bool]]] = {
     "async function": ("an async function (async def …)", inspect.iscoroutinefunction),
     "async generator": ("an async generator (async def … with yield)", inspect.isasyncgenfunction),
     "class": ("a class", inspect.isclass),
     "function": ("a plain function (def …)", _is_plain_function),
     "text": ("a text", lambda answer: isinstance(answer, str)),
-    "number": ("a number", _is_number),
+    "number": ("a number", lambda answer: isinstance(answer, int | float) and not isinstance(answer, bool)),
     "dict": ("a dict", lambda answer: isinstance(answer, dict)),
     "anything": ("an answer", lambda answer: True),
 }

@@ -182,13 +182,14 @@ def progress() -> Progress:
     Raises:
         StoreError: The record of solved exercises cannot be read.
     """
+    _load_all()
     solved, rows = solved_numbers(), []
-    for notebook, name in _load_all().items():
+    for notebook, file in _files().items():
         tasks = [(number, _exercises[number].title) for number in _sorted_numbers() if _notebook_of(number) == notebook]
         if tasks:
             done = tuple(task for task in tasks if task[0] in solved)
             left = tuple(task for task in tasks if task[0] not in solved)
-            rows.append(NotebookProgress(name.replace("_", " "), done, left))
+            rows.append(NotebookProgress(file.stem.replace("_", " "), done, left))
     return Progress(tuple(rows))
 
 
@@ -222,9 +223,6 @@ def _load(notebook: int) -> None:
         importlib.import_module(f"{CHECKS.__name__}.{file.stem}")
 
 
-def _load_all() -> dict[int, str]:
-    """Load the checks of all notebooks, and return the notebooks' names by their numbers."""
-    names = {number: file.stem for number, file in _files().items()}
-    for notebook in names:
+def _load_all() -> None:
+    for notebook in _files():
         _load(notebook)
-    return names

@@ -96,21 +96,17 @@ class Watch:
         Raises:
             NotYet: Something was left.
         """
-        await _expect_none(self._new_connections)
-        await _expect_none(self._new_streams)
+        await _expect_none(self._added)
         await _expect_none(partial(_running, list(began)))
 
-    async def _new_connections(self) -> list[str]:
-        now = await _servers(self._mesh)
-        known = [name for name in now if name in self._before]
-        counts = sum((now[name].connections for name in known), Counter[str]())
-        counts -= sum((self._before[name].connections for name in known), Counter[str]())
-        return [f"a connection named {name!r}" if name else "a connection" for name in counts]
-
-    async def _new_streams(self) -> list[str]:
-        before = set[str]().union(*(server.streams for server in self._before.values()))
-        now = [server.streams for name, server in (await _servers(self._mesh)).items() if name in self._before]
-        return [what for streams in now for what in streams if what not in before]
+    async def _added(self) -> list[str]:
+        """Return the connections and streams that were not there before, on servers that answered then too."""
+        now = {name: server for name, server in (await _servers(self._mesh)).items() if name in self._before}
+        connections = sum((server.connections for server in now.values()), Counter[str]())
+        connections -= sum((self._before[name].connections for name in now), Counter[str]())
+        streams = set[str]().union(*(server.streams for server in now.values()))
+        streams -= set[str]().union(*(server.streams for server in self._before.values()))
+        return [f"a connection named {name!r}" if name else "a connection" for name in connections] + list(streams)
 
 
 async def _expect_none(find: Callable[[], Awaitable[list[str]]]) -> None:

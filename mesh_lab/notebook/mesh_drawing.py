@@ -154,16 +154,15 @@ class Drawing:
             axes = figure.subplots()
             axes.set(xlim=(0, self.size[0]), ylim=(self.size[1], 0), aspect="equal", anchor="N")
             axes.set_axis_off()
-            for height, box in [*((0, frame) for frame in self.frames), *((2, box) for box in self.boxes.values())]:
+            for order, box in [*((0, frame) for frame in self.frames), *((2, box) for box in self.boxes.values())]:
                 shape = FancyBboxPatch(box[:2], *box[2:4], boxstyle="round,pad=0,rounding_size=5", clip_on=False)
-                shape.set(facecolor=box.fill, edgecolor=box.edge, linewidth=1.4 * scale, zorder=height)
+                shape.set(facecolor=box.fill, edgecolor=box.edge, linewidth=1.4 * scale, zorder=order)
                 axes.add_patch(shape)
             for line in self.lines:
-                style, height = ("-|>", 3) if line.look == "arrow" else ("-", 1)
-                look: dict[str, Any] = {"arrowstyle": style, "shrinkA": 0, "shrinkB": 0}
-                look |= {"color": line.colour, "linewidth": line.width}
-                look |= {"linestyle": "--" if line.look == "cut" else "-"}
-                axes.annotate("", line.end, line.start, arrowprops=look, zorder=height)
+                head, order = ("-|>", 3) if line.look == "arrow" else ("-", 1)
+                look: dict[str, Any] = {"arrowstyle": head, "linestyle": "--" if line.look == "cut" else "-"}
+                look |= {"color": line.colour, "linewidth": line.width, "shrinkA": 0, "shrinkB": 0}
+                axes.annotate("", line.end, line.start, arrowprops=look, zorder=order)
                 if line.look == "cut":
                     axes.plot(*line.middle, marker="x", color=ORANGE, markersize=11, markeredgewidth=3)
             for text in self.texts:
