@@ -3,14 +3,17 @@
 import ast
 import inspect
 import re
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import nbformat
+import pytest
 
 from mesh_lab.notebook.exercises import Verdict, check
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+Test = Callable[[str], Awaitable[None]]
 HEADING = re.compile(r"^### Exercise (\d+\.\d+): ", re.MULTILINE)
 
 
@@ -59,6 +62,25 @@ class ExerciseCells:
         for _ in range(2):
             [verdict] = await self.run(self.source(number, "solution"))
             assert verdict.startswith("correct: "), verdict
+
+    def tests(self, fixture: str = "mesh") -> tuple[Test, Test]:
+        """Return two tests of every exercise: as it stands it is not attempted, and its solution is correct.
+
+        Args:
+            fixture: Opens the mesh on which they are tried.
+        """
+
+        def of_every_exercise(test: Test) -> Test:
+            return pytest.mark.usefixtures(fixture)(pytest.mark.parametrize("number", self.numbers)(test))
+
+        async def not_attempted(number: str) -> None:
+            verdicts = await self.untouched(number)
+            assert verdicts == ["not attempted"], verdicts
+
+        async def correct(number: str) -> None:
+            await self.solved(number)
+
+        return of_every_exercise(not_attempted), of_every_exercise(correct)
 
     def _imported(self, packages: tuple[str, ...]) -> dict[str, Any]:
         names: dict[str, Any] = {}

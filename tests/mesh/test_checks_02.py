@@ -12,15 +12,7 @@ from mesh_lab.patterns.wait import eventually
 
 CELLS = ExerciseCells("02_share_work_in_queue_groups", asyncio=asyncio, json=json)
 
-
-@pytest.mark.parametrize("number", CELLS.numbers)
-async def test_the_cell_for_the_reader_is_not_attempted(mesh, number):
-    assert await CELLS.untouched(number) == ["not attempted"]
-
-
-@pytest.mark.parametrize("number", CELLS.numbers)
-async def test_the_solution_in_the_notebook_is_correct(mesh, number):
-    await CELLS.solved(number)
+test_the_cell_for_the_reader_is_not_attempted, test_the_solution_in_the_notebook_is_correct = CELLS.tests()
 
 
 # 2.1

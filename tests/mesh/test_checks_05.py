@@ -18,15 +18,7 @@ CELLS = ExerciseCells(
 HOME = StreamSource(name="ORDERS-EU")
 STORE = StreamSource(name="RETURNS", external=ExternalStream(api="$JS.store-berlin.API"))
 
-
-@pytest.mark.parametrize("number", CELLS.numbers)
-async def test_the_cell_for_the_reader_is_not_attempted(regions, number):
-    assert await CELLS.untouched(number) == ["not attempted"]
-
-
-@pytest.mark.parametrize("number", CELLS.numbers)
-async def test_the_solution_in_the_notebook_is_correct(regions, number):
-    await CELLS.solved(number)
+test_the_cell_for_the_reader_is_not_attempted, test_the_solution_in_the_notebook_is_correct = CELLS.tests("regions")
 
 
 def making(**settings):

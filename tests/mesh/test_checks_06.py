@@ -9,15 +9,7 @@ from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
 
 CELLS = ExerciseCells("06_shard_by_subject", json=json, SubjectTransform=SubjectTransform)
 
-
-@pytest.mark.parametrize("number", CELLS.numbers)
-async def test_the_cell_for_the_reader_is_not_attempted(mesh, number):
-    assert await CELLS.untouched(number) == ["not attempted"]
-
-
-@pytest.mark.parametrize("number", CELLS.numbers)
-async def test_the_solution_in_the_notebook_is_correct(mesh, number):
-    await CELLS.solved(number)
+test_the_cell_for_the_reader_is_not_attempted, test_the_solution_in_the_notebook_is_correct = CELLS.tests()
 
 
 def fnv(key, *, first="xor", codes=lambda key: key.encode(), bits=32):

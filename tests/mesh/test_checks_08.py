@@ -11,15 +11,7 @@ from mesh_lab.patterns import WindowedPublisher
 
 CELLS = ExerciseCells("08_batch_and_compress", asyncio=asyncio, json=json, WindowedPublisher=WindowedPublisher)
 
-
-@pytest.mark.parametrize("number", CELLS.numbers)
-async def test_the_cell_for_the_reader_is_not_attempted(mesh, number):
-    assert await CELLS.untouched(number) == ["not attempted"]
-
-
-@pytest.mark.parametrize("number", CELLS.numbers)
-async def test_the_solution_in_the_notebook_is_correct(mesh, number):
-    await CELLS.solved(number)
+test_the_cell_for_the_reader_is_not_attempted, test_the_solution_in_the_notebook_is_correct = CELLS.tests()
 
 
 # 8.1

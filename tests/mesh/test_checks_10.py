@@ -5,15 +5,7 @@ from exercise_cells import ExerciseCells, refused
 
 CELLS = ExerciseCells("10_isolate_the_tenants")
 
-
-@pytest.mark.parametrize("number", CELLS.numbers)
-async def test_the_cell_for_the_reader_is_not_attempted(mesh, number):
-    assert await CELLS.untouched(number) == ["not attempted"]
-
-
-@pytest.mark.parametrize("number", CELLS.numbers)
-async def test_the_solution_in_the_notebook_is_correct(mesh, number):
-    await CELLS.solved(number)
+test_the_cell_for_the_reader_is_not_attempted, test_the_solution_in_the_notebook_is_correct = CELLS.tests()
 
 
 EXPORT = {"name": "refunds", "type": "service", "subject": "cards.refund"}

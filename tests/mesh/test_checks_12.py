@@ -15,15 +15,7 @@ CELLS = ExerciseCells(
     "12_process_each_order_once", imports=("nats.js.errors", "mesh_lab.orders"), asyncio=asyncio, FIRST=FIRST
 )
 
-
-@pytest.mark.parametrize("number", CELLS.numbers)
-async def test_the_cell_for_the_reader_is_not_attempted(mesh, number):
-    assert await CELLS.untouched(number) == ["not attempted"]
-
-
-@pytest.mark.parametrize("number", CELLS.numbers)
-async def test_the_solution_in_the_notebook_is_correct(mesh, number):
-    await CELLS.solved(number)
+test_the_cell_for_the_reader_is_not_attempted, test_the_solution_in_the_notebook_is_correct = CELLS.tests()
 
 
 def paying(

@@ -7,15 +7,7 @@ from mesh_lab.orders import decode
 
 CELLS = ExerciseCells("14_run_the_order_mesh", imports=("mesh_lab.orders",))
 
-
-@pytest.mark.parametrize("number", CELLS.numbers)
-async def test_the_cell_for_the_reader_is_not_attempted(mesh, number):
-    assert await CELLS.untouched(number) == ["not attempted"]
-
-
-@pytest.mark.parametrize("number", CELLS.numbers)
-async def test_the_solution_in_the_notebook_is_correct(mesh, number):
-    await CELLS.solved(number)
+test_the_cell_for_the_reader_is_not_attempted, test_the_solution_in_the_notebook_is_correct = CELLS.tests()
 
 
 async def events_of(client) -> list[tuple[str, str, str, int]]:
