@@ -201,22 +201,21 @@ def _exercise(number: str) -> _Exercise:
     return _exercises[number]
 
 
-def _notebook_of(number: str) -> int:
-    head = str(number).partition(".")[0]
-    return int(head) if head.isdecimal() else -1
+def _notebook_of(number: str) -> str:
+    return str(number).partition(".")[0].zfill(2)
 
 
 def _sorted_numbers() -> list[str]:
     return sorted(_exercises, key=lambda number: [int(part) for part in number.split(".")])
 
 
-def _files() -> dict[int, Path]:
+def _files() -> dict[str, Path]:
     """Return the files of checks by their notebook's number: those beside the running notebook, or the checkout's."""
     files = [file for folder in (CHECKOUT, Path("checks")) for file in folder.glob("[0-9][0-9]_*.py")]
-    return dict(sorted((int(file.name[:2]), file) for file in files))
+    return dict(sorted((file.name[:2], file) for file in files))
 
 
-def _load(notebook: int) -> None:
+def _load(notebook: str) -> None:
     """Run the file with the checks of a notebook, once."""
     if file := _files().get(notebook):
         CHECKS.__path__ = [str(file.parent)]
