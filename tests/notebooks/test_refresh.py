@@ -52,9 +52,7 @@ def test_a_notebook_that_does_not_run_as_it_must_is_left_alone(write, capsys, so
 def test_the_overview_of_exercises_is_renewed_without_running_its_notebook(tmp_path):
     stored = (NOTEBOOKS / "00_start_here.ipynb").read_text()
     path = tmp_path / "00_start_here.ipynb"
-    path.write_text(
-        stored.replace("open: 0.1, 0.2,", "open: 0.1,").replace("<td>0 of 4</td>", "<td>0 of 3</td>")
-    )
+    path.write_text(stored.replace("open: 0.1, 0.2,", "open: 0.1,").replace("<td>0 of 4</td>", "<td>0 of 3</td>"))
     assert path.read_text() != stored
     assert renew_overview(path)
     assert path.read_text() == stored
