@@ -111,7 +111,7 @@ def lines(
         axes.minorticks_off()
         axes.set_xlabel(x)
         if len(series) > 1:
-            _name_lines(axes)
+            _name_lines(axes, [points[max(points)] for points in series.values()])
     return figure
 
 
@@ -186,7 +186,7 @@ def percentiles(latencies_ms: Mapping[str, Sequence[float]], *, title: str, limi
         axes.grid(axis="x")
         axes.tick_params(axis="x", pad=7)  # clear of the lowest value beside it
         axes.set_xlabel("percentile")
-        _name_lines(axes)
+        _name_lines(axes, [max(latencies) for latencies in latencies_ms.values()])
     return figure
 
 
@@ -275,9 +275,9 @@ def _far_apart(places: Sequence[float]) -> bool:
     return not gaps or min(gaps) >= 0.09 * sum(gaps)
 
 
-def _name_lines(axes: "Axes") -> None:
+def _name_lines(axes: "Axes", ends: Sequence[float]) -> None:
     """Name the lines on the right, from the one that ends highest to the one that ends lowest."""
-    named = sorted(axes.get_legend_handles_labels()[0], key=lambda line: line.get_ydata()[-1], reverse=True)
+    named = [line for _, line in sorted(zip(ends, axes.get_lines(), strict=False), key=lambda pair: -pair[0])]
     axes.legend(handles=named, loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
 
 
