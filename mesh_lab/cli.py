@@ -15,8 +15,10 @@ import nats.errors
 from mesh_lab import doctor
 from mesh_lab.chaos.schedule import KINDS
 from mesh_lab.errors import MeshLabError
+from mesh_lab.servers import docker
+from mesh_lab.servers.backend import MeshRequest
 from mesh_lab.servers.compose import Engine, Project
-from mesh_lab.servers.docker import start_containers
+from mesh_lab.servers.layout import plan
 
 SHORTEST_CHAOS_S = 3
 FIRST_NOTEBOOK = Path("notebooks") / "00_start_here.ipynb"
@@ -149,7 +151,7 @@ def _chaos(options: argparse.Namespace) -> int:
 
 def _up(options: argparse.Namespace) -> int:
     async def up() -> None:
-        async with await start_containers(within=60.0) as mesh:
+        async with await docker.start(MeshRequest(plan(3), within=60.0)) as mesh:
             sys.stdout.write(
                 f"{mesh!r}\n"
                 f"clients:    {', '.join(mesh.urls)} (user lab; its password is in {mesh.project.variables})\n"

@@ -60,6 +60,11 @@ def unpack(options: Mapping[str, Any]) -> dict[str, Any]:
     return {**options, "tls": ClientContext(TlsFiles(**files))} if isinstance(files, Mapping) else dict(options)
 
 
+def quoted(text: str) -> str:
+    """Return a string literal in nats-server's syntax, to which a Windows path's backslashes are escapes."""
+    return '"' + text.replace("\\", "\\\\") + '"'
+
+
 def server_block(files: TlsFiles, *, verify: str | None = None) -> str:
     """Return a ``tls`` block in nats-server's syntax.
 
@@ -69,7 +74,7 @@ def server_block(files: TlsFiles, *, verify: str | None = None) -> str:
             names the user. ``None``: a client need not show one.
     """
     paths = {"cert_file": files.certificate, "key_file": files.key, "ca_file": files.authority}
-    entries = [f'{name}: "{str(path).replace(chr(92), chr(92) * 2)}"' for name, path in paths.items()]
+    entries = [f"{name}: {quoted(str(path))}" for name, path in paths.items()]
     # Not the server's defaults: those take TLS 1.2, and refuse a handshake that a busy laptop does not do in 2 s.
     entries += ['min_version: "1.3"', "timeout: 5", *([f"{verify}: true"] if verify else [])]
     return f"tls {{ {', '.join(entries)} }}"

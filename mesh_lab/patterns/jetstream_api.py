@@ -24,17 +24,14 @@ class ApiError(msgspec.Struct, frozen=True):
 class Ack(msgspec.Struct, frozen=True):
     """The server's reply to one message: it is stored (ADR-22)."""
 
-    stream: str
-    seq: int
-    duplicate: bool = False
-
-
-class PublishReply(msgspec.Struct, frozen=True):
-    """A stream's reply to a message, or to the end of a batch of ``count`` messages (ADR-22, ADR-50)."""
-
     stream: str = ""
     seq: int = 0
     duplicate: bool = False
+
+
+class PublishReply(Ack, frozen=True):
+    """A stream's reply to a message, or to the end of a batch of ``count`` messages; an acknowledgement or an error."""
+
     count: int = 0
     error: ApiError | None = None
 

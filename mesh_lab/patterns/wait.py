@@ -40,9 +40,7 @@ async def eventually(condition: Callable[[], Any], *, within: float, every: floa
             try:
                 await asyncio.wait({call}, timeout=max(deadline - time.monotonic(), 0.0))
             finally:
-                if not call.done():
-                    call.cancel()
-                    await asyncio.wait({call})
+                await cancel_and_join(call)
             if call.cancelled():
                 break
             value = call.result()
@@ -87,7 +85,7 @@ async def retry(
         await asyncio.sleep(every * random.uniform(0.5, 1.5))
 
 
-async def cancel_and_join(*tasks: "asyncio.Task[Any]", again_after: float = 1.0) -> None:
+async def cancel_and_join(*tasks: "asyncio.Future[Any]", again_after: float = 1.0) -> None:
     """Cancel tasks, and return when all of them have ended; what they raised is not raised here.
 
     Once is not always enough: ``asyncio.wait_for``, with which nats-py waits for replies, loses in Python 3.11 a

@@ -202,7 +202,7 @@ class WindowedPublisher:
         elif reply.stream and reply.seq > 0:
             self.stored += 1
             self.duplicates += reply.duplicate
-            self._end(msg.subject, Ack(reply.stream, reply.seq, reply.duplicate))
+            self._end(msg.subject, reply)
         else:  # another subscriber's, and the stream's own may still come
             message.other_reply = msg.data[:SHOWN_BYTES]
 

@@ -5,11 +5,12 @@ is stored here. In production the operator's seed lies offline, and one of its *
 """
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from mesh_lab.security.tokens import UNLIMITED, Key, credentials, encode_token, user_claims
+from mesh_lab.tls import quoted
 
 NO_JETSTREAM = {"mem_storage": 0, "disk_storage": 0, "streams": 0, "consumer": 0}
 COUNTED = ("subs", "data", "payload", "imports", "exports", "conn", "leaf", *NO_JETSTREAM)
@@ -104,20 +105,16 @@ class Operator:
         claims = {"system_account": self.system.public}
         return encode_token("operator", claims, subject=self.key.public, signer=self.key, name=self.name)
 
+    def server_block(self, account: Account, *, directory: str) -> str:
+        """Return the part of a server's configuration that names its operator, in nats-server's syntax.
 
-def server_block(operator: Operator, accounts: Mapping[str, str], *, directory: str) -> str:
-    """Return the part of a server's configuration that names its operator, in nats-server's syntax.
-
-    Args:
-        operator: The operator that the server trusts.
-        accounts: Tokens of accounts that it has from the start, by their public keys.
-        directory: Where it keeps the accounts that it is sent later.
-    """
-    directory = directory.replace("\\", "\\\\")
-    known = {**accounts, operator.system.public: operator.system.token()}
-    preload = "\n".join(f'  {public}: "{token}"' for public, token in known.items())
-    return (
-        f'operator: "{operator.token()}"\nsystem_account: {operator.system.public}\n'
-        f'resolver {{ type: full, dir: "{directory}", allow_delete: true, interval: "2m", limit: 1000 }}\n'
-        f"resolver_preload {{\n{preload}\n}}"
-    )
+        Args:
+            account: One that the server has from the start, beside the system account.
+            directory: Where it keeps the accounts that it is sent later.
+        """
+        preload = "\n".join(f'  {known.public}: "{known.token()}"' for known in (account, self.system))
+        return (
+            f'operator: "{self.token()}"\nsystem_account: {self.system.public}\n'
+            f'resolver {{ type: full, dir: {quoted(directory)}, allow_delete: true, interval: "2m", limit: 1000 }}\n'
+            f"resolver_preload {{\n{preload}\n}}"
+        )

@@ -197,8 +197,9 @@ class Project:
         self._require_image(settings[SERVERS[0]]["image"])
         needed = {int(port["published"]): (n, port["target"]) for n in SERVERS for port in settings[n]["ports"]}
         for port, (name, inside) in needed.items():
-            if name not in there or there[name].status not in ("running", "paused"):
-                self._require_port(port, name, inside)
+            holds_it = name in there and there[name].status in ("running", "paused")
+            if not holds_it and not is_free(port):
+                raise self._port_taken(port, name, inside)
         try:
             self.compose("up", "--detach", "--no-recreate", *SERVERS)
         except EngineRefusedError as err:
@@ -251,10 +252,6 @@ class Project:
                 f"image {image} is not on this machine and cannot be fetched: {err}; let the engine reach its registry "
                 f"(proxy, network), or bring the image from a machine that has it: docker save {image} | docker load"
             ) from err
-
-    def _require_port(self, port: int, server: str, inside: int) -> None:
-        if not is_free(port):
-            raise self._port_taken(port, server, inside)
 
     def _port_taken(self, port: int, server: str, inside: int) -> EngineRefusedError:
         variable = f"MESH_LAB_{server.upper()}_{'PORT' if inside == CLIENT_PORT else 'MONITOR'}"

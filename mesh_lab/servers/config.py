@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from mesh_lab.servers.layout import Kind
-from mesh_lab.tls import TlsFiles, server_block
+from mesh_lab.tls import TlsFiles, quoted, server_block
 
 ClientAuth = Literal["password", "certificate"]
 ACCOUNT = "LAB"
@@ -75,8 +75,7 @@ class ServerConfig:
     client_auth: ClientAuth = "password"
     """Whether a client with TLS signs in by its password, or by the name in its certificate."""
     operator: str | None = None
-    """The accounts of an operator, as :func:`mesh_lab.security.accounts.server_block` renders them; ``None`` for
-    accounts that stand in the configuration."""
+    """The accounts of an operator, as its ``server_block`` renders them; ``None`` for those that stand in here."""
     extra: ExtraConfig = field(default_factory=ExtraConfig)
     jetstream: bool = True
 
@@ -85,14 +84,14 @@ class ServerConfig:
         tls, ports = self.tls, self.ports
         for_clients = "verify_and_map" if self.client_auth == "certificate" else None
         switch = "" if self.jetstream else "enabled: false, "
-        own_domain = f", domain: {_quoted(self.domain)}" if self.domain else ""
+        own_domain = f", domain: {quoted(self.domain)}" if self.domain else ""
         lines = [
-            f"server_name: {_quoted(self.name)}",
+            f"server_name: {quoted(self.name)}",
             f"listen: 127.0.0.1:{ports.client}",
             f"http: 127.0.0.1:{ports.monitor}",
             server_block(tls, verify=for_clients) if tls else "",
             # The limits are ceilings, nothing is set aside; a laptop's lessons stay far below them.
-            f"jetstream {{ {switch}store_dir: {_quoted(str(self.store))}, max_mem: 1GB, max_file: 8GB{own_domain}",
+            f"jetstream {{ {switch}store_dir: {quoted(str(self.store))}, max_mem: 1GB, max_file: 8GB{own_domain}",
             f"  {self.extra.jetstream}",
             "}",
             self.operator or self._accounts(),
@@ -100,13 +99,13 @@ class ServerConfig:
         if self.cluster is not None and ports.cluster:
             # JetStream wants a route to be named also where a region has one server, which knows its own address.
             routes = self._urls("nats", self.dials.get("route", {"": [ports.cluster]}))
-            lines += self._listener("cluster", f"name: {_quoted(self.cluster)}", f"routes: [{routes}]")
+            lines += self._listener("cluster", f"name: {quoted(self.cluster)}", f"routes: [{routes}]")
         if self.cluster is not None and ports.gateway:
             regions = [
-                f"{{ name: {_quoted(region)}, urls: [{self._urls('nats', {region: there})}] }}"
+                f"{{ name: {quoted(region)}, urls: [{self._urls('nats', {region: there})}] }}"
                 for region, there in self.dials.get("gateway", {}).items()
             ]
-            lines += self._listener("gateway", f"name: {_quoted(self.cluster)}", f"gateways: [{', '.join(regions)}]")
+            lines += self._listener("gateway", f"name: {quoted(self.cluster)}", f"gateways: [{', '.join(regions)}]")
         if ports.leafnodes:
             lines += self._listener("leafnodes", account=f", account: {ACCOUNT}")
         elif hub := self.dials.get("leaf"):
@@ -120,7 +119,7 @@ class ServerConfig:
 
         def user(name: str, password: str) -> str:
             # A user that a certificate names must not have a password too: the server would ask for both.
-            secret = "" if self.client_auth == "certificate" else f", password: {_quoted(password)}"
+            secret = "" if self.client_auth == "certificate" else f", password: {quoted(password)}"
             return f"{{ user: {name}{secret} }}"
 
         return f"""system_account: "$SYS"
@@ -142,7 +141,7 @@ accounts {{
             f"{block} {{",
             f"  listen: 127.0.0.1:{getattr(self.ports, block)}",
             f'  advertise: "127.0.0.1:{self.dead_port}"' if self.dead_port else "",
-            f"  authorization {{ user: {ROUTE_USER}, password: {_quoted(self.passwords.route)}{account} }}",
+            f"  authorization {{ user: {ROUTE_USER}, password: {quoted(self.passwords.route)}{account} }}",
             # Servers always show each other a certificate: the password alone would let in whoever has read it.
             f"  {server_block(self.tls, verify='verify')}" if self.tls else "",
             *lines,
@@ -151,9 +150,4 @@ accounts {{
 
     def _urls(self, scheme: str, dialled: Mapping[str, Sequence[int]]) -> str:
         start = f"{scheme}://{ROUTE_USER}:{self.passwords.route}@127.0.0.1"
-        return ", ".join(_quoted(f"{start}:{port}") for ports in dialled.values() for port in ports)
-
-
-def _quoted(text: str) -> str:
-    """Return a string literal; backslashes of Windows paths are escapes to the server's parser."""
-    return '"' + text.replace("\\", "\\\\") + '"'
+        return ", ".join(quoted(f"{start}:{port}") for ports in dialled.values() for port in ports)

@@ -6,7 +6,6 @@ go of it, and only ``mesh-lab down`` takes it away, with all that its streams ho
 
 import asyncio
 import json
-from pathlib import Path
 from typing import Any
 
 from mesh_lab.errors import EngineRefusedError, NotReadyError, ServerExitedError, UnsupportedByBackendError
@@ -130,7 +129,10 @@ class ContainerMesh(Mesh):
 
 
 async def start(request: MeshRequest) -> ContainerMesh:
-    """Return the mesh of containers that was asked for; raises what ``start_mesh`` says."""
+    """Return the mesh of ``docker/compose.yaml``: joined if it is up, brought up if not; raises as ``start_mesh`` says.
+
+    The servers must be ready ``request.within`` so many seconds, once their containers run.
+    """
     count = len(request.layout.servers)
     if count > len(SERVERS) or any(request.extra):
         what = "further settings" if any(request.extra) else f"{count} servers"
@@ -138,14 +140,6 @@ async def start(request: MeshRequest) -> ContainerMesh:
             f"{what} asked for, but the containers are three with the settings of docker/nats-server.conf; "
             "use backend='local' here"
         )
-    return await start_containers(directory=request.directory, within=request.within)
-
-
-async def start_containers(*, directory: Path | None = None, within: float = 20.0) -> ContainerMesh:
-    """Return the mesh of ``docker/compose.yaml``: joined if it is up, brought up if not; raises as ``start_mesh`` says.
-
-    The servers must be ready ``within`` so many seconds, once their containers run.
-    """
     project = Project(await asyncio.to_thread(Engine.find))
     await asyncio.to_thread(project.up)
     containers = await asyncio.to_thread(project.servers)
@@ -154,9 +148,9 @@ async def start_containers(*, directory: Path | None = None, within: float = 20.
             f"project {project.name} has no container for {', '.join(missing)}, expected {', '.join(SERVERS)}; "
             "somebody took it down meanwhile: start it again"
         )
-    mesh = ContainerMesh(project, containers, workspace=await asyncio.to_thread(Workspace, directory))
+    mesh = ContainerMesh(project, containers, workspace=await asyncio.to_thread(Workspace, request.directory))
     try:
-        await wait_until_ready(mesh.view, Deadline(within))
+        await wait_until_ready(mesh.view, Deadline(request.within))
     except BaseException:
         await mesh.close()
         raise

@@ -75,11 +75,8 @@ def _configured(request: MeshRequest, binary: Path, workspace: Workspace) -> tup
     lab = operator.account(config.ACCOUNT) if operator is not None else None
     servers = {}
     for name in layout.servers:
-        accounts = None
-        if operator is not None and lab is not None:
-            from mesh_lab.security.accounts import server_block
-
-            accounts = server_block(operator, {lab.public: lab.token()}, directory=str(directory / f"{name}-accounts"))
+        sent_later = str(directory / f"{name}-accounts")
+        accounts = operator.server_block(lab, directory=sent_later) if operator and lab else None
         settings = config.ServerConfig(
             name,
             ports=ports[name],

@@ -17,7 +17,7 @@ from nats.aio.client import Client
 
 from mesh_lab.errors import NotReadyError
 from mesh_lab.observe.monitor import Monitor
-from mesh_lab.patterns.wait import cancel_and_join
+from mesh_lab.patterns.wait import eventually
 from mesh_lab.servers.backend import MeshServer
 from mesh_lab.servers.layout import Layout
 
@@ -78,19 +78,17 @@ async def until(probe: Callable[[], Awaitable[str]], deadline: Deadline, *, ever
         ServerExitedError: A server ended.
     """
     missing = "the servers have not replied"
-    while True:
-        look = asyncio.ensure_future(probe())
-        try:
-            await asyncio.wait({look}, timeout=deadline.left)
-        finally:
-            await cancel_and_join(look, again_after=0.1)
-        if not look.cancelled() and not (missing := look.result()):
-            return
-        if not deadline.left:
-            break
-        await asyncio.sleep(every)
-    message = f"mesh not ready after {deadline.within:g} s: {missing}"
-    raise NotReadyError(message, waited_s=deadline.within, missing=missing)
+
+    async def nothing_missing() -> bool:
+        nonlocal missing
+        missing = await probe()
+        return not missing
+
+    try:
+        await eventually(nothing_missing, within=deadline.left, every=every)
+    except NotReadyError:
+        message = f"mesh not ready after {deadline.within:g} s: {missing}"
+        raise NotReadyError(message, waited_s=deadline.within, missing=missing) from None
 
 
 async def wait_until_ready(view: View, deadline: Deadline) -> None:

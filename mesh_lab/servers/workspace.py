@@ -52,13 +52,13 @@ class PortBlock:
         self._ports = iter(range(self.dead + 1, self.dead + BLOCK_SIZE))
 
     @classmethod
-    def reserve(cls, *, first: int = FIRST_PORT, last: int = LAST_PORT) -> Self:
-        """Return a block, from ``first`` to below ``last``, that no other mesh on this machine holds.
+    def reserve(cls) -> Self:
+        """Return a block that no other mesh on this machine holds.
 
         Raises:
             NotReadyError: Every block is taken.
         """
-        bases = list(range(first, last, BLOCK_SIZE))
+        bases = list(range(FIRST_PORT, LAST_PORT, BLOCK_SIZE))
         random.shuffle(bases)
         for base in bases:
             lock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
@@ -69,7 +69,7 @@ class PortBlock:
             else:
                 return cls(lock)
         raise NotReadyError(
-            f"all {len(bases)} port blocks between {first} and {last} are taken; "
+            f"all {len(bases)} port blocks between {FIRST_PORT} and {LAST_PORT} are taken; "
             "close other meshes, or end programs that listen there"
         )
 

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from mesh_lab.errors import BadTokenError
-from mesh_lab.security.accounts import LIMITS, Operator, server_block
+from mesh_lab.security.accounts import LIMITS, Operator
 from mesh_lab.security.tokens import Key, decode_token, encode_token
 
 
@@ -93,7 +93,7 @@ def test_a_user_who_may_publish_nothing_has_an_empty_list_and_not_none():
 def test_the_servers_are_told_of_the_operator_and_of_no_seed():
     operator = Operator()
     account = operator.account("LAB")
-    block = server_block(operator, {account.public: account.token()}, directory="C:\\lab")
+    block = operator.server_block(account, directory="C:\\lab")
     assert operator.token() in block
     assert 'dir: "C:\\\\lab"' in block
     for key in (operator.key, operator.system.key, account.key):
