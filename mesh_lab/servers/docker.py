@@ -134,12 +134,8 @@ async def start(request: MeshRequest) -> ContainerMesh:
     The servers must be ready ``request.within`` so many seconds, once their containers run.
     """
     count = len(request.layout.servers)
-    if count > len(SERVERS) or any(request.extra):
-        what = "further settings" if any(request.extra) else f"{count} servers"
-        raise UnsupportedByBackendError(
-            f"{what} asked for, but the containers are three with the settings of docker/nats-server.conf; "
-            "use backend='local' here"
-        )
+    if count > len(SERVERS):
+        raise UnsupportedByBackendError(f"{count} servers asked for, but the containers are three; use backend='local'")
     project = Project(await asyncio.to_thread(Engine.find))
     await asyncio.to_thread(project.up)
     containers = await asyncio.to_thread(project.servers)

@@ -45,10 +45,6 @@ async def start(request: MeshRequest) -> Mesh:
 
     A user and password, or a token, may stand in the first. ``MESH_LAB_CREDS`` names a credentials file.
     """
-    if any(request.extra):
-        raise UnsupportedByBackendError(
-            "further settings asked for, but external servers stand as they are; use backend='local' here"
-        )
     if not (url := os.environ.get(URL_VARIABLE)):
         raise SettingsError(f"backend 'external' needs an address; set {URL_VARIABLE}=nats://host:4222")
     found = [urlsplit(one if "://" in one else f"nats://{one}") for one in url.split(",")]

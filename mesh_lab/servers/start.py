@@ -100,7 +100,7 @@ async def start_mesh(
             f"client_auth={client_auth!r} asked for, expected 'password', or 'certificate' with tls=Authority()"
         )
     wishes = {"tls": tls, "an operator": operator, "regions and leaf nodes": regions or leaves, "links": links}
-    for what, wish in wishes.items():
+    for what, wish in {**wishes, "further settings": any(extra)}.items():
         if wish and not traits.configurable:
             raise UnsupportedByBackendError(
                 f"{what} asked for, but the servers of backend {chosen!r} stand as they are; use backend='local' here"

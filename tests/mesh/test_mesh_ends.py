@@ -124,7 +124,8 @@ async def test_a_reload_with_a_dead_server_changes_nothing() -> None:
 async def test_settings_for_an_external_mesh_are_refused(monkeypatch) -> None:
     monkeypatch.setenv("MESH_LAB_URL", "nats://127.0.0.1:9")
     with pytest.raises(
-        UnsupportedByBackendError, match="further settings asked for, but external servers stand as they are"
+        UnsupportedByBackendError,
+        match="further settings asked for, but the servers of backend 'external' stand as they",
     ):
         await start_mesh(users_config="{ user: x, password: y }")
 
