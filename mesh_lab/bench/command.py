@@ -5,10 +5,8 @@ renamed or given another unit; what comes new gets a new ``schema`` number.
 """
 
 import asyncio
-import platform
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Any
 
 import msgspec
@@ -115,8 +113,7 @@ async def _run(cases: Sequence[BenchCase], *, quick: bool, path: str | None) -> 
 
 def report_of(results: Sequence[CaseResult], peers: Sequence[NatsCliResult] = ()) -> BenchReport:
     """Return the report of a run."""
-    versions = ", ".join(sorted({result.measurement.server_version for result in results}))
-    machine = this_machine(python=platform.python_version(), nats_server=versions, nats_py=version("nats-py"))
+    machine = this_machine(result.measurement for result in results)
     return BenchReport(SCHEMA, machine, [_result(result) for result in results], list(peers))
 
 

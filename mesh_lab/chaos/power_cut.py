@@ -156,17 +156,12 @@ async def _disks(mesh: Mesh) -> AsyncIterator[list[Disk]]:
             for name in mesh.servers:
                 disks.append(closing.enter_context(contextlib.closing(Disk(Path(place), mesh.directory / name))))
                 await run_shielded(asyncio.to_thread(disks[-1].mount))
+            for server in mesh.servers.values():
+                closing.callback(server.kill)  # called first of all: what a server uses cannot be taken away
             await start_all(mesh)
             yield disks
         finally:
-            await run_shielded(_put_away(mesh, closing))
-
-
-async def _put_away(mesh: Mesh, disks: contextlib.ExitStack) -> None:
-    try:
-        await asyncio.gather(*(asyncio.to_thread(server.kill) for server in mesh.servers.values()))
-    finally:
-        await asyncio.to_thread(disks.close)
+            await run_shielded(asyncio.to_thread(closing.close))
 
 
 def _run(*command: str) -> None:

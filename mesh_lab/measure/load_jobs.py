@@ -9,7 +9,7 @@ import struct
 import sys
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -125,10 +125,18 @@ class NumberedJob(Job[R_co], Generic[R_co], frozen=True, kw_only=True):
         for n in range(self.first, self.first + self.count):
             yield f"{before}{n}{after}" if token else self.subject, HEADER.pack(self.mark, n) + padding
 
-    async def subscribe(self, client: Client, callback: Any, *, queue: str = "") -> Any:
-        """Subscribe to the run's messages without limits: what is lost was lost on the way, not in a queue here."""
+    async def subscribe(self, client: Client, note: Callable[[int], None], *, queue: str = "") -> Any:
+        """Note each of the run's messages, without limits: what is lost was lost on the way, not in a queue here."""
+        run = self.mark
+
+        async def on_message(msg: Msg) -> None:
+            if len(msg.data) >= HEADER.size:
+                mark, n = HEADER.unpack_from(msg.data)
+                if mark == run:  # other messages on the subject are not of this run
+                    note(n)
+
         subject = self.subject.replace("{n}", "*")
-        return await client.subscribe(subject, queue=queue, cb=callback, pending_msgs_limit=0, pending_bytes_limit=0)
+        return await client.subscribe(subject, queue=queue, cb=on_message, pending_msgs_limit=0, pending_bytes_limit=0)
 
 
 class Publish(NumberedJob[Sent], frozen=True, kw_only=True):
@@ -182,19 +190,14 @@ class Receive(NumberedJob[Received], frozen=True, kw_only=True):
     survives_reconnect: bool = True
 
     async def __call__(self, client: Client, parent: Parent) -> Received:
-        run, count, seen = self.mark, self.count, bytearray(self.count)
+        seen, all_ended = bytearray(self.count), asyncio.Event()
         received = last_ns = ends = 0
-        all_ended = asyncio.Event()
 
-        async def on_message(msg: Msg) -> None:
+        def note(n: int) -> None:
             nonlocal received, last_ns
-            if len(msg.data) < HEADER.size:
-                return
-            mark, n = HEADER.unpack_from(msg.data)
-            if mark == run and n < count:  # other messages on the subject are not of this run
-                last_ns = time.perf_counter_ns()
-                received += 1
-                seen[n] = 1
+            last_ns = time.perf_counter_ns()
+            received += 1
+            seen[n] = 1
 
         async def on_control(msg: Msg) -> None:
             nonlocal ends
@@ -203,7 +206,7 @@ class Receive(NumberedJob[Received], frozen=True, kw_only=True):
             elif (ends := ends + 1) >= self.publishers:
                 all_ended.set()
 
-        subscription = await self.subscribe(client, on_message, queue=self.queue)
+        subscription = await self.subscribe(client, note, queue=self.queue)
         await client.subscribe(self.control, cb=on_control)
         await client.flush()
         await parent.ready()  # returns when the publishers are done

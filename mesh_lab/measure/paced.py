@@ -23,7 +23,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from mesh_lab.measure.load import numbered_shares, run_children
-from mesh_lab.measure.load_jobs import HEADER, NumberedJob, Parent, Result
+from mesh_lab.measure.load_jobs import NumberedJob, Parent, Result
 from mesh_lab.patterns.jetstream_api import PublishReply
 from mesh_lab.patterns.jetstream_wait import wait_interest
 
@@ -156,7 +156,6 @@ class PacedRun:
         return table
 
     def __repr__(self) -> str:
-        """Return everything in one line, with a warning in words when the generator itself was late."""
         line = f"{self.messages:,} messages at {self.offered_per_s:,.0f}/s, {'closed' if self.closed else 'open'} loop"
         line += f": answered {self.answered:,}, refused {self.refused:,}, lost {self.lost:,}"
         if self.answered:
@@ -227,10 +226,8 @@ async def paced_load(
         patience=float(patience),
     )
     [[result], _] = await run_children([job], within=limit)
-    due_ns, start = array("q", job.schedule()), result.began_ns
-    sent_ns = [at - start for at in array("q", result.sent_ns)]
-    done_ns = [at - start if at else 0 for at in array("q", result.done_ns)]
-    gave_up_ns = result.ended_ns - start
+    due_ns, sent_ns, done_ns = array("q", job.schedule()), array("q", result.sent_ns), array("q", result.done_ns)
+    gave_up_ns = result.ended_ns - result.began_ns
     return PacedRun(rate_per_s, due_ns, sent_ns, done_ns, result.outcome, gave_up_ns, closed, result.server_version)
 
 
@@ -241,7 +238,10 @@ def _percentile(values: list[float], percent: float) -> float:
 
 
 class PacedResult(Result, frozen=True, kw_only=True):
-    """When each message was sent and answered (0 if not), 8 bytes of nanoseconds each, and how it ended."""
+    """When each message was sent and answered (0 if not), 8 bytes of nanoseconds each, and how it ended.
+
+    Like everywhere in a run, times count from when the first message was due, which is ``began_ns``.
+    """
 
     sent_ns: bytes
     done_ns: bytes
@@ -278,15 +278,15 @@ class Paced(NumberedJob[PacedResult], frozen=True, kw_only=True):
         due_ns = array("q", self.schedule())
         sent_ns, done_ns = array("q", bytes(8 * self.count)), array("q", bytes(8 * self.count))
         outcomes, unanswered, change = bytearray(self.count), self.count, asyncio.Event()
-        inbox = client.new_inbox()
-        run, before, token, after = self.mark, *self.subject.partition("{n}")
-        payloads = cycle(self.payloads) if self.payloads else None
-        padding = bytes(self.payload_bytes - HEADER.size)
+        given, inbox = cycle(self.payloads), client.new_inbox()
 
-        def note(n: int, outcome: int) -> None:
+        def now_ns() -> int:
+            return time.perf_counter_ns() - start_ns
+
+        def note(n: int, outcome: int = ANSWERED) -> None:
             nonlocal unanswered
             if outcomes[n] == UNANSWERED:  # only a message's first end counts
-                done_ns[n] = time.perf_counter_ns()
+                done_ns[n] = now_ns()
                 outcomes[n] = outcome
                 unanswered -= 1
                 change.set()
@@ -294,24 +294,9 @@ class Paced(NumberedJob[PacedResult], frozen=True, kw_only=True):
         async def on_answer(msg: Msg) -> None:
             note(int(msg.subject.rpartition(".")[2]), _outcome(msg, acknowledgement=self.until == "ack"))
 
-        async def on_message(msg: Msg) -> None:
-            if len(msg.data) < HEADER.size:
-                return
-            mark, n = HEADER.unpack_from(msg.data)
-            if mark == run:  # other messages on the subject are not of this run
-                note(n, ANSWERED)
-
-        async def send(n: int) -> None:
-            payload = HEADER.pack(run, n) + padding if payloads is None else next(payloads)
-            subject = f"{before}{n}{after}" if token else self.subject
-            reply = "" if self.until == "received" else f"{inbox}.{n}"
-            sent_ns[n] = time.perf_counter_ns()
-            with contextlib.suppress(nats.errors.OutboundBufferLimitError):  # no server: it stays unanswered
-                await client.publish(subject, payload, reply=reply)
-
         async def wait_while_patient(n: int) -> bool:
             """Wait for the end of any message as long as there is patience for message n; return whether there was."""
-            left_s = self.patience - (time.perf_counter_ns() - sent_ns[n]) / 1e9
+            left_s = self.patience - (now_ns() - sent_ns[n]) / 1e9
             change.clear()
             if left_s > 0:
                 with contextlib.suppress(TimeoutError):
@@ -319,7 +304,7 @@ class Paced(NumberedJob[PacedResult], frozen=True, kw_only=True):
             return left_s > 0
 
         if self.until == "received":
-            await self.subscribe(client, on_message)
+            await self.subscribe(client, note)
         else:
             await client.subscribe(f"{inbox}.*", cb=on_answer, pending_msgs_limit=0, pending_bytes_limit=0)
         await client.flush()
@@ -329,12 +314,15 @@ class Paced(NumberedJob[PacedResult], frozen=True, kw_only=True):
         parent.stage = "the answers"
         # From here on nothing is computed for all messages at once: the first ones would be late.
         start_ns = time.perf_counter_ns() + int(START_S * 1e9)
-        for n in range(self.count):
-            if (wait_ns := start_ns + due_ns[n] - time.perf_counter_ns()) > 0:
+        for n, (subject, number) in enumerate(self.messages()):
+            if (wait_ns := due_ns[n] - now_ns()) > 0:
                 await asyncio.sleep(wait_ns / 1e9)
             elif n % 64 == 0:
                 await asyncio.sleep(0)  # late: let the answers in all the same
-            await send(n)
+            payload, reply = next(given, number), "" if self.until == "received" else f"{inbox}.{n}"
+            sent_ns[n] = now_ns()
+            with contextlib.suppress(nats.errors.OutboundBufferLimitError):  # no server: it stays unanswered
+                await client.publish(subject, payload, reply=reply)
             while self.closed and outcomes[n] == UNANSWERED and await wait_while_patient(n):
                 pass
         while unanswered and await wait_while_patient(self.count - 1):

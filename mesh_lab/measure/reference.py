@@ -24,13 +24,15 @@ class Machine(msgspec.Struct, frozen=True):
     nats_py: str
 
 
-def this_machine(*, python: str, nats_server: str, nats_py: str) -> Machine:
-    """Return what results were measured on: this machine, with the versions that were measured."""
+def this_machine(measurements: Iterable[Measurement]) -> Machine:
+    """Return what results were measured on: this machine, with the different versions, as a rule a single one."""
     import psutil
 
     memory_gib = _significant(psutil.virtual_memory().total / 2**30)
     system = f"{platform.system()} {platform.machine()}"
-    return Machine(os.cpu_count() or 1, memory_gib, system, python, nats_server, nats_py)
+    found = [(one.python_version, one.server_version, one.client_version) for one in measurements]
+    versions = (", ".join(sorted(set(column) - {""})) or "unknown" for column in zip(*found, strict=True))
+    return Machine(os.cpu_count() or 1, memory_gib, system, *versions)
 
 
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -81,12 +83,7 @@ def write_reference(path: Path, notebooks: Mapping[str, Sequence[Measurement]]) 
     Raises:
         StoreError: The file cannot be written.
     """
-    every = [one for measurements in notebooks.values() for one in measurements]
-    machine = this_machine(
-        python=_versions(one.python_version for one in every),
-        nats_server=_versions(one.server_version for one in every),
-        nats_py=_versions(one.client_version for one in every),
-    )
+    machine = this_machine(one for measurements in notebooks.values() for one in measurements)
     entries = {
         notebook: sorted(map(_entry, measurements), key=lambda entry: (entry.what, entry.kind))
         for notebook, measurements in sorted(notebooks.items())
@@ -114,8 +111,3 @@ def _entry(measurement: Measurement) -> Entry:
 def _significant(value: float) -> float:
     """Return the number with three significant digits."""
     return float(f"{value:.3g}")
-
-
-def _versions(found: Iterable[str]) -> str:
-    """Return the different versions that were measured, as a rule a single one."""
-    return ", ".join(sorted(set(found) - {""})) or "unknown"

@@ -25,6 +25,7 @@ from mesh_lab.orders.publisher import place_orders
 from mesh_lab.orders.read_model import serve_read_model
 from mesh_lab.orders.worker import Worker
 from mesh_lab.patterns.connection import ConnectOptions, connect
+from mesh_lab.patterns.jetstream_api import Ack
 from mesh_lab.patterns.wait import cancel_and_join
 from mesh_lab.processes import CONNECT_VARIABLE, on_stop_signal, run
 from mesh_lab.tls import unpack
@@ -37,9 +38,9 @@ async def publish(client: Client, options: argparse.Namespace, stop: asyncio.Eve
     """Place the orders of the data set, or of a file in its format, and end."""
     orders = list(read_orders(options.file, first=options.first))
     await open_event_store(client, replicas=options.replicas)
-    started, stored = time.perf_counter(), list[int]()
-    await _until_stopped(place_orders(client, orders, progress=stored.append), stop)
-    return {"service": "publisher", "acknowledged": sum(stored), "elapsed_s": time.perf_counter() - started}
+    started, stored = time.perf_counter(), list[Ack]()
+    await _until_stopped(place_orders(client, orders, on_stored=stored.append), stop)
+    return {"service": "publisher", "acknowledged": len(stored), "elapsed_s": time.perf_counter() - started}
 
 
 async def work(client: Client, options: argparse.Namespace, stop: asyncio.Event) -> Report:

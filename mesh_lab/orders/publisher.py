@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterable
 from nats.aio.client import Client
 
 from mesh_lab.orders.order import Order, encode
+from mesh_lab.patterns.jetstream_api import Ack
 from mesh_lab.patterns.windowed_publisher import WindowedPublisher
 
 WINDOW = 2_000  # acknowledgements that may be outstanding
 
 
 async def place_orders(
-    client: Client, orders: Iterable[Order], *, progress: Callable[[int], None] | None = None
+    client: Client, orders: Iterable[Order], *, on_stored: Callable[[Ack], None] | None = None
 ) -> int:
     """Publish the ``placed`` event of each order and return how many are stored.
 
@@ -20,20 +21,15 @@ async def place_orders(
     Args:
         client: A connected nats-py client.
         orders: What to place.
-        progress: Called with the number of orders stored since its last call.
+        on_stored: Called with the acknowledgement of each order.
 
     Raises:
         PublishRefusedError: The stream refused an order.
         UnknownOutcomeError: No reply came for an order within the retry budget.
     """
-    reported = 0
     async with WindowedPublisher(client, window=WINDOW) as publisher:
-        for number, order in enumerate(orders):
-            await publisher.publish(order.subject("placed"), encode(order), msg_id=order.msg_id("placed"))
-            if progress is not None and number % WINDOW == 0:
-                progress(publisher.stored - reported)
-                reported = publisher.stored
+        for order in orders:
+            subject, msg_id = order.subject("placed"), order.msg_id("placed")
+            await publisher.publish(subject, encode(order), msg_id=msg_id, on_stored=on_stored)
         await publisher.flush()
-        if progress is not None:
-            progress(publisher.stored - reported)
         return publisher.stored
