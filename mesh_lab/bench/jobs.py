@@ -19,8 +19,7 @@ from mesh_lab.measure import load_jobs
 from mesh_lab.measure.load_jobs import Job, Parent, R_co, Result, Sent
 from mesh_lab.orders.bulk_lane import BulkCount, batched, count_bulk, send_batches
 from mesh_lab.orders.dataset import EVERYTHING, read_orders
-from mesh_lab.orders.order import decode, encode
-from mesh_lab.orders.totals import Totals
+from mesh_lab.orders.order import Totals, decode, encode
 from mesh_lab.patterns.atomic_batch import BatchMessage, publish_together
 from mesh_lab.patterns.fast_ingest import ingest
 from mesh_lab.patterns.pull_consumer import PullConsumer, read_in_order

@@ -25,7 +25,7 @@ from mesh_lab.measure.load_jobs import Result
 from mesh_lab.measure.measurement import Kind, Measurement, Run
 from mesh_lab.orders import bulk_lane
 from mesh_lab.orders.dataset import EVERYTHING
-from mesh_lab.orders.totals import Totals, check_totals
+from mesh_lab.orders.order import Totals, check_totals
 from mesh_lab.patterns.fast_ingest import ingest
 from mesh_lab.patterns.jetstream_wait import wait_routable
 from mesh_lab.servers.mesh import Mesh
@@ -104,7 +104,6 @@ class StreamSetup:
     storage: Literal["memory", "file"]
 
     def __str__(self) -> str:
-        """Return it in short: ``R3 file``."""
         return f"R{self.replicas} {self.storage}"
 
 

@@ -5,8 +5,7 @@ while servers die, hang and lose each other, and compares that with what a clien
 as Jepsen's report on NATS 2.12.1 does (https://jepsen.io/analyses/nats-2.12.1).
 """
 
-from mesh_lab.chaos.history import Attempt, History, Outcome
-from mesh_lab.chaos.invariants import audit
+from mesh_lab.chaos.history import Attempt, History, Outcome, audit
 from mesh_lab.chaos.power_cut import why_not
 from mesh_lab.chaos.run import caught_up, chaos_run, read_replicas
 from mesh_lab.chaos.schedule import draw_schedule

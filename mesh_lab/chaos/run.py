@@ -5,8 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mesh_lab.chaos.history import History
-from mesh_lab.chaos.invariants import Audit, audit
+from mesh_lab.chaos.history import Audit, History, audit
 from mesh_lab.chaos.schedule import KINDS, LINKED, InjectedFault, Kind, draw_schedule, inject, start_all
 from mesh_lab.chaos.stored import Stored, read_replica, read_stream
 from mesh_lab.chaos.writers import Writers

@@ -47,7 +47,6 @@ class InjectedFault:
     """When recovery was done; a server that was down is healthy by then."""
 
     def __str__(self) -> str:
-        """Return it in a few words."""
         return f"{self.began_s:.1f} s: {self.planned.kind} {self.server} ({self.planned.target})"
 
 

@@ -126,7 +126,6 @@ class Measurement:
         return figure(self.value, self.kind)
 
     def __repr__(self) -> str:
-        """Return everything in one line."""
         # Rounded down, so that a line that shows 10 % is always one that warns.
         facts = ["1 run" if self.runs == 1 else f"{self.runs} runs, spread {int(self.spread * 100)} %"]
         if self.kind != "ready":

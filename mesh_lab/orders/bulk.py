@@ -56,7 +56,6 @@ class OrderBatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cents: list[Cents]
 
     def __len__(self) -> int:
-        """Count the orders."""
         return len(self.ids)
 
     @classmethod
@@ -105,12 +104,7 @@ class Decoded(NamedTuple):
     rejected: list[RejectedOrder]
 
 
-_json, _msgpack = msgspec.json.Encoder(), msgspec.msgpack.Encoder()
-_columns = msgspec.msgpack.Decoder(OrderBatch)
-
-
-_MODULES: dict[str, ModuleType] = {"json": msgspec.json, "msgpack": msgspec.msgpack}
-_rows = {name: module.Decoder(list[Order]) for name, module in _MODULES.items()}
+_MODULES: dict[str, ModuleType] = {"json": msgspec.json, "msgpack": msgspec.msgpack, "columns": msgspec.msgpack}
 
 
 def headers_of(encoding: Encoding, compression: Compression = "") -> dict[str, str]:
@@ -125,8 +119,7 @@ def encode_batch(batch: OrderBatch, encoding: Encoding = "columns", compression:
     Encodings ``"json"`` and ``"msgpack"`` write one order after the other, with the names of its fields; ``"columns"``
     writes each field once, with all of its values behind it.
     """
-    encoder = _json if encoding == "json" else _msgpack
-    payload = encoder.encode(batch if encoding == "columns" else list(batch.orders()))
+    payload: bytes = _MODULES[encoding].encode(batch if encoding == "columns" else list(batch.orders()))
     return zstd.compress(payload) if compression else payload
 
 
@@ -143,10 +136,10 @@ def decode_batch(payload: bytes, headers: Mapping[str, str] | None) -> Decoded:
         payload = _decompressed(payload, compression)
     with contextlib.suppress(*MALFORMED):
         if encoding == "columns":
-            if _is_sound(batch := _columns.decode(payload)):
+            if _is_sound(batch := msgspec.msgpack.decode(payload, type=OrderBatch)):
                 return Decoded(batch, [])
         else:
-            orders = _rows[encoding].decode(payload)
+            orders: list[Order] = _MODULES[encoding].decode(payload, type=list[Order])
             if len({order.region for order in orders}) == 1:
                 return Decoded(OrderBatch.of(orders), [])
     # At least one order is bad, or all of it: one by one, then.

@@ -24,8 +24,7 @@ from mesh_lab.orders.bulk import (
     encode_batch,
     headers_of,
 )
-from mesh_lab.orders.order import Order
-from mesh_lab.orders.totals import Totals
+from mesh_lab.orders.order import Order, Totals
 from mesh_lab.patterns.pull_consumer import position, read_in_order
 from mesh_lab.patterns.windowed_publisher import WindowedPublisher
 

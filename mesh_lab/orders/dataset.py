@@ -8,8 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from mesh_lab.errors import OrderFormatError
-from mesh_lab.orders.order import Order
-from mesh_lab.orders.totals import Totals
+from mesh_lab.orders.order import Order, Totals
 
 REGIONS = ("eu", "us")
 COLUMNS = "customer id, date as YYYYMMDD, number of CDs, dollar value"

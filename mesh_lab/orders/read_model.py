@@ -7,8 +7,7 @@ import msgspec
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from mesh_lab.orders.order import STREAM, Event, decode, event_of
-from mesh_lab.orders.totals import Totals
+from mesh_lab.orders.order import STREAM, Event, Totals, decode, event_of
 from mesh_lab.patterns.pull_consumer import position, read_in_order
 
 SUBJECT = "read_model.summary"

@@ -16,9 +16,8 @@ from containers import SERVICES, assert_locked_down, command, leftovers
 from mesh_lab.errors import ProcessEndedError, WrongTotalsError
 from mesh_lab.orders.dataset import EVERYTHING, read_orders
 from mesh_lab.orders.job import run_orders
-from mesh_lab.orders.order import STREAM
+from mesh_lab.orders.order import STREAM, totals_of
 from mesh_lab.orders.read_model import Summary, ask_read_model
-from mesh_lab.orders.totals import totals_of
 from mesh_lab.patterns.wait import eventually
 from mesh_lab.servers.compose import Project
 from mesh_lab.servers.mesh import Mesh

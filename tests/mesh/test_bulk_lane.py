@@ -23,7 +23,7 @@ from mesh_lab.orders.bulk_lane import (
     send_batches,
 )
 from mesh_lab.orders.dataset import EVERYTHING, read_orders
-from mesh_lab.orders.totals import totals_of
+from mesh_lab.orders.order import totals_of
 from mesh_lab.patterns.jetstream_wait import wait_routable
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import start_mesh

@@ -16,7 +16,7 @@ from programs import killed_at_the_end
 
 from mesh_lab import start_mesh
 from mesh_lab.chaos.command import run_chaos, run_power_cuts
-from mesh_lab.chaos.invariants import audit
+from mesh_lab.chaos.history import audit
 from mesh_lab.chaos.power_cut import power_cut, why_not
 from mesh_lab.chaos.run import audit_after_faults, caught_up, chaos_run, read_replicas
 from mesh_lab.chaos.schedule import PlannedFault, inject, start_all

@@ -24,13 +24,12 @@ from mesh_lab.orders.event_store import (
     create_event_store,
     create_worker_group,
     open_event_store,
+    place_orders,
     read_order,
 )
 from mesh_lab.orders.job import run_orders
-from mesh_lab.orders.order import STREAM, encode
-from mesh_lab.orders.publisher import place_orders
+from mesh_lab.orders.order import STREAM, encode, totals_of
 from mesh_lab.orders.read_model import Summary, ask_read_model, serve_read_model
-from mesh_lab.orders.totals import totals_of
 from mesh_lab.orders.worker import REJECTED, Worker
 from mesh_lab.patterns.jetstream_wait import wait_routable
 from mesh_lab.patterns.wait import eventually

@@ -8,8 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from mesh_lab.chaos.history import Attempt, History
-from mesh_lab.chaos.invariants import audit
+from mesh_lab.chaos.history import Attempt, History, audit
 from mesh_lab.chaos.run import ChaosRun
 from mesh_lab.chaos.schedule import KINDS, InjectedFault, PlannedFault, draw_schedule
 from mesh_lab.chaos.stored import Stored, read_replica

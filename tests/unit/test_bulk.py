@@ -10,8 +10,7 @@ from mesh_lab.errors import OrderFormatError
 from mesh_lab.orders.bulk import OrderBatch, decode_batch, encode_batch, headers_of
 from mesh_lab.orders.bulk_lane import BulkCount, batched
 from mesh_lab.orders.dataset import EVERYTHING, read_orders
-from mesh_lab.orders.order import encode
-from mesh_lab.orders.totals import totals_of
+from mesh_lab.orders.order import encode, totals_of
 
 ORDERS = [order for order in read_orders(first=60) if order.region == "eu"]
 ENCODINGS = ("json", "msgpack", "columns")

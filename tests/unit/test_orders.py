@@ -9,8 +9,18 @@ import pytest
 
 from mesh_lab.errors import OrderFormatError, WrongTotalsError
 from mesh_lab.orders.dataset import EVERYTHING, parse_rows, read_orders
-from mesh_lab.orders.order import EVENTS, PAYMENT_LIMIT_CENTS, Order, decode, encode, event_of, next_events
-from mesh_lab.orders.totals import Totals, check_totals, totals_of
+from mesh_lab.orders.order import (
+    EVENTS,
+    PAYMENT_LIMIT_CENTS,
+    Order,
+    Totals,
+    check_totals,
+    decode,
+    encode,
+    event_of,
+    next_events,
+    totals_of,
+)
 
 HEADER = " customer_id  date number_of_cds  dollar_value\n"
 

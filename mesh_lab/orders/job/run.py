@@ -20,9 +20,8 @@ from mesh_lab.measure.measurement import Measurement
 from mesh_lab.orders.dataset import EVERYTHING, read_orders
 from mesh_lab.orders.event_store import WORKERS, open_event_store
 from mesh_lab.orders.job.services import Job, start_services
-from mesh_lab.orders.order import STREAM, Event, next_events
+from mesh_lab.orders.order import STREAM, Event, Totals, check_totals, next_events, totals_of
 from mesh_lab.orders.read_model import Summary, ask_read_model
-from mesh_lab.orders.totals import Totals, check_totals, totals_of
 from mesh_lab.patterns.jetstream_api import is_transient
 from mesh_lab.patterns.wait import retry
 from mesh_lab.servers.mesh import Mesh
