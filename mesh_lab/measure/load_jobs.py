@@ -49,7 +49,8 @@ class Parent:
 
     def report_ready(self) -> None:
         """Report that this child could begin."""
-        write_line(b'{"ready":true}')
+        sys.stdout.write('{"ready":true}\n')
+        sys.stdout.flush()
 
     async def wait_for_go(self) -> None:
         """Return when the parent says to go on."""
@@ -241,9 +242,3 @@ async def publish_windowed(
         await publisher.flush()
         ended = time.perf_counter_ns()
     return Sent(began_ns=began, ended_ns=ended, duplicates=publisher.duplicates)
-
-
-def write_line(line: bytes) -> None:
-    """Write one line for the parent."""
-    sys.stdout.buffer.write(line + b"\n")
-    sys.stdout.buffer.flush()

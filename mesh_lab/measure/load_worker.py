@@ -17,7 +17,7 @@ import nats
 import nats.errors
 from nats.aio.client import Client
 
-from mesh_lab.measure.load_jobs import Job, Parent, Result, write_line
+from mesh_lab.measure.load_jobs import Job, Parent, Result
 from mesh_lab.processes import read_input_line
 from mesh_lab.tls import unpack
 
@@ -75,7 +75,7 @@ def main() -> None:
             traceback.print_exc()
             sys.stderr.flush()
             os._exit(1)
-        write_line(msgspec.json.encode(result))
+        sys.stdout.write(msgspec.json.encode(result).decode() + "\n")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ Kind = Literal["published", "acknowledged", "delivered", "processed", "ready"]
 could be used (``ready``).
 """
 
-NOISY_SPREAD = 0.10
+NOISY_SPREAD = 0.10  # from here on, differences of that size mean nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +111,6 @@ class Measurement:
         return (max(self.elapsed_s) - min(self.elapsed_s)) / self.median_s
 
     @property
-    def noisy(self) -> bool:
-        """Whether the spread is 10 % or more: differences of that size mean nothing then."""
-        return self.spread >= NOISY_SPREAD
-
-    @property
     def value(self) -> float:
         """The number that people quote: the rate, or the time for ``ready``."""
         return self.median_s if self.kind == "ready" else self.rate_per_s
@@ -132,7 +127,7 @@ class Measurement:
             facts += [f"{self.payload_bytes:,} B", f"lost {self.lost:,}"]
             facts += [f"duplicates {self.duplicates:,}"] if self.duplicates else []
         end = "" if self.kind == "ready" else f" {self.kind}"
-        warning = "; the runs lie far apart, read it as a rough number" if self.noisy else ""
+        warning = "; the runs lie far apart, read it as a rough number" if self.spread >= NOISY_SPREAD else ""
         return f"{self.name}: {self.figure}{end} ({', '.join(facts)}){warning}"
 
 

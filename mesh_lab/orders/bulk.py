@@ -105,6 +105,8 @@ class Decoded(NamedTuple):
 
 
 _MODULES: dict[str, ModuleType] = {"json": msgspec.json, "msgpack": msgspec.msgpack, "columns": msgspec.msgpack}
+_columns = msgspec.msgpack.Decoder(OrderBatch)
+_rows = {name: _MODULES[name].Decoder(list[Order]) for name in ("json", "msgpack")}
 
 
 def headers_of(encoding: Encoding, compression: Compression = "") -> dict[str, str]:
@@ -136,10 +138,10 @@ def decode_batch(payload: bytes, headers: Mapping[str, str] | None) -> Decoded:
         payload = _decompressed(payload, compression)
     with contextlib.suppress(*MALFORMED):
         if encoding == "columns":
-            if _is_sound(batch := msgspec.msgpack.decode(payload, type=OrderBatch)):
+            if _is_sound(batch := _columns.decode(payload)):
                 return Decoded(batch, [])
         else:
-            orders: list[Order] = _MODULES[encoding].decode(payload, type=list[Order])
+            orders = _rows[encoding].decode(payload)
             if len({order.region for order in orders}) == 1:
                 return Decoded(OrderBatch.of(orders), [])
     # At least one order is bad, or all of it: one by one, then.

@@ -2,9 +2,8 @@
 
 import datetime
 import lzma
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from importlib import resources
-from itertools import islice
 from pathlib import Path
 
 from mesh_lab.errors import OrderFormatError
@@ -27,30 +26,19 @@ def read_orders(path: Path | None = None, *, first: int | None = None) -> Iterat
         first: Number of orders to yield; ``None`` for all.
 
     Raises:
-        OrderFormatError: A row is malformed; the message gives its line number.
+        OrderFormatError: The header is missing or a row is malformed; the message gives its line number.
     """
     packed = resources.files("mesh_lab.orders") / "data" / "cdnow_master.txt.xz"
     text = path.read_bytes() if path else lzma.decompress(packed.read_bytes())
     source = path.name if path else "cdnow_master.txt"
-    yield from islice(parse_rows(text.decode("ascii", "replace").splitlines(), source=source), first)
-
-
-def parse_rows(lines: Iterable[str], *, source: str) -> Iterator[Order]:
-    """Yield an order for each row after the header; ``source`` is the file's name, for messages.
-
-    Raises:
-        OrderFormatError: The header is missing or a row is malformed.
-    """
-    for number, line in enumerate(lines, start=1):
-        fields = line.split()
-        if number == 1:
-            if fields[:1] != ["customer_id"]:
-                raise OrderFormatError(f"{source} line 1: {line.strip()!r}, expected the header with {COLUMNS}")
-            continue
+    lines = text.decode("ascii", "replace").splitlines()
+    if lines and lines[0].split()[:1] != ["customer_id"]:
+        raise OrderFormatError(f"{source} line 1: {lines[0].strip()!r}, expected the header with {COLUMNS}")
+    for row, line in enumerate(lines[1:][:first], start=1):
         try:
-            yield _order(number - 1, fields)
+            yield _order(row, line.split())
         except ValueError as err:
-            raise OrderFormatError(f"{source} line {number}: {err}; seen {line.strip()!r}") from err
+            raise OrderFormatError(f"{source} line {row + 1}: {err}; seen {line.strip()!r}") from err
 
 
 def _order(row: int, fields: list[str]) -> Order:

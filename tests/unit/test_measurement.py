@@ -31,7 +31,6 @@ def test_the_spread_is_the_distance_of_the_extremes_over_the_median():
 )
 def test_a_spread_of_ten_percent_is_said_in_words(slowest, noisy, shown):
     measurement = result(1.0, 1.0, slowest)
-    assert measurement.noisy is noisy
     assert f"spread {shown}" in repr(measurement)
     assert ("lie far apart" in repr(measurement)) is noisy
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mesh_lab.errors import OrderFormatError, WrongTotalsError
-from mesh_lab.orders.dataset import EVERYTHING, parse_rows, read_orders
+from mesh_lab.orders.dataset import EVERYTHING, read_orders
 from mesh_lab.orders.order import (
     EVENTS,
     PAYMENT_LIMIT_CENTS,
@@ -93,10 +93,11 @@ def test_a_subject_of_another_shape_is_refused(subject: str) -> None:
         ("00004 19970101 2 nan", r"dollar value 'nan'"),
     ],
 )
-def test_a_malformed_row_is_refused_with_its_line_number(row: str, reason: str) -> None:
-    good = "00001 19970101 1 11.77\n"
+def test_a_malformed_row_is_refused_with_its_line_number(tmp_path: Path, row: str, reason: str) -> None:
+    path = tmp_path / "orders.txt"
+    path.write_text(f"{HEADER}00001 19970101 1 11.77\n{row}\n")
     with pytest.raises(OrderFormatError, match=rf"^orders.txt line 3: .*{reason}"):
-        list(parse_rows([HEADER, good, row + "\n"], source="orders.txt"))
+        list(read_orders(path))
 
 
 def test_a_file_without_its_header_is_refused(tmp_path: Path) -> None:
