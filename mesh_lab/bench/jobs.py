@@ -16,7 +16,7 @@ from nats.js.api import PubAck
 
 from mesh_lab import processes
 from mesh_lab.measure import load_jobs
-from mesh_lab.measure.load_jobs import Job, Parent, R_co, Result, Sent
+from mesh_lab.measure.load_jobs import Job, Parent, R_co, Received, Result, Sent
 from mesh_lab.orders.bulk_lane import BulkCount, batched, count_bulk, send_batches
 from mesh_lab.orders.dataset import EVERYTHING, read_orders
 from mesh_lab.orders.order import Totals, decode, encode
@@ -26,12 +26,6 @@ from mesh_lab.patterns.pull_consumer import PullConsumer, read_in_order
 
 STREAM, CONSUMER = "BENCH", "bench"
 ASYNC_PENDING = 4_000
-
-
-class Consumed(Result, frozen=True, kw_only=True):
-    """How many messages a consumer got, each as often as it came."""
-
-    received: int
 
 
 class Counted(Result, frozen=True, kw_only=True):
@@ -129,10 +123,10 @@ class BulkOrders(BenchJob[Sent], frozen=True, kw_only=True):
         return Sent(began_ns=began, ended_ns=time.perf_counter_ns())
 
 
-class FetchAndAckEach(BenchJob[Consumed], frozen=True, kw_only=True):
+class FetchAndAckEach(BenchJob[Received], frozen=True, kw_only=True):
     """nats-py's ``fetch(500)``, and an acknowledgement for each message."""
 
-    async def __call__(self, client: Client, parent: Parent) -> Consumed:
+    async def __call__(self, client: Client, parent: Parent) -> Received:
         group = await client.jetstream().pull_subscribe_bind(consumer=CONSUMER, stream=STREAM)
         began, received = await parent.begin(), 0
         while received < self.count:
@@ -141,15 +135,15 @@ class FetchAndAckEach(BenchJob[Consumed], frozen=True, kw_only=True):
                 await msg.ack()
             received += len(messages)
         await client.flush()
-        return Consumed(began_ns=began, ended_ns=time.perf_counter_ns(), received=received)
+        return Received(began_ns=began, ended_ns=time.perf_counter_ns(), received=received)
 
 
-class Consume(BenchJob[Consumed], frozen=True, kw_only=True):
+class Consume(BenchJob[Received], frozen=True, kw_only=True):
     """The continuous consumer; ``ack_all`` acknowledges a batch with its last message, instead of each."""
 
     ack_all: bool = False
 
-    async def __call__(self, client: Client, parent: Parent) -> Consumed:
+    async def __call__(self, client: Client, parent: Parent) -> Received:
         received = 0
         async with (
             PullConsumer(client, STREAM, CONSUMER, prefetch=self.window) as consumer,
@@ -163,20 +157,20 @@ class Consume(BenchJob[Consumed], frozen=True, kw_only=True):
                 if received >= self.count:
                     break
             await client.flush()
-            return Consumed(began_ns=began, ended_ns=time.perf_counter_ns(), received=received)
+            return Received(began_ns=began, ended_ns=time.perf_counter_ns(), received=received)
 
 
-class ReadInOrder(BenchJob[Consumed], frozen=True, kw_only=True):
+class ReadInOrder(BenchJob[Received], frozen=True, kw_only=True):
     """A reader in order, which keeps its place itself and acknowledges nothing."""
 
-    async def __call__(self, client: Client, parent: Parent) -> Consumed:
+    async def __call__(self, client: Client, parent: Parent) -> Received:
         began, received = await parent.begin(), 0
         async with aclosing(read_in_order(client, STREAM, prefetch=self.window)) as batches:
             async for batch in batches:
                 received += len(batch)
                 if received >= self.count:
                     break
-        return Consumed(began_ns=began, ended_ns=time.perf_counter_ns(), received=received)
+        return Received(began_ns=began, ended_ns=time.perf_counter_ns(), received=received)
 
 
 class Work(BenchJob[Counted], frozen=True, kw_only=True):

@@ -18,10 +18,10 @@ from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, StorageType, StreamConfig
 
 from mesh_lab.bench import jobs
-from mesh_lab.bench.jobs import CONSUMER, STREAM, BenchJob, Consumed, Counted
+from mesh_lab.bench.jobs import CONSUMER, STREAM, BenchJob, Counted
 from mesh_lab.errors import WrongTotalsError
 from mesh_lab.measure.load import run_children
-from mesh_lab.measure.load_jobs import Result
+from mesh_lab.measure.load_jobs import Received, Result
 from mesh_lab.measure.measurement import Kind, Measurement, Run
 from mesh_lab.orders import bulk_lane
 from mesh_lab.orders.dataset import EVERYTHING
@@ -221,7 +221,7 @@ def _jobs(mesh: Mesh, case: BenchCase, count: int) -> list[BenchJob[Any]]:
 
 def check_counts(case: BenchCase, count: int, result: Result) -> None:
     """Raise :class:`WrongTotalsError` when a child did not get what it should."""
-    if isinstance(result, Consumed) and result.received != count:
+    if isinstance(result, Received) and result.received != count:
         message = f"{case.name}: {result.received:,} messages received, expected {count:,}"
         raise WrongTotalsError(message, differences={"messages": result.received - count})
     if isinstance(result, Counted):

@@ -18,7 +18,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from mesh_lab import processes
-from mesh_lab.patterns.jetstream_wait import wait_interest
+from mesh_lab.patterns.jetstream_wait import flush_through, wait_interest
 from mesh_lab.patterns.wait import retry
 from mesh_lab.patterns.windowed_publisher import WindowedPublisher
 
@@ -76,7 +76,7 @@ class Sent(Result, frozen=True, kw_only=True):
 
 
 class Received(Result, frozen=True, kw_only=True):
-    """Messages that a subscriber got, duplicates included; ``seen``, compressed, is a 1 for each number that came."""
+    """Messages that were got, duplicates included; of a load's, ``seen``, compressed, is a 1 for each that came."""
 
     received: int = 0
     seen: bytes = b""
@@ -156,10 +156,7 @@ class Publish(NumberedJob[Sent], frozen=True, kw_only=True):
         began = time.perf_counter_ns()
         for subject, payload in self.messages():
             await client.publish(subject, payload)
-        # nats-py 2.16 writes its PING past the messages that it still buffers (Client._send_ping). The first PONG
-        # comes when they are on their way, the second one when they are read.
-        for _ in range(2):
-            await client.flush(timeout=self.within)  # type: ignore[arg-type]  # annotated int, takes any seconds
+        await flush_through(client, within=self.within)
         ended = time.perf_counter_ns()
         for control in self.controls:
             # Messages of one connection stay in order: behind this one, nothing is on its way.

@@ -13,7 +13,7 @@ import pytest
 
 from mesh_lab.bench import nats_cli
 from mesh_lab.bench.command import BenchReport, as_json, report_of
-from mesh_lab.bench.jobs import Consumed, Counted
+from mesh_lab.bench.jobs import Counted
 from mesh_lab.bench.suite import (
     CASES,
     CONSUME,
@@ -27,6 +27,7 @@ from mesh_lab.bench.suite import (
     run_suite,
 )
 from mesh_lab.errors import NoNatsCliError, ProcessEndedError, WrongTotalsError
+from mesh_lab.measure.load_jobs import Received
 from mesh_lab.orders.dataset import EVERYTHING
 from mesh_lab.servers.mesh import Mesh
 
@@ -95,8 +96,8 @@ def test_a_worker_that_counted_something_else_is_an_error(totals, doubled, messa
 def test_a_consumer_that_received_more_or_less_is_an_error() -> None:
     for received in (9, 11):
         with pytest.raises(WrongTotalsError, match=f"{received} messages received, expected 10"):
-            check_counts(CONSUME[0], 10, Consumed(received=received))
-    check_counts(CONSUME[0], 10, Consumed(received=10))
+            check_counts(CONSUME[0], 10, Received(received=received))
+    check_counts(CONSUME[0], 10, Received(received=10))
 
 
 def _command(*arguments: str, **more) -> "subprocess.CompletedProcess[str]":

@@ -44,7 +44,6 @@ async def connect(server: Wire, **options: object) -> Client:
 @works_around(
     "flush writes its PING ahead of what publish left in the buffer",
     "mesh_lab/patterns/jetstream_wait.py:flush_through",
-    "mesh_lab/measure:writes its PING past the messages",
     "notebooks/04_measure_without_lying.ipynb:sends its PING past what it still buffers",
 )
 async def test_a_flush_overtakes_what_was_published_before_it(server: Wire) -> None:
