@@ -76,7 +76,7 @@ class Sent(Result, frozen=True, kw_only=True):
 
 
 class Received(Result, frozen=True, kw_only=True):
-    """Messages that were got, duplicates included; of a load's, ``seen``, compressed, is a 1 for each that came."""
+    """Messages received, duplicates included; ``seen``, compressed, is a 1 for each number of a load that came."""
 
     received: int = 0
     seen: bytes = b""
@@ -127,7 +127,7 @@ class NumberedJob(Job[R_co], Generic[R_co], frozen=True, kw_only=True):
             yield f"{before}{n}{after}" if token else self.subject, HEADER.pack(self.mark, n) + padding
 
     async def subscribe(self, client: Client, note: Callable[[int], None], *, queue: str = "") -> Any:
-        """Note each of the run's messages, without limits: what is lost was lost on the way, not in a queue here."""
+        """Subscribe, without limits, and note the numbers: what is lost was lost on the way, not in a queue here."""
         run = self.mark
 
         async def on_message(msg: Msg) -> None:

@@ -76,6 +76,7 @@ def main() -> None:
             sys.stderr.flush()
             os._exit(1)
         sys.stdout.write(msgspec.json.encode(result).decode() + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -314,12 +314,13 @@ class Paced(NumberedJob[PacedResult], frozen=True, kw_only=True):
         parent.stage = "the answers"
         # From here on nothing is computed for all messages at once: the first ones would be late.
         start_ns = time.perf_counter_ns() + int(START_S * 1e9)
-        for n, (subject, number) in enumerate(self.messages()):
+        for n, (subject, numbered) in enumerate(self.messages()):
             if (wait_ns := due_ns[n] - now_ns()) > 0:
                 await asyncio.sleep(wait_ns / 1e9)
             elif n % 64 == 0:
                 await asyncio.sleep(0)  # late: let the answers in all the same
-            payload, reply = next(given, number), "" if self.until == "received" else f"{inbox}.{n}"
+            payload = next(given, numbered)  # the next of those that were given, if any were
+            reply = "" if self.until == "received" else f"{inbox}.{n}"
             sent_ns[n] = now_ns()
             with contextlib.suppress(nats.errors.OutboundBufferLimitError):  # no server: it stays unanswered
                 await client.publish(subject, payload, reply=reply)

@@ -6,15 +6,9 @@ It needs nats-py, msgspec, zstd and the standard library, and runs in a notebook
 from mesh_lab.orders.bulk import OrderBatch, decode_batch, encode_batch, headers_of
 from mesh_lab.orders.bulk_lane import batched
 from mesh_lab.orders.dataset import EVERYTHING, read_orders
-from mesh_lab.orders.event_store import (
-    WORKERS,
-    create_event_store,
-    create_worker_group,
-    open_event_store,
-    place_orders,
-    read_order,
-)
+from mesh_lab.orders.event_store import WORKERS, create_event_store, create_worker_group, open_event_store, read_order
 from mesh_lab.orders.order import STREAM, Event, Order, check_totals, decode, encode, totals_of
+from mesh_lab.orders.publisher import place_orders
 from mesh_lab.orders.read_model import ReadModel, Summary, ask_read_model, serve_read_model
 from mesh_lab.orders.worker import Worker
 

@@ -20,7 +20,8 @@ from nats.aio.client import Client
 from mesh_lab.errors import MeshLabError
 from mesh_lab.orders.bulk_lane import BulkCount, batched, count_bulk, create_bulk_lane, send_batches
 from mesh_lab.orders.dataset import read_orders
-from mesh_lab.orders.event_store import open_event_store, place_orders
+from mesh_lab.orders.event_store import open_event_store
+from mesh_lab.orders.publisher import place_orders
 from mesh_lab.orders.read_model import serve_read_model
 from mesh_lab.orders.worker import Worker
 from mesh_lab.patterns.connection import ConnectOptions, connect

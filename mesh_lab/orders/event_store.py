@@ -1,10 +1,9 @@
-"""The event store: one stream that holds every event of every order; publishers place orders in it.
+"""The event store: one stream that holds every event of every order.
 
 A subject for each order makes it cheap to read one order's events, and to take all orders of a region or all events of
 a kind by wildcard.
 """
 
-from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import nats.js.errors
@@ -12,15 +11,12 @@ from nats.aio.client import Client
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, DeliverPolicy, StorageType, StreamInfo
 
-from mesh_lab.orders.order import ALL_SUBJECTS, STREAM, Event, Order, decode, encode, event_of
-from mesh_lab.patterns.jetstream_api import Ack
+from mesh_lab.orders.order import ALL_SUBJECTS, STREAM, Event, Order, decode, event_of
 from mesh_lab.patterns.pull_consumer import read_in_order
 from mesh_lab.patterns.wait import retry
-from mesh_lab.patterns.windowed_publisher import WindowedPublisher
 
 WORKERS = "workers"
 DUPLICATE_WINDOW_S = 120.0
-WINDOW = 2_000  # acknowledgements that may be outstanding
 
 
 class StoredEvent(NamedTuple):
@@ -100,30 +96,6 @@ async def open_event_store(client: Client, *, replicas: int = 1) -> StreamInfo:
         return info
 
     return await retry(open_once)
-
-
-async def place_orders(
-    client: Client, orders: Iterable[Order], *, on_stored: Callable[[Ack], None] | None = None
-) -> int:
-    """Publish the ``placed`` event of each order and return how many are stored.
-
-    What was placed before, within the stream's ``duplicate_window``, is acknowledged and not stored again.
-
-    Args:
-        client: A connected nats-py client.
-        orders: What to place.
-        on_stored: Called with the acknowledgement of each order.
-
-    Raises:
-        PublishRefusedError: The stream refused an order.
-        UnknownOutcomeError: No reply came for an order within the retry budget.
-    """
-    async with WindowedPublisher(client, window=WINDOW) as publisher:
-        for order in orders:
-            subject, msg_id = order.subject("placed"), order.msg_id("placed")
-            await publisher.publish(subject, encode(order), msg_id=msg_id, on_stored=on_stored)
-        await publisher.flush()
-        return publisher.stored
 
 
 async def read_order(client: Client, order_id: str) -> list[StoredEvent]:

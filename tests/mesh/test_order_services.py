@@ -19,16 +19,10 @@ from programs import killed_at_the_end
 
 from mesh_lab.errors import ProcessEndedError, PublishRefusedError, WrongTotalsError
 from mesh_lab.orders.dataset import EVERYTHING, read_orders
-from mesh_lab.orders.event_store import (
-    WORKERS,
-    create_event_store,
-    create_worker_group,
-    open_event_store,
-    place_orders,
-    read_order,
-)
+from mesh_lab.orders.event_store import WORKERS, create_event_store, create_worker_group, open_event_store, read_order
 from mesh_lab.orders.job import run_orders
 from mesh_lab.orders.order import STREAM, encode, totals_of
+from mesh_lab.orders.publisher import place_orders
 from mesh_lab.orders.read_model import Summary, ask_read_model, serve_read_model
 from mesh_lab.orders.worker import REJECTED, Worker
 from mesh_lab.patterns.jetstream_wait import wait_routable
