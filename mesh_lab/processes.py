@@ -166,11 +166,6 @@ class ChildProcess:
             return False
         return True
 
-    def terminate(self, *, within: float) -> bool:
-        """Stop it in good order (SIGTERM), and return as :meth:`wait` does."""
-        self.request_stop()
-        return self.wait(within=within)
-
     def kill(self) -> None:
         """Kill it (SIGKILL: no clean-up, no goodbye) and wait until it is gone."""
         if self._process is not None:

@@ -3,7 +3,7 @@
 import asyncio
 import weakref
 from collections.abc import Awaitable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
 
 from nats.aio.client import Client
@@ -189,9 +189,7 @@ class Mesh:
             raise UnsupportedByBackendError("these servers' users are not ours to change; use backend='local' here")
         given = {"users": users_config, "accounts": accounts_config}
         changed = {name: text for name, text in given.items() if text is not None}
-        await reload_all(
-            servers, lambda config: replace(config, extra=config.extra._replace(**changed)), Deadline(within)
-        )
+        await reload_all(servers, changed, Deadline(within))
 
     def logs(self, server: str, *, last: int | None = 20) -> str:
         """Return the last lines of a server's log; ``None`` for all."""

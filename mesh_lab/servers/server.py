@@ -3,7 +3,8 @@
 import asyncio
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -76,7 +77,8 @@ class LocalServer(MeshServer):
             return
         if self.state == "paused":
             self.resume()
-        self._ended = "stopped" if self._process.terminate(within=STOP_WITHIN_S) else "killed"
+        self._process.request_stop()
+        self._ended = "stopped" if self._process.wait(within=STOP_WITHIN_S) else "killed"
 
     def kill(self) -> None:
         """Kill the process."""
@@ -130,10 +132,8 @@ class LocalServer(MeshServer):
         return psutil.Process(pid)
 
 
-async def reload_all(
-    servers: Sequence[LocalServer], change: Callable[[ServerConfig], ServerConfig], deadline: Deadline
-) -> None:
-    """Set servers up otherwise while they run, and return when each goes by it; raises as ``Mesh.reload`` says."""
+async def reload_all(servers: Sequence[LocalServer], changed: Mapping[str, str], deadline: Deadline) -> None:
+    """Change fields of the servers' ``extra``, and return when all go by them; raises as ``Mesh.reload`` says."""
     if any(server.config.operator for server in servers):
         raise UnsupportedByBackendError(
             "this mesh's accounts and users are its operator's; send a token to $SYS.REQ.CLAIMS.UPDATE"
@@ -143,7 +143,7 @@ async def reload_all(
             raise server.not_running_error("all to run")
     old = [server.config for server in servers]
     for server in servers:
-        server.configure(change(server.config))
+        server.configure(replace(server.config, extra=server.config.extra._replace(**changed)))
     try:
         for server in servers:
             await asyncio.to_thread(server.check_config)

@@ -114,7 +114,7 @@ def test_the_log_of_a_child_that_another_thread_just_closes_is_empty_and_no_erro
     assert echo.log() == ""
 
 
-def test_terminate_returns_whether_the_child_ended_by_itself() -> None:
+def test_a_wait_returns_whether_the_child_ended_by_itself() -> None:
     obedient = child("import time; print('up', flush=True); time.sleep(60)", stdout=True).start()  # hangs
     stubborn = child(
         # hangs
@@ -123,8 +123,9 @@ def test_terminate_returns_whether_the_child_ended_by_itself() -> None:
     ).start()
     for process in (obedient, stubborn):
         process.receive()
-    assert obedient.terminate(within=20)
-    assert not stubborn.terminate(within=0.2)
+        process.request_stop()
+    assert obedient.wait(within=20)
+    assert not stubborn.wait(within=0.2)
     assert (obedient.exit_code, stubborn.exit_code) == (-signal.SIGTERM, -signal.SIGKILL)
     for process in (obedient, stubborn):
         process.close()
