@@ -15,7 +15,7 @@ from mesh_lab.servers.backend import Backend, MeshServer, traits_of
 from mesh_lab.servers.layout import Layout
 from mesh_lab.servers.links import CutMode, Lane, Links
 from mesh_lab.servers.readiness import Deadline, View, healthy, placeable, routed, wait_for, wait_until_ready
-from mesh_lab.servers.server import LocalServer, reload_all
+from mesh_lab.servers.server import reload_all
 from mesh_lab.servers.workspace import Workspace
 
 PLACE_WITHIN_S = 6.0  # for a restarted server to be found by those that run: an election may fall into them
@@ -184,12 +184,9 @@ class Mesh:
             NotReadyError: A server did not read its file in time.
         """
         self._check_open()
-        servers = [server for server in self.servers.values() if isinstance(server, LocalServer)]
-        if not servers:
-            raise UnsupportedByBackendError("these servers' users are not ours to change; use backend='local' here")
         given = {"users": users_config, "accounts": accounts_config}
         changed = {name: text for name, text in given.items() if text is not None}
-        await reload_all(servers, changed, Deadline(within))
+        await reload_all(self.view, changed, Deadline(within))
 
     def logs(self, server: str, *, last: int | None = 20) -> str:
         """Return the last lines of a server's log; ``None`` for all."""

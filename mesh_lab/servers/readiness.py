@@ -105,14 +105,8 @@ async def wait_until_ready(view: View, deadline: Deadline) -> None:
 
 async def healthy(view: View) -> str:
     """Return the servers that do not answer ``/healthz`` with 200, JetStream included."""
-    return await unhealthy(view.servers.values())
-
-
-async def unhealthy(servers: Iterable[MeshServer]) -> str:
-    """Return those of the servers that do not answer ``/healthz`` with 200; what :func:`healthy` asks of a view."""
-    servers = list(servers)
-    await _check_alive(servers)
-    servers = [server for server in servers if server.monitor is not None]
+    await _check_alive(view.servers.values())
+    servers = [view.servers[name] for name in view.monitors]
     replies = await asyncio.gather(*(asyncio.to_thread(server.health) for server in servers))
     return "; ".join(
         f"server {server.name!r} last answered /healthz with {reply}; see mesh.logs({server.name!r})"

@@ -3,9 +3,8 @@
 import asyncio
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import psutil
@@ -15,7 +14,7 @@ from mesh_lab.observe.monitor import Monitor
 from mesh_lab.processes import ChildProcess, output_of
 from mesh_lab.servers.backend import MeshServer, State
 from mesh_lab.servers.config import ServerConfig
-from mesh_lab.servers.readiness import Deadline, ask, unhealthy, until
+from mesh_lab.servers.readiness import Deadline, View, ask, healthy, until, wait_for
 
 HOST = "127.0.0.1"
 STOP_WITHIN_S = 10.0
@@ -132,8 +131,11 @@ class LocalServer(MeshServer):
         return psutil.Process(pid)
 
 
-async def reload_all(servers: Sequence[LocalServer], changed: Mapping[str, str], deadline: Deadline) -> None:
-    """Change fields of the servers' ``extra``, and return when all go by them; raises as ``Mesh.reload`` says."""
+async def reload_all(view: View, changed: Mapping[str, str], deadline: Deadline) -> None:
+    """Change fields of all servers' ``extra``, and return when each goes by them; raises as ``Mesh.reload`` says."""
+    servers = [server for server in view.servers.values() if isinstance(server, LocalServer)]
+    if not servers:
+        raise UnsupportedByBackendError("these servers' users are not ours to change; use backend='local' here")
     if any(server.config.operator for server in servers):
         raise UnsupportedByBackendError(
             "this mesh's accounts and users are its operator's; send a token to $SYS.REQ.CLAIMS.UPDATE"
@@ -151,15 +153,16 @@ async def reload_all(servers: Sequence[LocalServer], changed: Mapping[str, str],
         for server, config in zip(servers, old, strict=True):
             server.configure(config)
         raise
-    await asyncio.gather(*(_reload(server, deadline) for server in servers))
+    if hasattr(signal, "SIGHUP"):
+        await asyncio.gather(*(_reload(server, deadline) for server in servers))
+    else:  # Windows has no signal for it
+        for server in servers:
+            await asyncio.to_thread(server.stop)
+            await asyncio.to_thread(server.start)
+        await wait_for(view, [healthy], deadline)
 
 
 async def _reload(server: LocalServer, deadline: Deadline) -> None:
-    if not hasattr(signal, "SIGHUP"):  # Windows has no signal for it
-        await asyncio.to_thread(server.stop)
-        await asyncio.to_thread(server.start)
-        await until(partial(unhealthy, [server]), deadline)
-        return
     before = None
 
     async def read_again() -> str:
