@@ -56,24 +56,9 @@ class Finding:
 def run() -> int:
     """Show the findings on stdout and return the exit code: 1 if there is a fault, else 0."""
     findings = examine()
-    try:
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-    except ImportError:  # then it is among the faults, and still to be read
-        for finding in findings:
-            fix = "" if finding.ok else f"; {finding.fix}"
-            sys.stdout.write(f"{finding.state:5}  {finding.what}: {finding.seen}{fix}\n")
-    else:
-        styles = {"ok": "green", "fault": "bold red", "note": "yellow"}
-        table = Table("", "looked at", "found, and what to do", show_lines=True)
-        table.columns[2].overflow = "fold"
-        for finding in findings:
-            style = styles[finding.state]
-            # As Text, because a path or a program's words may hold what rich would read as markup.
-            fixed = Text("" if finding.ok else f"\n{finding.fix}", style=style)
-            table.add_row(Text(finding.state, style=style), Text(finding.what), Text(finding.seen) + fixed)
-        Console().print(table)
+    for finding in findings:  # plain text: to be read where packages are missing, and pasted into an issue
+        fix = "" if finding.ok else f"\n       to do: {finding.fix}"
+        sys.stdout.write(f"{finding.state:5}  {finding.what}: {finding.seen}{fix}\n")
     return int(any(finding.state == "fault" for finding in findings))
 
 

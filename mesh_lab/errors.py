@@ -77,8 +77,8 @@ class NotReadyError(MeshLabError, TimeoutError):
         self.waited_s, self.missing = waited_s, missing
 
 
-class UnknownServerError(MeshLabError, LookupError):
-    """No server, region or link of the mesh has that name."""
+class UnknownNameError(MeshLabError, LookupError):
+    """Nothing has that name: no server, region, link, service, replica or exercise; the message lists what there is."""
 
 
 class MeshClosedError(MeshLabError, RuntimeError):
@@ -91,18 +91,6 @@ class UnsupportedByBackendError(MeshLabError, NotImplementedError):
 
 class ServiceCellError(MeshLabError, ValueError):
     """A ``%%service`` cell cannot be run as it stands."""
-
-
-class ServiceCrashedError(MeshLabError, ChildProcessError):
-    """A service crashed before it was ready; the message carries its traceback."""
-
-
-class UnknownServiceError(MeshLabError, LookupError):
-    """No service, or no replica of it, has that name."""
-
-
-class UnknownExerciseError(MeshLabError, LookupError):
-    """No exercise has that number."""
 
 
 class OrderFormatError(MeshLabError, ValueError):

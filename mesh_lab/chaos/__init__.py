@@ -11,18 +11,3 @@ from mesh_lab.chaos.run import caught_up, chaos_run, read_replicas
 from mesh_lab.chaos.schedule import draw_schedule
 from mesh_lab.chaos.stored import Stored, read_stream
 from mesh_lab.chaos.writers import Writers
-
-__all__ = [
-    "Attempt",
-    "History",
-    "Outcome",
-    "Stored",
-    "Writers",
-    "audit",
-    "caught_up",
-    "chaos_run",
-    "draw_schedule",
-    "read_replicas",
-    "read_stream",
-    "why_not",
-]

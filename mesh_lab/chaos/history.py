@@ -111,11 +111,6 @@ class Audit:
     """There, under another number than in the acknowledgement."""
 
     @property
-    def valid(self) -> bool:
-        """Whether the promise was kept."""
-        return not self.broken
-
-    @property
     def broken(self) -> dict[str, tuple[str, ...]]:
         """The ids that break the promise, by how they break it."""
         ways = {"lost": self.lost}
@@ -135,7 +130,7 @@ class Audit:
         Raises:
             InvariantBrokenError: It was not; the message says how, with the first ids.
         """
-        if not self.valid:
+        if self.broken:
             raise InvariantBrokenError(f"the stream broke its promise: {self}", broken=self.broken)
 
 

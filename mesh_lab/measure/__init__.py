@@ -4,5 +4,3 @@ from mesh_lab.measure.load import deliver_load, publish_load
 from mesh_lab.measure.measurement import Measurement, Run, measure, rounded
 from mesh_lab.measure.paced import paced_load
 from mesh_lab.measure.reference import read_reference
-
-__all__ = ["Measurement", "Run", "deliver_load", "measure", "paced_load", "publish_load", "read_reference", "rounded"]

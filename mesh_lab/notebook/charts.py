@@ -9,20 +9,8 @@ from math import log10
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, Literal
 
-from mesh_lab.notebook.chart_style import (
-    BLUE,
-    CHARACTER_PT,
-    FAINT,
-    INK,
-    LINE_IN,
-    MUTED,
-    PALETTE,
-    SHADE,
-    WIDTH_IN,
-    new_chart,
-    number,
-    png,
-)
+from mesh_lab.notebook import chart_style as style
+from mesh_lab.notebook.chart_style import new_chart, number, png
 from mesh_lab.notebook.mesh_drawing import regions, topology
 
 if TYPE_CHECKING:
@@ -56,18 +44,18 @@ def bars(
     if not values or min(values.values()) < 0 or (log and min(values.values()) == 0):
         raise ValueError(f"bars need values {'above 0' if log else 'of 0 or more'}, got {dict(values)!r}")
     labels = [fill(label, LABEL_CHARACTERS) for label in values]
-    rows = [0.17 + LINE_IN * (label.count("\n") + 1) for label in labels]
+    rows = [0.17 + style.LINE_IN * (label.count("\n") + 1) for label in labels]
     middles = [sum(rows[:i]) + row / 2 for i, row in enumerate(rows)]
-    with new_chart(title, body_in=sum(rows) + LINE_IN) as figure:
+    with new_chart(title, body_in=sum(rows) + style.LINE_IN) as figure:
         axes = figure.subplots()
-        colours = [BLUE if highlight in (None, label) else SHADE for label in values]
+        colours = [style.BLUE if highlight in (None, label) else style.SHADE for label in values]
         drawn = axes.barh(middles, list(values.values()), height=0.24, color=colours)
         axes.bar_label(drawn, fmt=number, padding=4)
         if log:
             axes.set_xscale("log")
         axes.set_xlim(min(values.values()) / 3 if log else 0, max(values.values()) or 1)
         axes.set_ylim(sum(rows), 0)
-        axes.set_yticks(middles, labels, color=INK)
+        axes.set_yticks(middles, labels, color=style.INK)
         axes.minorticks_off()
         axes.set_xticks([])
         axes.spines[:].set_visible(False)
@@ -99,7 +87,7 @@ def lines(
     with new_chart(title, body_in=PLOT_IN) as figure:
         axes = figure.subplots()
         axes.margins(x=0.02)
-        for (name, points), colour, marker in zip(series.items(), cycle(PALETTE), cycle("osD^vP"), strict=False):
+        for (name, points), colour, marker in zip(series.items(), cycle(style.PALETTE), cycle("osD^vP"), strict=False):
             xs = sorted(points)
             axes.plot(xs, [points[p] for p in xs], color=colour, marker=marker, label=fill(name, LABEL_CHARACTERS))
         if "x" in log:
@@ -136,7 +124,7 @@ def dots(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, x: st
     low, high = min(min(xs) for xs, _ in series.values()), max(max(xs) for xs, _ in series.values())
     with new_chart(title, body_in=PANEL_IN * len(series) + 0.3) as figure:
         panels = figure.subplots(len(series), sharex=True, sharey=True, squeeze=False)[:, 0]
-        for axes, (name, (xs, ys)), colour in zip(panels, series.items(), cycle(PALETTE), strict=False):
+        for axes, (name, (xs, ys)), colour in zip(panels, series.items(), cycle(style.PALETTE), strict=False):
             axes.set_title(fill(name, HEADING_CHARACTERS), color=colour)
             axes.plot(xs, ys, "o", color=colour, markersize=3.6, markeredgewidth=0, clip_on=False)
             axes.locator_params(axis="y", nbins=4)
@@ -146,7 +134,7 @@ def dots(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, x: st
         axes.set_ylim(0, 1.05 * max(max(ys) for _, ys in series.values()) or 1)
         axes.xaxis.set_major_formatter(number)
         axes.set_xlabel(x)
-        figure.supylabel(y, fontsize="medium", color=INK)
+        figure.supylabel(y, fontsize="medium", color=style.INK)
     return figure
 
 
@@ -170,14 +158,14 @@ def percentiles(latencies_ms: Mapping[str, Sequence[float]], *, title: str, limi
         axes = figure.subplots()
         axes.set_xscale("log")
         axes.set_xlim(1, most)
-        for (name, latencies), colour in zip(latencies_ms.items(), cycle(PALETTE), strict=False):
+        for (name, latencies), colour in zip(latencies_ms.items(), cycle(style.PALETTE), strict=False):
             count = len(latencies)
             # The k-th of n is the percentile k/n; it stands where 1 in n/(n-k) is longer. The longest ends the line.
             places = [count / max(count - k, 1) for k in range(count)]
             axes.step(places, sorted(latencies), where="post", color=colour, label=fill(name, LABEL_CHARACTERS))
         _value_axis(axes, "latency, ms", log=True)
         if limit_ms is not None:
-            axes.axhline(limit_ms, color=INK, linewidth=1, linestyle="--", zorder=1)
+            axes.axhline(limit_ms, color=style.INK, linewidth=1, linestyle="--", zorder=1)
             axes.annotate(f"{number(limit_ms)} ms", (1, limit_ms), (4, 3), textcoords="offset points")
         decades = range(int(log10(most) + 1e-9) + 1)
         # 1 in 10 is 90 %, 1 in 1,000 is 99.9 %.
@@ -214,39 +202,39 @@ def timeline(
     times = [time for time, _, _ in events] + [time for start, end, _, _ in spans for time in (start, end)]
     low, high = min(times), max(times)
     high = high if high > low else low + 1
-    width_pt = 72 * (WIDTH_IN - 0.5) - CHARACTER_PT * max(min(len(lane), LANE_CHARACTERS) for lane in lanes)
+    width_pt = 72 * (style.WIDTH_IN - 0.5) - style.CHARACTER_PT * max(min(len(lane), LANE_CHARACTERS) for lane in lanes)
     pt_per_s = width_pt / (high - low)
     # A span's label stands inside of it where it fits, between the markers at its ends.
-    inside = [CHARACTER_PT * len(text) + 18 <= (end - start) * pt_per_s for start, end, _, text in spans]
+    inside = [style.CHARACTER_PT * len(text) + 18 <= (end - start) * pt_per_s for start, end, _, text in spans]
     outside = [(start, lane, text) for fits, (start, _, lane, text) in zip(inside, spans, strict=True) if not fits]
     labels = [(lane, (time, text)) for time, lane, text in [*events, *outside] if text]
     stacked = {lane: _stack([one for where, one in labels if where == lane], low, pt_per_s, width_pt) for lane in lanes}
     names = [fill(lane, LANE_CHARACTERS) for lane in lanes]
     rows = [1 + max((row for *_, row in stacked[lane]), default=-1) for lane in lanes]
-    feet = [max(LANE_IN, LINE_IN * (name.count("\n") + 1)) / 2 for name in names]
-    heights = [foot + max(foot, LANE_IN / 2 + LINE_IN * count) for foot, count in zip(feet, rows, strict=True)]
+    feet = [max(LANE_IN, style.LINE_IN * (name.count("\n") + 1)) / 2 for name in names]
+    heights = [foot + max(foot, LANE_IN / 2 + style.LINE_IN * count) for foot, count in zip(feet, rows, strict=True)]
     levels = {lane: sum(heights[i + 1 :]) + feet[i] for i, lane in enumerate(lanes)}
     with new_chart(title, body_in=sum(heights) + 0.45) as figure:
         axes = figure.subplots()
-        for (lane, level), colour in zip(levels.items(), cycle(PALETTE), strict=False):
-            axes.axhline(level, color=FAINT, linewidth=1, zorder=0)
+        for (lane, level), colour in zip(levels.items(), cycle(style.PALETTE), strict=False):
+            axes.axhline(level, color=style.FAINT, linewidth=1, zorder=0)
             at = [time for time, where, _ in events if where == lane]
             axes.plot(at, [level] * len(at), "o", markersize=7, color=colour, clip_on=False, zorder=4)
             for time, text, side, row in stacked[lane]:
+                arrow = {"arrowstyle": "-", "color": style.MUTED, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 0}
                 look: dict[str, Any] = {
                     "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.8},
-                    "arrowprops": {"arrowstyle": "-", "color": MUTED, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 0,
-                                   "relpos": (side == "right", 0.0)},
-                }  # fmt: skip
-                spot = (0, 72 * (SPAN_IN / 2 + 0.05 + row * LINE_IN))
+                    "arrowprops": arrow | {"relpos": (side == "right", 0.0)},
+                }
+                spot = (0, 72 * (SPAN_IN / 2 + 0.05 + row * style.LINE_IN))
                 axes.annotate(text, (time, level), spot, textcoords="offset points", ha=side, zorder=2, **look)
         for fits, (start, end, lane, text) in zip(inside, spans, strict=True):
-            axes.barh(levels[lane], end - start, left=start, height=SPAN_IN, color=FAINT, zorder=3)
+            axes.barh(levels[lane], end - start, left=start, height=SPAN_IN, color=style.FAINT, zorder=3)
             if fits:
                 axes.text((start + end) / 2, levels[lane], text, ha="center", va="center", zorder=5)
         axes.set_xlim(low, high)
         axes.set_ylim(0, sum(heights))
-        axes.set_yticks(list(levels.values()), names, color=INK)
+        axes.set_yticks(list(levels.values()), names, color=style.INK)
         axes.tick_params(axis="y", pad=8)
         axes.spines["left"].set_visible(False)
         axes.locator_params(axis="x", nbins=7, steps=[1, 2, 5, 10])
@@ -291,7 +279,7 @@ def _stack(
     free_until: list[float] = []
     placed = []
     for time, text in sorted(wanted, reverse=True):
-        at, needs = (time - low) * pt_per_s, CHARACTER_PT * len(text)
+        at, needs = (time - low) * pt_per_s, style.CHARACTER_PT * len(text)
         side = "right" if at + needs > width_pt and needs <= at else "left"
         start = at - needs if side == "right" else at
         fits = [row for row, until in enumerate(free_until) if start + needs + 6 <= until]

@@ -12,13 +12,7 @@ a sentence that adds something to know, and raises :class:`NotYet` where the ans
             raise NotYet(f"streams that keep messages for these seconds: {kept}", "WEEK with 604,800, which is 7 days")
         return "the server drops an order a week after it was stored, read or not"
 
-- Look at what really is: the server's configuration, the messages that arrived, what the answer returned; never at the
-  source. Several ways to solve it are right; a wrong one must be told from all of them.
-- What the :class:`~mesh_lab.notebook.trial.Trial` gives is gone afterwards. Then tasks, subscriptions, connections and
-  streams that the answer left behind count against it; end what it was asked to keep.
-- Wait with a limit of your own: ``within`` is for the whole check, and only for answers that hang.
-- Let the answer's exceptions pass: they are shown with their line. Catch only an expected wrong answer.
-- Verdicts are compared strictly from run to run: no times, ports, ids or counts that vary.
+CONTRIBUTING.md says what else a check has to mind.
 """
 
 import asyncio
@@ -30,7 +24,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from mesh_lab.errors import UnknownExerciseError
+from mesh_lab.errors import UnknownNameError
 from mesh_lab.notebook import answers
 from mesh_lab.notebook.leftovers import Watch, tasks_noted
 from mesh_lab.notebook.progress import NotebookProgress, Progress, note_solved, solved_numbers
@@ -118,7 +112,7 @@ async def check(number: str, answer: object, *, solution: bool = False) -> Verdi
         solution: The answer is the course's own, so the exercise does not count as solved.
 
     Raises:
-        UnknownExerciseError: No exercise has that number; the message lists those there are.
+        UnknownNameError: No exercise has that number; the message lists those there are.
         MeshClosedError: No mesh is open to try it on.
         StoreError: The answer is right, and that cannot be remembered.
     """
@@ -171,7 +165,7 @@ def hint(number: str) -> None:
     """Print the hint of an exercise.
 
     Raises:
-        UnknownExerciseError: No exercise has that number; the message lists those there are.
+        UnknownNameError: No exercise has that number; the message lists those there are.
     """
     print(_exercise(number).hint)  # noqa: T201 - a reader asked for it in a cell
 
@@ -197,7 +191,7 @@ def _exercise(number: str) -> _Exercise:
     _load(_notebook_of(number))
     if number not in _exercises:
         _load_all()
-        raise UnknownExerciseError(f"no exercise {number!r}; there are {', '.join(_sorted_numbers()) or 'none'}")
+        raise UnknownNameError(f"no exercise {number!r}; there are {', '.join(_sorted_numbers()) or 'none'}")
     return _exercises[number]
 
 

@@ -7,19 +7,8 @@ from itertools import combinations, pairwise
 from math import cos, log10, pi, sin
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from mesh_lab.notebook.chart_style import (
-    BLUE,
-    CHARACTER_PT,
-    FAINT,
-    GREEN,
-    INK,
-    MUTED,
-    ORANGE,
-    RED,
-    SHADE,
-    WIDTH_IN,
-    new_chart,
-)
+from mesh_lab.notebook import chart_style as style
+from mesh_lab.notebook.chart_style import new_chart
 from mesh_lab.notebook.mesh_card import COLOURS
 from mesh_lab.observe.snapshots import ServerSnapshot, rate_per_s
 from mesh_lab.servers.layout import Layout
@@ -30,7 +19,7 @@ if TYPE_CHECKING:
 Point = tuple[float, float]
 Clients = Mapping[str, tuple[str, str]]
 NOBODY: Clients = {}
-PAGE = 72 * (WIDTH_IN - 0.3)
+PAGE = 72 * (style.WIDTH_IN - 0.3)
 SERVER, SERVER_LIVE = 30.0, 88.0
 """Height of a server's box, and the least width of one that shows a state."""
 CLIENT, CLIENT_EVERY, ARROW = 34.0, 44.0, 26.0
@@ -39,7 +28,7 @@ APART, APART_LIVE = (104.0, 76.0), (146.0, 104.0)
 NOTES, NOTE_PT = (186.0, 30.0), 8.0
 """Room for the notes below a live server: two names of clients, three lines."""
 PADDING, TITLE, BETWEEN, TO_LEAVES = 12.0, 14.0, 34.0, 34.0
-KIND = {"route": BLUE, "gateway": ORANGE, "leaf": GREEN}
+KIND = {"route": style.BLUE, "gateway": style.ORANGE, "leaf": style.GREEN}
 BOLD = 600
 SHOWN_CLIENTS = 2
 
@@ -102,7 +91,7 @@ class Text(NamedTuple):
 
     at: Point
     text: str
-    colour: str = INK
+    colour: str = style.INK
     size: float = 10.0
     weight: int = 400
     font: str = "DejaVu Sans"
@@ -133,7 +122,7 @@ class Drawing:
             summary: What it shows, in words.
         """
         width, height = (length + 2 * PADDING for length in self.size)
-        page = Box(-PADDING, -PADDING, width, height, "white", FAINT)
+        page = Box(-PADDING, -PADDING, width, height, "white", style.FAINT)
         parts: list[Box | Line | Text] = [page, *self.frames, *self.lines, *self.boxes.values(), *self.texts]
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{-PADDING:g} {-PADDING:g} {width:g} {height:g}" '
@@ -164,7 +153,7 @@ class Drawing:
                 look |= {"color": line.colour, "linewidth": line.width, "shrinkA": 0, "shrinkB": 0}
                 axes.annotate("", line.end, line.start, arrowprops=look, zorder=order)
                 if line.look == "cut":
-                    axes.plot(*line.middle, marker="x", color=ORANGE, markersize=11, markeredgewidth=3)
+                    axes.plot(*line.middle, marker="x", color=style.ORANGE, markersize=11, markeredgewidth=3)
             for text in self.texts:
                 drawn = axes.text(*text.at, text.text, size=text.size * scale, ha="center", va="center", zorder=5)
                 drawn.set(color=text.colour, weight="bold" if text.weight == BOLD else "normal", family=text.font)
@@ -256,7 +245,7 @@ def _place(drawing: Drawing, layout: Layout, publishers: Clients, subscribers: C
     note_width, notes = NOTES if live else (0.0, 0.0)
     frame, title = (PADDING, TITLE) if layout.cluster is None else (0.0, 0.0)
     box, leaf_box = (
-        max([SERVER_LIVE if live else 0.0, *(CHARACTER_PT * len(name) + 24 for name in names)])
+        max([SERVER_LIVE if live else 0.0, *(style.CHARACTER_PT * len(name) + 24 for name in names)])
         for names in ([name for names in layout.regions.values() for name in names], layout.leaves)
     )
     side = frame + max(0.0, note_width - box) / 2
@@ -271,13 +260,13 @@ def _place(drawing: Drawing, layout: Layout, publishers: Clients, subscribers: C
         spots, size = rings[region]
         width = size[0] + 2 * side + spare
         if frame:
-            drawing.frames.append(Box(left, 0.0, width, height, "white", SHADE))
-            drawing.texts.append(Text((left + width / 2, PADDING), region, MUTED, weight=BOLD))
+            drawing.frames.append(Box(left, 0.0, width, height, "white", style.SHADE))
+            drawing.texts.append(Text((left + width / 2, PADDING), region, style.MUTED, weight=BOLD))
         # Of three live regions every second stands lower, so that no two connections lie on one line.
         lower = SERVER / 4 * (-1) ** at if live and len(rings) > 2 else 0.0
         centre = (left + width / 2, (height + title - notes) / 2 + lower)
         for name, (x, y) in zip(names, spots, strict=True):
-            drawing.boxes[name] = _around((centre[0] + x, centre[1] + y), box, "#DCEBF7", BLUE)
+            drawing.boxes[name] = _around((centre[0] + x, centre[1] + y), box, "#DCEBF7", style.BLUE)
         left += width + BETWEEN
     drawing.size = (max(PAGE, needed), height)
     _add_clients(drawing, publishers, 0.0, before, outwards=False)
@@ -305,7 +294,7 @@ def _place_leaves(drawing: Drawing, layout: Layout, box: float, room: float, not
         middle = sum(drawing.boxes[name].middle[0] for name in names) / len(names)
         for number, leaf in enumerate(leaves):
             x = max(free, middle + step * (number - (len(leaves) - 1) / 2))
-            drawing.boxes[leaf] = _around((x, top + SERVER / 2), box, "#DDF1EA", GREEN)
+            drawing.boxes[leaf] = _around((x, top + SERVER / 2), box, "#DDF1EA", style.GREEN)
             free = x + step
     drawing.size = (max(drawing.size[0], free - PADDING - room / 2), top + SERVER + notes)
 
@@ -316,11 +305,13 @@ def _around(middle: Point, width: float, fill: str, edge: str) -> Box:
 
 def _client_width(clients: Clients) -> float:
     # The subject is in 9 pt of DejaVu Sans Mono, whose characters are 0.6 as wide as high.
-    return max((max(CHARACTER_PT * len(name), 5.4 * len(text)) + 14 for name, (_, text) in clients.items()), default=0)
+    return max(
+        (max(style.CHARACTER_PT * len(name), 5.4 * len(text)) + 14 for name, (_, text) in clients.items()), default=0
+    )
 
 
 def _add_clients(drawing: Drawing, clients: Clients, left: float, width: float, *, outwards: bool) -> None:
-    fill, edge = ("#DDF1EA", GREEN) if outwards else ("#FDF3DC", ORANGE)
+    fill, edge = ("#DDF1EA", style.GREEN) if outwards else ("#FDF3DC", style.ORANGE)
     # In the order of their servers' heights, so that few arrows cross.
     order = sorted(clients, key=lambda name: drawing.boxes[clients[name][0]].top)
     for row, name in enumerate(order):
@@ -328,10 +319,10 @@ def _add_clients(drawing: Drawing, clients: Clients, left: float, width: float, 
         y = drawing.size[1] / 2 + CLIENT_EVERY * (row - (len(order) - 1) / 2)
         box = drawing.boxes[f"client {name}"] = Box(left, y - CLIENT / 2, width, CLIENT, fill, edge)
         drawing.texts.append(Text((box.middle[0], y - 7), name))
-        drawing.texts.append(Text((box.middle[0], y + 8), subject, MUTED, 9.0, font="DejaVu Sans Mono"))
+        drawing.texts.append(Text((box.middle[0], y + 8), subject, style.MUTED, 9.0, font="DejaVu Sans Mono"))
         inner = (left if outwards else left + width, y)
         ends = (inner, drawing.boxes[server].edge_towards(inner))
-        drawing.lines.append(Line(*(ends[::-1] if outwards else ends), INK, 1.3, "arrow"))
+        drawing.lines.append(Line(*(ends[::-1] if outwards else ends), style.INK, 1.3, "arrow"))
 
 
 def _plan_links(drawing: Drawing, layout: Layout, cuts: Collection[frozenset[str]]) -> None:
@@ -339,7 +330,7 @@ def _plan_links(drawing: Drawing, layout: Layout, cuts: Collection[frozenset[str
 
     def link(one: str, other: str, start: Point, end: Point, kind: str) -> None:
         cut = frozenset((one, other)) in cuts
-        drawing.lines.append(Line(start, end, RED if cut else KIND[kind], 2.2, "cut" if cut else ""))
+        drawing.lines.append(Line(start, end, style.RED if cut else KIND[kind], 2.2, "cut" if cut else ""))
 
     boxes, frames = drawing.boxes, dict(zip(layout.regions, drawing.frames, strict=False))
     for names in layout.regions.values():
@@ -367,17 +358,17 @@ def _live_links(
             rate = rate_per_s(before.get(name), snapshots[name], peer=peer) or 0.0
             line = Line(*ends, KIND[kind], 1.2 + log10(1 + rate))
             drawing.lines.append(line)
-            drawing.texts += [Text(line.middle, _rate(rate), MUTED, NOTE_PT)] if rate >= 1 else []
+            drawing.texts += [Text(line.middle, _rate(rate), style.MUTED, NOTE_PT)] if rate >= 1 else []
         elif kind == "route":
             # A server dials one of each other region, and one of those that a leaf node may dial: the rest is no loss.
-            drawing.lines.append(Line(*ends, FAINT, look="dashed"))
+            drawing.lines.append(Line(*ends, style.FAINT, look="dashed"))
 
 
 def _describe(
     drawing: Drawing, name: str, state: str, snapshot: ServerSnapshot | None, before: ServerSnapshot | None
 ) -> None:
     """Write a live server's name and state into its box, and what is known of it below."""
-    box, colour = drawing.boxes[name], COLOURS.get(state, RED)
+    box, colour = drawing.boxes[name], COLOURS.get(state, style.RED)
     drawing.boxes[name] = box._replace(fill="white", edge=colour)
     (x, y), notes, below = box.middle, [], state
     if snapshot is not None:
@@ -386,9 +377,9 @@ def _describe(
         slow = f"cut off as slow: {snapshot.slow_consumers:,}" if snapshot.slow_consumers else ""
         notes = list(filter(None, [_some("", snapshot.clients), _some("leads ", snapshot.leads), slow]))
     drawing.texts.append(Text((x, y - 6), name, weight=BOLD))
-    drawing.texts.append(Text((x, y + 7), below, MUTED if state == "ready" else colour, NOTE_PT))
+    drawing.texts.append(Text((x, y + 7), below, style.MUTED if state == "ready" else colour, NOTE_PT))
     for number, note in enumerate(notes, 1):
-        drawing.texts.append(Text((x, box.top + SERVER + 9.5 * number - 2), note, MUTED, NOTE_PT))
+        drawing.texts.append(Text((x, box.top + SERVER + 9.5 * number - 2), note, style.MUTED, NOTE_PT))
 
 
 def _some(prefix: str, names: Sequence[str]) -> str:

@@ -25,7 +25,7 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from mesh_lab.errors import MeshClosedError, NotReadyError, ServiceCrashedError, UnknownServiceError
+from mesh_lab.errors import MeshClosedError, NotReadyError, ProcessEndedError, UnknownNameError
 from mesh_lab.notebook.service_host import FINISH_S, READY_VARIABLE
 from mesh_lab.patterns.connection import connect
 from mesh_lab.patterns.wait import eventually
@@ -155,11 +155,11 @@ class Service:
         """Return one replica.
 
         Raises:
-            UnknownServiceError: There is none with that number.
+            UnknownNameError: There is none with that number.
         """
         if number not in self.states:
             there = ", ".join(map(str, self.states)) or "none"
-            raise UnknownServiceError(f"no replica {number!r} of service {self.name!r}; there are {there}")
+            raise UnknownNameError(f"no replica {number!r} of service {self.name!r}; there are {there}")
         return self.replicas[number - 1]
 
     def scale(self, count: int) -> None:
@@ -201,12 +201,13 @@ class Services(dict[str, Service]):
     """The services that this notebook runs, by name, in the order in which their cells ran first.
 
     A method returns when its work is done, usually after some tenths of a second. Until then it blocks the kernel:
-    what runs in the kernel's own event loop, a subscription for example, waits too.
+    what runs in the kernel's own event loop, a subscription for example, waits too. Each raises UnknownNameError where
+    no service has that name, or no replica that number.
     """
 
     def __missing__(self, name: str) -> Service:
-        """Raise UnknownServiceError with the services there are."""
-        raise UnknownServiceError(f"no service {name!r}; there are {', '.join(sorted(self)) or 'none'}")
+        """Raise UnknownNameError with the services there are."""
+        raise UnknownNameError(f"no service {name!r}; there are {', '.join(sorted(self)) or 'none'}")
 
     def run(self, name: str, source: str, *, replicas: int = 1) -> Service:
         """Run a service on the newest mesh, in place of an earlier one of that name, which is stopped first.
@@ -219,7 +220,7 @@ class Services(dict[str, Service]):
         Raises:
             ValueError: The number of replicas is out of range.
             MeshClosedError: No mesh is open.
-            ServiceCrashedError: A replica crashed before it was ready; none is left running.
+            ProcessEndedError: A replica crashed before it was ready; none is left running.
             NotReadyError: A replica was not ready in time; none is left running.
         """
         _check_count(replicas, least=1)
@@ -240,10 +241,9 @@ class Services(dict[str, Service]):
             replicas: 0 to 64.
 
         Raises:
-            UnknownServiceError: No service has that name.
             ValueError: The number is out of range.
             MeshClosedError: The service's mesh was closed.
-            ServiceCrashedError: A new replica crashed before it was ready; those that ran before still do.
+            ProcessEndedError: A new replica crashed before it was ready; those that ran before still do.
             NotReadyError: A new replica was not ready in time; those that ran before still do.
         """
         service = self[name]
@@ -257,9 +257,6 @@ class Services(dict[str, Service]):
         Args:
             name: Name of the service.
             replica: Number of the replica, from 1.
-
-        Raises:
-            UnknownServiceError: No service has that name, or no replica that number.
         """
         service = self[name]
         service.replica(replica).kill()
@@ -270,9 +267,6 @@ class Services(dict[str, Service]):
 
         Args:
             name: Name of the service.
-
-        Raises:
-            UnknownServiceError: No service has that name.
         """
         service = self[name]
         stop(service.replicas)
@@ -289,9 +283,6 @@ class Services(dict[str, Service]):
             name: Name of the service.
             replica: Number of one replica; ``None`` for all, each line under the name of its replica.
             last: Number of lines of each replica; ``None`` for all.
-
-        Raises:
-            UnknownServiceError: No service has that name, or no replica that number.
         """
         service = self[name]
         if replica is not None:
@@ -399,7 +390,7 @@ async def _wait_ready(replicas: Sequence[Replica], mesh: Mesh, subject: str) -> 
                 await eventually(
                     lambda: all(ready(r) or r.state == "crashed" for r in replicas), within=CRASHES_TOGETHER_S
                 )
-            raise ServiceCrashedError(_crash_report(crashed()))
+            raise ProcessEndedError(_crash_report(crashed()))
     for late in (replica for replica in replicas if not ready(replica)):
         silent = missing[late.name] == servers
         unreached = f"its report did not reach {', '.join(sorted(missing[late.name]))}"

@@ -2,5 +2,3 @@
 
 from mesh_lab.observe.monitor import Health, Monitor
 from mesh_lab.observe.snapshots import ServerSnapshot, rate_per_s, snapshot
-
-__all__ = ["Health", "Monitor", "ServerSnapshot", "rate_per_s", "snapshot"]

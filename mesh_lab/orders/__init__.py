@@ -11,31 +11,3 @@ from mesh_lab.orders.order import STREAM, Event, Order, check_totals, decode, en
 from mesh_lab.orders.publisher import place_orders
 from mesh_lab.orders.read_model import ReadModel, Summary, ask_read_model, serve_read_model
 from mesh_lab.orders.worker import Worker
-
-__all__ = [
-    "EVERYTHING",
-    "STREAM",
-    "WORKERS",
-    "Event",
-    "Order",
-    "OrderBatch",
-    "ReadModel",
-    "Summary",
-    "Worker",
-    "ask_read_model",
-    "batched",
-    "check_totals",
-    "create_event_store",
-    "create_worker_group",
-    "decode",
-    "decode_batch",
-    "encode",
-    "encode_batch",
-    "headers_of",
-    "open_event_store",
-    "place_orders",
-    "read_order",
-    "read_orders",
-    "serve_read_model",
-    "totals_of",
-]

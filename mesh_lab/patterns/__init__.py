@@ -4,26 +4,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mesh_lab.patterns.atomic_batch import BatchMessage as BatchMessage
-    from mesh_lab.patterns.atomic_batch import publish_together as publish_together
-    from mesh_lab.patterns.circuit_breaker import CircuitBreaker as CircuitBreaker
-    from mesh_lab.patterns.fast_ingest import ingest as ingest
-    from mesh_lab.patterns.jetstream_wait import flush_through as flush_through
-    from mesh_lab.patterns.jetstream_wait import wait_routable as wait_routable
-    from mesh_lab.patterns.jetstream_wait import wait_stream as wait_stream
-    from mesh_lab.patterns.load_shedding import ERROR as ERROR
-    from mesh_lab.patterns.load_shedding import ERROR_CODE as ERROR_CODE
-    from mesh_lab.patterns.load_shedding import RETRY_AFTER as RETRY_AFTER
-    from mesh_lab.patterns.load_shedding import AdmissionController as AdmissionController
-    from mesh_lab.patterns.partition_group import GroupMember as GroupMember
-    from mesh_lab.patterns.pull_consumer import read_in_order as read_in_order
-    from mesh_lab.patterns.redelivery import Backoff as Backoff
-    from mesh_lab.patterns.redelivery import consume_with_retries as consume_with_retries
-    from mesh_lab.patterns.token_bucket import TokenBucket as TokenBucket
-    from mesh_lab.patterns.wait import cancel_and_join as cancel_and_join
-    from mesh_lab.patterns.wait import eventually as eventually
-    from mesh_lab.patterns.wait import retry as retry
-    from mesh_lab.patterns.windowed_publisher import WindowedPublisher as WindowedPublisher
+    from mesh_lab.patterns.atomic_batch import BatchMessage, publish_together
+    from mesh_lab.patterns.circuit_breaker import CircuitBreaker
+    from mesh_lab.patterns.fast_ingest import ingest
+    from mesh_lab.patterns.jetstream_wait import flush_through, wait_routable, wait_stream
+    from mesh_lab.patterns.load_shedding import ERROR, ERROR_CODE, RETRY_AFTER, AdmissionController
+    from mesh_lab.patterns.partition_group import GroupMember
+    from mesh_lab.patterns.pull_consumer import read_in_order
+    from mesh_lab.patterns.redelivery import Backoff, consume_with_retries
+    from mesh_lab.patterns.token_bucket import TokenBucket
+    from mesh_lab.patterns.wait import cancel_and_join, eventually, retry
+    from mesh_lab.patterns.windowed_publisher import WindowedPublisher
 
 _MODULES = {
     "atomic_batch": ["BatchMessage", "publish_together"],

@@ -4,5 +4,3 @@ from mesh_lab.security.accounts import Account, Operator, User
 from mesh_lab.security.auth_callout import Grant, serve_logins
 from mesh_lab.security.certificates import Authority
 from mesh_lab.security.tokens import Key, decode_token
-
-__all__ = ["Account", "Authority", "Grant", "Key", "Operator", "User", "decode_token", "serve_logins"]

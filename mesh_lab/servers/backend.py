@@ -32,6 +32,8 @@ class BackendTraits:
     """Place of ``async def start(request: MeshRequest) -> Mesh``, as ``module:function``; loaded when it is used."""
     configurable: bool = False
     """Whether servers are set up as asked for: regions, leaf nodes, links, TLS, accounts, and a reload of users."""
+    settings: str = "as asked for"
+    """How its servers are set up, for an error."""
     stoppable: bool = True
     """Whether servers can be killed, paused and restarted."""
     temporary: bool = False
@@ -44,8 +46,12 @@ BACKENDS: Mapping[str, BackendTraits] = {
     "local": BackendTraits(
         "processes on this machine", "mesh_lab.servers.local:start", configurable=True, temporary=True
     ),
-    "docker": BackendTraits("containers", "mesh_lab.servers.docker:start", services="containers"),
-    "external": BackendTraits("external servers", "mesh_lab.servers.external:start", stoppable=False),
+    "docker": BackendTraits(
+        "containers", "mesh_lab.servers.docker:start", settings="by docker/nats-server.conf", services="containers"
+    ),
+    "external": BackendTraits(
+        "external servers", "mesh_lab.servers.external:start", settings="by whoever runs them", stoppable=False
+    ),
 }
 
 

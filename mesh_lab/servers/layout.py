@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Literal
 
-from mesh_lab.errors import BadLayoutError, UnknownServerError
+from mesh_lab.errors import BadLayoutError, UnknownNameError
 
 Kind = Literal["route", "gateway", "leaf"]
 Pair = tuple[str, str]
@@ -55,11 +55,11 @@ class Layout:
         Those of the first region, where it asks for neither.
 
         Raises:
-            UnknownServerError: No region has that name; the message lists those there are.
+            UnknownNameError: No region has that name; the message lists those there are.
         """
         if region is not None and (region not in self.regions or self.cluster is not None):
             there = ", ".join(self.regions) if self.cluster is None else "none: it was started with servers="
-            raise UnknownServerError(f"no region {region!r} in this mesh; there are {there}")
+            raise UnknownNameError(f"no region {region!r} in this mesh; there are {there}")
         if server is None:
             return next(iter(self.regions.values())) if region is None else self.regions[region]
         # A leaf node is of no region: its clients have nowhere else to go.
@@ -79,14 +79,14 @@ class Layout:
         """Return the servers that a name stands for: a region's, or the one server or leaf node.
 
         Raises:
-            UnknownServerError: Nothing has that name; the message lists what there is.
+            UnknownNameError: Nothing has that name; the message lists what there is.
         """
         if self.cluster is None and name in self.regions:
             return self.regions[name]
         if name in self.servers:
             return (name,)
         named = ", ".join([*(self.regions if self.cluster is None else ()), *self.servers])
-        raise UnknownServerError(f"no server, region or leaf node {name!r} in this mesh; there are {named}")
+        raise UnknownNameError(f"no server, region or leaf node {name!r} in this mesh; there are {named}")
 
     def pairs(self, one: str, other: str) -> list[Pair]:
         """Return the pairs of servers that are joined between two places, each pair once.
@@ -94,7 +94,7 @@ class Layout:
         A place is a server, a region or a leaf node; twice the same region stands for the routes inside of it.
 
         Raises:
-            UnknownServerError: Nothing has that name, or no link joins the two; the message lists those there are.
+            UnknownNameError: Nothing has that name, or no link joins the two; the message lists those there are.
         """
         here, there = self.resolve(one), self.resolve(other)
         joined = {frozenset((join.dialler, join.target)) for join in self.joins()}
@@ -102,7 +102,7 @@ class Layout:
         found = [(min(pair), max(pair)) for pair in wanted if pair in joined]
         if not found:
             neighbours = sorted({name for pair in joined if pair & set(here) for name in pair - set(here)})
-            raise UnknownServerError(
+            raise UnknownNameError(
                 f"no link between {one!r} and {other!r}; {one!r} is joined to {', '.join(neighbours) or 'nothing'}"
             )
         return found

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self, get_args
 
 from nats.aio.client import Client
 
-from mesh_lab.errors import MeshClosedError, NotReadyError, UnknownServerError, UnsupportedByBackendError
+from mesh_lab.errors import MeshClosedError, NotReadyError, UnknownNameError, UnsupportedByBackendError
 from mesh_lab.patterns import connection
 from mesh_lab.patterns.wait import run_shielded
 from mesh_lab.servers.backend import Backend, MeshServer, traits_of
@@ -39,7 +39,7 @@ class Mesh:
 
     Facts are attributes, known without asking anybody: of a server's health, what was last seen. What asks the servers
     or does something to them is a coroutine. A connection or an effect that is asked for after :meth:`close` raises
-    MeshClosedError, and the name of a server that is not there UnknownServerError, with those that are.
+    MeshClosedError, and the name of a server that is not there UnknownNameError, with those that are.
 
     Attributes:
         backend: Where its servers run.
@@ -101,7 +101,7 @@ class Mesh:
             system: Whether to connect to the system account, which answers ``$SYS`` requests.
 
         Raises:
-            UnknownServerError: No server or region has that name.
+            UnknownNameError: No server or region has that name.
             UnsupportedByBackendError: The system account of this mesh is not ours.
         """
         self._check_open()
@@ -254,7 +254,7 @@ class Mesh:
 
         Raises:
             ValueError: The latency is negative, or the rate is not above 0.
-            UnknownServerError: Nothing has that name, or the two are not joined.
+            UnknownNameError: Nothing has that name, or the two are not joined.
             UnsupportedByBackendError: The mesh has no links.
         """
         if not 0 <= latency < float("inf") or (rate is not None and not 0 < rate < float("inf")):
@@ -357,7 +357,7 @@ class Mesh:
         try:
             return self.servers[name]
         except KeyError as err:
-            raise UnknownServerError(f"no server {name!r} in this mesh; there are {', '.join(self.servers)}") from err
+            raise UnknownNameError(f"no server {name!r} in this mesh; there are {', '.join(self.servers)}") from err
 
 
 async def _close_client(client: Client) -> None:

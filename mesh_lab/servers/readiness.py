@@ -215,31 +215,23 @@ async def routed(view: View) -> str:
 
 
 async def placeable(view: View) -> str:
-    """Return why a stream may not be placed on every server of a cluster; ``""`` also where there is none."""
-    if len(view.members) < 2:  # a server without peers would make the stream that is asked for
-        return ""
-    try:
-        async with await view.connect(name="readiness") as client:
-            why = await no_place_for_streams(client)
-    except (TimeoutError, nats.errors.Error, NotReadyError) as err:
-        return f"JetStream's API: {err!r}"
-    return f"no place for streams: {why}" if why else ""
-
-
-async def no_place_for_streams(client: Client) -> str:
-    """Return why some server could not hold a stream now, in the meta leader's words; nothing, if all could.
+    """Return why a stream may not be placed on every server of a cluster; ``""`` also where there is none.
 
     A peer of which the leader knows the name, and not yet what it holds, is current in ``/jsz``, and no place for a
     stream, for up to a quarter of a second. Only a request to place a stream learns of it. This one is for a place that
     no server has, so that nothing is made, and the refusal gives all reasons.
     (nats-server 2.15.1, processNewServer in server/events.go, selectPeerGroup in server/jetstream_cluster.go)
-
-    A single server without a cluster would make the stream.
     """
+    if len(view.members) < 2:  # a server without peers would make the stream
+        return ""
     wish = {"name": NOWHERE, "subjects": [NOWHERE], "placement": {"tags": [NOWHERE]}}
-    answer = await client.request(f"$JS.API.STREAM.CREATE.{NOWHERE}", json.dumps(wish).encode(), timeout=0.5)
-    refusal = str(json.loads(answer.data).get("error", {}).get("description", ""))
-    return refusal if any(reason in refusal for reason in NO_PLACE) else ""
+    try:
+        async with await view.connect(name="readiness") as client:
+            reply = await client.request(f"$JS.API.STREAM.CREATE.{NOWHERE}", json.dumps(wish).encode(), timeout=0.5)
+    except (TimeoutError, nats.errors.Error, NotReadyError) as err:
+        return f"JetStream's API: {err!r}"
+    refusal = str(json.loads(reply.data).get("error", {}).get("description", ""))
+    return f"no place for streams: {refusal}" if any(reason in refusal for reason in NO_PLACE) else ""
 
 
 async def ask(monitors: Mapping[str, Monitor], path: str) -> dict[str, dict[str, Any]]:

@@ -103,7 +103,8 @@ async def start_mesh(
     for what, wish in {**wishes, "further settings": any(extra)}.items():
         if wish and not traits.configurable:
             raise UnsupportedByBackendError(
-                f"{what} asked for, but the servers of backend {chosen!r} stand as they are; use backend='local' here"
+                f"{what} asked for, but the servers of backend {chosen!r} are set up {traits.settings}; "
+                "use backend='local' here"
             )
     beside = client_auth == "certificate" or leaves or account_config or users_config or accounts_config
     if operator is not None and beside:

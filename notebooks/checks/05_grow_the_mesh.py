@@ -57,7 +57,7 @@ async def places_a_backup(trial: Trial, answer: Any) -> str:
 async def _have_followed(trial: Trial, js: JetStreamContext) -> None:
     """Have the lesson's stream to follow; where the check runs without the lesson, one is made for it."""
     try:
-        await retry(partial(js.stream_info, FOLLOWED))
+        await retry(partial(wait_stream, js, FOLLOWED))  # patiently: what the trial makes, it removes before and after
     except NotFoundError:
         client = await trial.client(region=HOME)
         home = Placement(cluster=HOME)

@@ -135,7 +135,7 @@ async def _longest_gap_s(trial: Trial, answer: Any) -> float:
             raise NotYet(f"{same[0]} is the same process as before", "that each was restarted")
         await caught_up(own, writing.history)
         found = audit(writing.history, await read_stream(client, STREAM))
-        if not found.valid:
+        if found.broken:
             raise NotYet(f"orders are {' and '.join(found.broken)}", "each acknowledged order stored once")
         return max((gap.length_s for gap in writing.history.gaps()), default=0.0)
 

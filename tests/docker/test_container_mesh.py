@@ -203,7 +203,7 @@ async def test_containers_are_three_and_configured_in_their_own_file(project: Pr
         await start_mesh(servers=5, backend="docker")
     with pytest.raises(
         UnsupportedByBackendError,
-        match="further settings asked for, but the servers of backend 'docker' stand as they are",
+        match="further settings asked for.* by docker/nats-server.conf; use backend='local'",
     ):
         await start_mesh(servers=3, backend="docker", extra_config="debug: true")
 

@@ -105,6 +105,7 @@ def _command(*arguments: str, **more) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, timeout=120, **more)
 
 
+@pytest.mark.alone  # compares rates
 def test_the_command_prints_json_and_nothing_else_on_standard_output() -> None:
     # It removes streams, so its servers are its own also where the environment names others.
     others = {**os.environ, "MESH_LAB_URL": "nats://127.0.0.1:9"}

@@ -108,7 +108,7 @@ def test_a_notebook_runs_services_and_shows_what_crashes() -> None:
     assert len(table) == 1
     assert f"{name}  crashed   ValueError: invalid literal" in table[0]
     assert crashing_cell == [
-        "ServiceCrashedError: broken-1 and broken-2 crashed:\n"
+        "ProcessEndedError: broken-1 and broken-2 crashed:\n"
         "Traceback (most recent call last):\n"
         '  File "<service broken>", line 3, in main\n'
         '    raise RuntimeError("no luck")\n'

@@ -13,7 +13,7 @@ from nats.js.api import ExternalStream, Placement, StreamSource
 from mesh_lab.errors import (
     MeshClosedError,
     ProcessEndedError,
-    UnknownServerError,
+    UnknownNameError,
     UnsupportedByBackendError,
 )
 from mesh_lab.patterns.jetstream_wait import wait_routable
@@ -295,11 +295,11 @@ async def test_no_connection_between_servers_gets_past_a_link(regions) -> None:
 
 
 async def test_an_unknown_place_or_link_is_named_beside_the_known_ones(regions) -> None:
-    with pytest.raises(UnknownServerError, match="no server, region or leaf node 'asia'.*eu, us, eu-1.*store-berlin"):
+    with pytest.raises(UnknownNameError, match="no server, region or leaf node 'asia'.*eu, us, eu-1.*store-berlin"):
         await regions.slow("eu", "asia", latency=0.1)
-    with pytest.raises(UnknownServerError, match="no link between 'store-berlin' and 'us'.*joined to eu-1, eu-2, eu-3"):
+    with pytest.raises(UnknownNameError, match="no link between 'store-berlin' and 'us'.*joined to eu-1, eu-2, eu-3"):
         await regions.cut("store-berlin", "us")
-    with pytest.raises(UnknownServerError, match="no link between 'eu-1' and 'eu-1'"):
+    with pytest.raises(UnknownNameError, match="no link between 'eu-1' and 'eu-1'"):
         await regions.cut("eu-1", "eu-1")
     for latency, rate in ((-0.1, None), (0.1, 0), (float("inf"), None), (float("nan"), None)):
         with pytest.raises(ValueError, match="expected 0 or more, and above 0 or None"):

@@ -125,7 +125,7 @@ async def test_settings_for_an_external_mesh_are_refused(monkeypatch) -> None:
     monkeypatch.setenv("MESH_LAB_URL", "nats://127.0.0.1:9")
     with pytest.raises(
         UnsupportedByBackendError,
-        match="further settings asked for, but the servers of backend 'external' stand as they",
+        match="further settings asked for, but the servers of backend 'external' are set up by whoever runs them",
     ):
         await start_mesh(users_config="{ user: x, password: y }")
 

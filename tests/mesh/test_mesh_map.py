@@ -91,6 +91,7 @@ async def test_the_map_follows_and_its_buttons_break_and_mend():
         assert "not asked yet" in shown.svg
         await eventually(lambda: len(shown.snapshots) == 3, within=10.0)
         assert repr(shown) == "MeshMap(n1 ready, n2 ready, n3 ready)"
+        assert "<title>n1 ready; n2 ready; n3 ready</title>" in shown.svg  # for screen readers
         chosen, kill, pause, resume, restart, said = shown._box.children[1].children
         chosen.value = "n2"
         for button, word, state in ((kill, "kill", "killed"), (restart, "restart", "running")):

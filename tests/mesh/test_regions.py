@@ -14,7 +14,7 @@ import pytest
 from nats.js.api import ExternalStream, Placement, StreamSource
 from programs import killed_at_the_end
 
-from mesh_lab.errors import BadLayoutError, UnknownServerError, UnsupportedByBackendError
+from mesh_lab.errors import BadLayoutError, UnknownNameError, UnsupportedByBackendError
 from mesh_lab.notebook.mesh_card import mesh_card
 from mesh_lab.patterns.jetstream_wait import wait_routable
 from mesh_lab.patterns.wait import eventually
@@ -214,11 +214,11 @@ async def test_regions_of_servers_that_are_not_ours_are_refused(monkeypatch) -> 
 
 
 async def test_an_unknown_region_or_server_is_named_beside_the_known_ones(regions, mesh) -> None:
-    with pytest.raises(UnknownServerError, match="no region 'asia' in this mesh; there are eu, us"):
+    with pytest.raises(UnknownNameError, match="no region 'asia' in this mesh; there are eu, us"):
         await regions.connect(region="asia")
-    with pytest.raises(UnknownServerError, match="no server 'us-9'.*store-berlin"):
+    with pytest.raises(UnknownNameError, match="no server 'us-9'.*store-berlin"):
         await regions.connect(to="us-9")
-    with pytest.raises(UnknownServerError, match="no region 'eu' in this mesh; there are none"):
+    with pytest.raises(UnknownNameError, match="no region 'eu' in this mesh; there are none"):
         await mesh.connect(region="eu")
 
 

@@ -16,7 +16,7 @@ import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from mesh_lab.errors import MeshClosedError, NotReadyError, ServiceCrashedError, UnknownServiceError
+from mesh_lab.errors import MeshClosedError, NotReadyError, ProcessEndedError, UnknownNameError
 from mesh_lab.notebook import service_host
 from mesh_lab.notebook import services as services_module
 from mesh_lab.notebook.service_cell import service_magic
@@ -184,21 +184,19 @@ async def test_a_crash_is_shown_once_with_the_line_of_the_cell(mesh: Mesh, servi
 
 async def test_a_crash_before_it_is_ready_fails_the_cell_and_leaves_no_sibling(mesh: Mesh, services: Services) -> None:
     cell = "async def main(nc):\n    int('a number')\n"
-    with pytest.raises(ServiceCrashedError, match=r"worker-1, worker-2 and worker-3 crashed:\n(.|\n)*line 3, in main"):
+    with pytest.raises(ProcessEndedError, match=r"worker-1, worker-2 and worker-3 crashed:\n(.|\n)*line 3, in main"):
         run(services, "worker --replicas 3", cell)
     one_fails = (
         "async def main(nc):\n    assert os.environ['SERVICE_NAME'] != 'worker-2'\n    await asyncio.Event().wait()\n"
     )
-    with pytest.raises(ServiceCrashedError, match=r"^worker-2 crashed:\n(.|\n)*AssertionError$"):
+    with pytest.raises(ProcessEndedError, match=r"^worker-2 crashed:\n(.|\n)*AssertionError$"):
         run(services, "worker --replicas 3", one_fails)
     assert services["worker"].states == {1: "stopped", 2: "crashed", 3: "stopped"}
     assert services.unreported_crashes() == "", "the cell's error said it already"
 
 
 def test_a_cell_that_fails_before_main_shows_its_line(mesh: Mesh, services: Services) -> None:
-    with pytest.raises(
-        ServiceCrashedError, match=r'File "<service worker>", line 2, in <module>\n(.|\n)*no_such_thing'
-    ):
+    with pytest.raises(ProcessEndedError, match=r'File "<service worker>", line 2, in <module>\n(.|\n)*no_such_thing'):
         run(services, "worker", "import no_such_thing\nasync def main(nc):\n    pass\n")
 
 
@@ -429,9 +427,9 @@ def test_what_is_shown_holds_no_process_ids_and_no_ports(mesh: Mesh, services: S
 
 def test_unknown_names_and_numbers_are_told_with_those_there_are(mesh: Mesh, services: Services) -> None:
     run(services, "echo --replicas 2", ECHO)
-    with pytest.raises(UnknownServiceError, match="no service 'worker'; there are echo"):
+    with pytest.raises(UnknownNameError, match="no service 'worker'; there are echo"):
         services.scale("worker", 2)
-    with pytest.raises(UnknownServiceError, match="no replica 3 of service 'echo'; there are 1, 2"):
+    with pytest.raises(UnknownNameError, match="no replica 3 of service 'echo'; there are 1, 2"):
         services.kill("echo", 3)
     with pytest.raises(ValueError, match="65 replicas asked for, expected 0 to 64"):
         services.scale("echo", 65)

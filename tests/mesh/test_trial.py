@@ -41,6 +41,16 @@ async def leaves_an_inbox(nc):
     await nc.subscribe(nc.new_inbox())
 
 
+async def leaves_an_inbox_for_many(nc):
+    async def take(msg): ...
+
+    await nc.subscribe(f"{nc.new_inbox()}.*", cb=take)
+
+
+async def leaves_an_inbox_for_many_without_a_callback(nc):
+    await nc.subscribe(f"{nc.new_inbox()}.*")
+
+
 async def leaves_a_watcher(nc):
     async for msg in (await nc.subscribe("orders.>")).messages:
         raise AssertionError(msg)
@@ -63,6 +73,8 @@ async def leaves_a_stream(nc):
     [
         (leaves_a_subscription, "a subscription to orders.eu.*.placed"),
         (leaves_an_inbox, "an inbox subscribed"),
+        (leaves_an_inbox_for_many, "an inbox subscribed"),
+        (leaves_an_inbox_for_many_without_a_callback, "an inbox subscribed"),
         (leaves_a_task, "a task running, leaves_a_watcher()"),
         (leaves_a_connection, "a connection named 'mine'"),
         (leaves_a_stream, "the stream LEFT"),

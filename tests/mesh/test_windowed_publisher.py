@@ -46,7 +46,9 @@ async def test_a_repeated_id_is_acknowledged_and_not_stored_again(client: Client
 
 async def test_what_the_stream_refuses_is_told_apart_and_named(client: Client) -> None:
     js = await _stream(client, "PUB3", max_msgs=5, discard="new")
-    with pytest.raises(PublishRefusedError, match=r"PUB3.x \(5\): maximum messages .*err_code 10077") as refusal:
+    with pytest.raises(
+        PublishRefusedError, match=r"PUB3.x \(5\): maximum messages exceeded .*err_code 10077"
+    ) as refusal:
         async with WindowedPublisher(client) as publisher:
             for n in range(6):
                 await publisher.publish("PUB3.x", b"", msg_id=str(n))

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mesh_lab.errors import MeshClosedError, UnknownExerciseError
+from mesh_lab.errors import MeshClosedError, UnknownNameError
 from mesh_lab.notebook import exercises
 from mesh_lab.notebook.answers import untouched
 from mesh_lab.notebook.exercises import NotYet, Verdict, check, exercise, hint, progress
@@ -222,7 +222,7 @@ async def test_a_stub_needs_no_mesh_and_an_answer_does(doubling, monkeypatch):
 
 async def test_an_unknown_number_lists_the_exercises_there_are(doubling):
     for number in ("2.3", "22", "two", ""):
-        with pytest.raises(UnknownExerciseError, match=r"there are 2\.2"):
+        with pytest.raises(UnknownNameError, match=r"there are 2\.2"):
             await check(number, ...)
 
 

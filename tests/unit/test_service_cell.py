@@ -5,7 +5,7 @@ import re
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
-from mesh_lab.errors import MeshClosedError, ServiceCellError, UnknownServiceError
+from mesh_lab.errors import MeshClosedError, ServiceCellError, UnknownNameError
 from mesh_lab.notebook.service_cell import parse_cell, service_magic
 from mesh_lab.notebook.services import Services
 from mesh_lab.servers import start
@@ -103,7 +103,7 @@ def test_an_unknown_service_is_told_with_those_there_are() -> None:
         lambda name: services.scale(name, 2),
         lambda name: services.kill(name, 1),
     ):
-        with pytest.raises(UnknownServiceError, match=r"no service 'worker'; there are none"):
+        with pytest.raises(UnknownNameError, match=r"no service 'worker'; there are none"):
             call("worker")
 
 

@@ -1,5 +1,3 @@
 """The main job: all real orders through a mesh, by services that are processes or containers of their own."""
 
 from mesh_lab.orders.job.run import OrderRun, run_orders
-
-__all__ = ["OrderRun", "run_orders"]
