@@ -56,7 +56,7 @@ notebooks: $(VENV)/dev.stamp ## execute the notebooks in clean kernels; store th
 	MESH_LAB_HOME=$(CURDIR)/$(VENV)/home $(BIN)/python tests/notebooks/refresh.py --record
 	MESH_LAB_HOME=$(CURDIR)/$(VENV)/home $(BIN)/python -m mesh_lab.measure.ledger export
 
-doctor: $(VENV)/lab.stamp ## check this machine and say how to mend what is missing
+doctor: $(VENV)/lab.stamp ## check this machine and say how to fix what is missing
 	@$(BIN)/mesh-lab doctor
 
 lock: $(VENV)/dev.stamp ## pin the newest versions that pyproject.toml allows

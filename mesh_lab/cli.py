@@ -24,7 +24,7 @@ SHORTEST_CHAOS_S = 3
 FIRST_NOTEBOOK = Path("notebooks") / "00_start_here.ipynb"
 
 
-# What draws tables is imported where it is needed: doctor is to run where rich is missing.
+# Modules that draw tables are imported where they are needed: doctor has to run where rich is missing.
 def main(arguments: list[str] | None = None) -> int:
     """Run the subcommand that the command line names and return the exit code."""
     parser = argparse.ArgumentParser(prog="mesh-lab", description="Build, measure and break an event mesh on NATS.")
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     lab = command(_lab, "open JupyterLab at the first notebook")
     lab.add_argument("--no-browser", action="store_true", help="print the URL and open nothing")
-    command(_doctor, "check this machine and say how to mend what is missing")
+    command(_doctor, "check this machine and say how to fix what is missing")
     orders = command(_orders, "send all real orders through a mesh and check every total")
     orders.add_argument("--workers", type=_count, default=2, help="worker processes (default: 2)")
     orders.add_argument("--first", type=_count, metavar="N", help="only the first N orders")
@@ -99,7 +99,7 @@ def _lab(options: argparse.Namespace) -> int:
     command.append(f"--LabApp.default_url=/lab/tree/{FIRST_NOTEBOOK.as_posix()}")
     # So that opening a notebook does not change it.
     command.append("--ServerApp.contents_manager_class=mesh_lab.notebook.contents.LabContents")
-    # Defaults, over which a user's own settings win: no question about news, no look for newer versions.
+    # Defaults, over which a user's own settings win: no question about news, no check for newer versions.
     defaults = [str(Path(__file__).with_name("notebook") / "jupyter"), os.environ.get("JUPYTER_CONFIG_PATH", "")]
     os.environ["JUPYTER_CONFIG_PATH"] = os.pathsep.join(filter(None, defaults))
     try:

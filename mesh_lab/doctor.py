@@ -22,10 +22,10 @@ from mesh_lab.servers.workspace import PortBlock
 
 MEMORY_NEEDED_BYTES = 1_000_000_000  # two regions of three servers under load, the kernel and JupyterLab
 DISK_NEEDED_BYTES = 2_000_000_000  # three copies of the biggest streams, in the temporary directory
-# Where a container's limit stands, of which the memory of the whole machine says nothing (cgroup v2).
+# Where a container's memory limit stands (cgroup v2); the memory of the whole machine does not show it.
 CGROUP = Path("/sys/fs/cgroup")
 
-# What the extra `lab` of pyproject.toml brings to run with, but for the server and the event loop's nest-asyncio2.
+# What the extra `lab` of pyproject.toml installs to run with, except the server and the event loop's nest-asyncio2.
 LAB_PACKAGES = (
     "jupyterlab", "ipywidgets", "pandas", "matplotlib", "hdrhistogram", "nkeys", "opentelemetry-sdk",
     "platformdirs", "prometheus-client", "psutil", "rich", "trustme",
@@ -38,7 +38,7 @@ _INSTALL_LAB = 'pip install "mesh-lab[lab]", in a checkout: pip install -e ".[la
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at: whether it is as the course needs it, what is there, and what mends it."""
+    """One thing that was examined: whether it is as the course needs it, what was found, and what fixes it."""
 
     what: str
     ok: bool
@@ -63,7 +63,7 @@ def run() -> int:
 
 
 def examine() -> list[Finding]:
-    """Return what was found on this machine, in the order in which one would mend it."""
+    """Return what was found on this machine, in the order in which to fix it."""
     python = f"{sys.version.split()[0]} at {sys.executable}"
     # uvloop is not made for Windows; there, asyncio's own loop is used.
     loops = ["nest-asyncio2"] if sys.platform == "win32" else ["uvloop", "nest-asyncio2"]
@@ -85,7 +85,7 @@ def examine() -> list[Finding]:
 
 
 def _finding(what: str, look: Callable[[], str], fix: str, level: Literal["fault", "note"] = "fault") -> Finding:
-    """Return what a look found, or the error that it raised."""
+    """Return what an examination found, or the error that it raised."""
     try:
         return Finding(what, True, look())
     except (MeshLabError, OSError, webbrowser.Error) as err:

@@ -24,7 +24,7 @@ class NoNatsCliError(MeshLabError, FileNotFoundError):
 
 
 class NoPowerCutError(MeshLabError, PermissionError):
-    """This machine does not let us take away a server's disk."""
+    """This machine cannot simulate a power cut: that needs Linux and the right to mount."""
 
 
 class SettingsError(MeshLabError, ValueError):
@@ -40,7 +40,7 @@ class BadLayoutError(MeshLabError, ValueError):
 
 
 class BadTokenError(MeshLabError, ValueError):
-    """A signed token is none, or was changed after it was signed."""
+    """A text is not a signed token, or the token was changed after it was signed."""
 
 
 class StoreError(MeshLabError, OSError):
@@ -86,7 +86,7 @@ class MeshClosedError(MeshLabError, RuntimeError):
 
 
 class UnsupportedByBackendError(MeshLabError, NotImplementedError):
-    """The backend lacks the power that was asked for, such as stopping an external server."""
+    """The backend cannot do what was asked for, such as stop an external server."""
 
 
 class ServiceCellError(MeshLabError, ValueError):
@@ -98,7 +98,7 @@ class OrderFormatError(MeshLabError, ValueError):
 
 
 class WrongTotalsError(MeshLabError, ValueError):
-    """Orders were lost, doubled or changed; ``differences`` holds what was seen less what was expected, by name."""
+    """Orders were lost, doubled or changed; ``differences`` holds the number seen minus that expected, by name."""
 
     def __init__(self, message: str, *, differences: Mapping[str, int] | None = None) -> None:
         super().__init__(message)
@@ -147,7 +147,7 @@ class PoisonMessageError(MeshLabError, ValueError):
 
 
 class CircuitOpenError(MeshLabError, ConnectionError):
-    """A service failed too often and is left alone for ``retry_after`` more seconds."""
+    """A service failed too often and is not called for ``retry_after`` more seconds."""
 
     def __init__(self, message: str, *, retry_after: float) -> None:
         super().__init__(message)

@@ -1,9 +1,9 @@
-"""Child processes: how they are started, heard and ended, and what a child does on its own side.
+"""Child processes: how they are started, read from and stopped, and what a child does on its own side.
 
 The parent's side is :class:`ChildProcess`, and :func:`output_of` for a command that runs to its end; the child's is
 :func:`run`, :func:`on_stop_signal` and :func:`on_input_line`. The standard library only, as services in containers need
 it; and plain ``subprocess``, because asyncio's own does not work on Jupyter's event loop on Windows. What waits here
-blocks, and belongs into a thread where an event loop runs.
+blocks, and belongs in a thread where an event loop runs.
 """
 
 import asyncio
@@ -61,7 +61,7 @@ class ChildProcess:
             owner: Mark by which a mesh's guard finds and kills it; ``""`` for none, ``None`` for this process's own.
             environment: Variables on top of those that this process has when it starts it.
             stdin: Whether it can be sent lines; without, its standard input is empty.
-            stdout: Whether it can be heard: :meth:`receive` and :meth:`rest`.
+            stdout: Whether its standard output can be read: :meth:`receive` and :meth:`rest`.
         """
         self.name, self._log_file = name, log
         self._command = list(command)
@@ -106,7 +106,7 @@ class ChildProcess:
         return self._process.poll() if self._process is not None else None
 
     def send(self, line: bytes = b"") -> None:
-        """Write a line to its standard input; when it has ended, :meth:`receive` raises how."""
+        """Write a line to its standard input; when it has ended, :meth:`receive` raises an error that says how."""
         if self._process is not None and self._process.stdin is not None:
             # ValueError: closed by close_input() or close().
             with contextlib.suppress(BrokenPipeError, ConnectionError, ValueError):
@@ -183,7 +183,7 @@ class ChildProcess:
             self._unnamed_log = None
 
     def log(self, *, last: int | None = None) -> str:
-        """Return its log since it was started first, or the ``last`` lines of it."""
+        """Return its log since it was first started, or the ``last`` lines of it."""
         text = b""
         if self._log_file is not None and self._log_file.exists():
             text = self._log_file.read_bytes()

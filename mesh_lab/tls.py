@@ -33,7 +33,7 @@ class ClientContext(ssl.SSLContext):
     files: TlsFiles
 
     def __new__(cls, files: TlsFiles) -> "ClientContext":
-        """Make a context of its files, which raises ``OSError`` where one cannot be read or is no PEM file."""
+        """Return a context made of files; raises ``OSError`` where one cannot be read or is no PEM file."""
         logging.getLogger("asyncio").addFilter(_is_no_eof_warning)
         context = super().__new__(cls, ssl.PROTOCOL_TLS_CLIENT)
         context.files = files

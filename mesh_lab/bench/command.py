@@ -1,7 +1,7 @@
 """The command ``mesh-lab bench``, and its report: tables with bars for people, JSON with a stable schema for machines.
 
 The schema is that of :class:`BenchReport`; ``mesh-lab bench --schema`` prints it as JSON Schema. A field is never
-renamed or given another unit; what comes new gets a new ``schema`` number.
+renamed or given another unit; a new field comes with a new ``schema`` number.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ class BenchResult(msgspec.Struct, frozen=True):
 
     Attributes:
         ladder: ``publish``, ``consume`` or ``end to end``.
-        rung: What was done.
+        rung: Name of the case, for example ``windowed publisher``.
         kind: What stopped the clock: ``acknowledged`` (stored) or ``processed`` (a worker's effect).
         unit: What ``count`` and ``rate_per_s`` count: ``messages`` or ``orders``.
         replicas: Copies of the stream.
@@ -39,8 +39,8 @@ class BenchResult(msgspec.Struct, frozen=True):
         stored_messages: Messages in the stream after each run; fewer than orders in the bulk lane.
         payload_bytes: Size of each payload; 0 where real orders have their own.
         elapsed_s: Seconds of each run, in the order in which they were made.
-        rate_per_s: ``count`` for each second of the median run.
-        spread: Distance from the fastest run to the slowest, as a share of the median.
+        rate_per_s: ``count`` divided by the seconds of the median run.
+        spread: Difference between the slowest run and the fastest, as a share of the median.
     """
 
     ladder: str
@@ -72,7 +72,7 @@ def run_bench(*, quick: bool, as_json: bool, peer: bool, ladders: Sequence[str] 
     Args:
         quick: Only the cases that matter most, on file streams, two rounds: under a minute.
         as_json: JSON instead of tables.
-        peer: The ``nats`` tool's benchmark beside it.
+        peer: Whether to run the ``nats`` tool's benchmark as well, for comparison.
         ladders: Which ladders to run; none means all.
 
     Raises:
@@ -87,7 +87,7 @@ def run_bench(*, quick: bool, as_json: bool, peer: bool, ladders: Sequence[str] 
 
 
 async def _run(cases: Sequence[BenchCase], *, quick: bool, path: str | None) -> BenchReport:
-    # Quickly without warming up: that would take a third of the minute.
+    # No warm-up when quick: it would take a third of the minute.
     setups, rounds, warmup = (SETUPS[:2], 2, 0) if quick else (SETUPS, 5, 1)
     runs = len(cases) * len(setups) * (rounds + warmup) + (2 * len(COMMANDS) if path else 0)
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
@@ -136,7 +136,7 @@ def _result(result: CaseResult) -> BenchResult:
 
 
 def as_json(report: BenchReport | dict[str, Any]) -> str:
-    """Return a report, or its schema, as JSON, indented."""
+    """Return a report, or its schema, as indented JSON."""
     return msgspec.json.format(msgspec.json.encode(report), indent=2).decode()
 
 

@@ -1,4 +1,4 @@
-"""What the children of a benchmark do: publish, consume what is stored already, or count orders while they are sent.
+"""The jobs of a benchmark's children: publish, consume what is stored already, or count orders while they are sent.
 
 Publishers stop their clock when the last message is acknowledged, consumers when the last one is acknowledged to the
 server or, where nothing is acknowledged, applied.
@@ -29,7 +29,7 @@ ASYNC_PENDING = 4_000
 
 
 class Counted(Result, frozen=True, kw_only=True):
-    """What a worker counted: each order once, and how many came a further time."""
+    """What a worker counted: each order once in ``totals``, and in ``doubled`` how many came again."""
 
     totals: Totals
     doubled: int
@@ -40,14 +40,14 @@ class BenchJob(Job[R_co], Generic[R_co], frozen=True, kw_only=True):
 
     count: int
     window: int = 1
-    plain_loop: bool = False  # asyncio's own, as in a program that did nothing about it
+    plain_loop: bool = False  # asyncio's own, as in a program that chooses no other
 
     def new_event_loop(self) -> asyncio.AbstractEventLoop:
         return asyncio.new_event_loop() if self.plain_loop else processes.new_event_loop()
 
 
 class Publisher(BenchJob[Sent], frozen=True, kw_only=True):
-    """Publish zeros, so that no case gains by its data, or without ``payload_bytes`` real orders, read beforehand."""
+    """Publish zeros, so that no case gains by its data; or, without ``payload_bytes``, real orders, read beforehand."""
 
     payload_bytes: int | None = None
 
@@ -60,14 +60,14 @@ class Publisher(BenchJob[Sent], frozen=True, kw_only=True):
 
 
 class OneByOne(Publisher, frozen=True, kw_only=True):
-    """``js.publish`` and wait, message after message."""
+    """Publish with ``js.publish``, each message once the one before is acknowledged."""
 
     async def __call__(self, client: Client, parent: Parent) -> Sent:
         return await load_jobs.publish_one_by_one(client, parent, self.messages())
 
 
 class Async(Publisher, frozen=True, kw_only=True):
-    """nats-py's own ``js.publish_async``; without a limit, an acknowledgement that never comes hangs it."""
+    """Publish with nats-py's ``js.publish_async``; without a limit, it hangs if an acknowledgement never comes."""
 
     stall_limit_s: float | None = None
 
@@ -82,7 +82,7 @@ class Async(Publisher, frozen=True, kw_only=True):
 
 
 class Windowed(Publisher, frozen=True, kw_only=True):
-    """A window of outstanding acknowledgements on an inbox of its own, and an id for each message."""
+    """Publish with a window of outstanding acknowledgements, and an id for each message."""
 
     async def __call__(self, client: Client, parent: Parent) -> Sent:
         messages = ((subject, payload, subject[len("bench.") :]) for subject, payload in self.messages())
@@ -90,7 +90,7 @@ class Windowed(Publisher, frozen=True, kw_only=True):
 
 
 class Atomic(Publisher, frozen=True, kw_only=True):
-    """Atomic batches."""
+    """Publish atomic batches of ``window`` messages."""
 
     async def __call__(self, client: Client, parent: Parent) -> Sent:
         messages, began = self.messages(), await parent.begin()
@@ -100,7 +100,7 @@ class Atomic(Publisher, frozen=True, kw_only=True):
 
 
 class FastIngest(Publisher, frozen=True, kw_only=True):
-    """Fast ingest in gap mode ``fail``."""
+    """Publish with fast ingest in gap mode ``fail``."""
 
     async def __call__(self, client: Client, parent: Parent) -> Sent:
         messages = self.messages()
@@ -110,7 +110,7 @@ class FastIngest(Publisher, frozen=True, kw_only=True):
 
 
 class BulkOrders(BenchJob[Sent], frozen=True, kw_only=True):
-    """Many orders a message: all real orders as often as ``count`` holds them, under new ids each time."""
+    """Publish many orders in each message: all real orders, repeated up to ``count``, under new ids each time."""
 
     compression: Literal["", "zstd"] = ""
 
@@ -124,7 +124,7 @@ class BulkOrders(BenchJob[Sent], frozen=True, kw_only=True):
 
 
 class FetchAndAckEach(BenchJob[Received], frozen=True, kw_only=True):
-    """nats-py's ``fetch(500)``, and an acknowledgement for each message."""
+    """Consume with nats-py's ``fetch(500)``, and acknowledge each message."""
 
     async def __call__(self, client: Client, parent: Parent) -> Received:
         group = await client.jetstream().pull_subscribe_bind(consumer=CONSUMER, stream=STREAM)
@@ -139,7 +139,7 @@ class FetchAndAckEach(BenchJob[Received], frozen=True, kw_only=True):
 
 
 class Consume(BenchJob[Received], frozen=True, kw_only=True):
-    """The continuous consumer; ``ack_all`` acknowledges a batch with its last message, instead of each."""
+    """Consume continuously; ``ack_all`` acknowledges a batch by its last message, instead of each message."""
 
     ack_all: bool = False
 
@@ -161,7 +161,7 @@ class Consume(BenchJob[Received], frozen=True, kw_only=True):
 
 
 class ReadInOrder(BenchJob[Received], frozen=True, kw_only=True):
-    """A reader in order, which keeps its place itself and acknowledges nothing."""
+    """Read in order, with a reader that tracks its own position and acknowledges nothing."""
 
     async def __call__(self, client: Client, parent: Parent) -> Received:
         began, received = await parent.begin(), 0

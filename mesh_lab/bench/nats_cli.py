@@ -1,4 +1,4 @@
-"""The same servers under the ``nats`` tool's benchmark, in Go: https://docs.nats.io/using-nats/nats-tools/nats_cli."""
+"""The ``nats`` tool's benchmark, in Go, on the same servers: https://docs.nats.io/using-nats/nats-tools/nats_cli."""
 
 import contextlib
 import re
@@ -15,7 +15,7 @@ from mesh_lab.servers.mesh import Mesh
 STREAM, CONSUMER = "BENCH_PEER", "peer"
 LIMIT_S = 120.0
 RATE = re.compile(r"([\d,]+) msgs/sec")
-# Ladder, name, messages, arguments; the stream that the first ones fill is the one that the last one reads.
+# Ladder, name, messages, arguments; the publishing commands fill the stream that the last one reads.
 COMMANDS = (
     ("publish", "Go: js.Publish, one at a time", 8_000, "js pub sync bench.peer --purge"),
     ("publish", "Go: fast ingest", 200_000, "js pub fast bench.peer --purge"),
@@ -52,13 +52,13 @@ def find_nats_cli() -> str:
 def run_nats_cli(
     path: str, mesh: Mesh, *, replicas: int, progress: Callable[[str], None] = lambda _: None
 ) -> list[NatsCliResult]:
-    """Run the tool's benchmark on a file stream with so many copies and return its results; it blocks.
+    """Run the tool's benchmark on a file stream of ``replicas`` copies and return its results; it blocks.
 
     Raises:
         ProcessEndedError: The tool failed, or printed no rate.
     """
     options = mesh.connect_options()
-    # In the environment, not among the arguments: those any user of the machine can read.
+    # In the environment, not among the arguments, which any user of the machine can read.
     environment = {f"NATS_{name.upper()}": str(options.get(name, "")) for name in ("user", "password")}
     environment["NATS_URL"] = ",".join(options["servers"])
     create = ["--create", "--storage=file", f"--replicas={replicas}", f"--size={PAYLOAD_BYTES}B"]

@@ -1,7 +1,7 @@
-"""The cases of the benchmark, each run in child processes on a stream of its own, in rounds of an order of their own.
+"""The cases of the benchmark, each run in child processes on a stream of its own, in rounds whose order is random.
 
 The rounds make the cases comparable: what happens to the machine in one minute happens to all of them. What is stored
-and what is received is counted after each run, and a count that is off is an error and no figure.
+and what is received is counted after each run, and a wrong count raises an error instead of giving a figure.
 """
 
 import contextlib
@@ -32,19 +32,19 @@ from mesh_lab.servers.mesh import Mesh
 
 WITHIN_S = 120.0
 PAYLOAD_BYTES = 128
-# Three copies cost three servers' work on the same cores: a third of the messages takes about as long.
+# Three copies cost three servers' work on the same cores: 40 % of the messages take about as long.
 SHARE_OF_REPLICATED = 0.4
 
 
 @dataclass(frozen=True, slots=True)
 class BenchCase:
-    """One way of doing it.
+    """One way of publishing, of consuming, or of both.
 
     Attributes:
         jobs: The job that is timed, or publisher and worker.
         messages: Messages on a file stream of one copy, about a second's worth; orders for ``end to end``.
         window: Messages outstanding, in a batch or prefetched; orders in a message of the bulk lane.
-        documented: As the client's documentation shows it: asyncio's own loop, default options. The others use uvloop.
+        documented: Whether it runs as nats-py's documentation shows it: asyncio's own loop, default options, no uvloop.
         bulk: Whether one message holds many orders.
         stream: Further settings of the stream.
     """

@@ -22,7 +22,7 @@ def run_chaos(*, seed: int, seconds: float, kinds: Sequence[Kind] = ()) -> int:
 
     Raises:
         InvariantBrokenError: An order was lost, doubled or reversed.
-        NotReadyError: The servers were not well again in time, or the run proves nothing.
+        NotReadyError: The servers did not recover in time, or the run proves nothing.
     """
     _report(f"seed {seed}")
 
@@ -42,7 +42,7 @@ def run_power_cuts(*, seconds: float) -> int:
     Raises:
         NoPowerCutError: This machine does not allow it; the message says what is missing.
         InvariantBrokenError: An order was lost although every one was synced before it was acknowledged.
-        NotReadyError: The servers were not well again in time, or the run proves nothing.
+        NotReadyError: The servers did not recover in time, or the run proves nothing.
     """
     done: dict[str, ChaosRun] = {}
     with _ending_as_by_ctrl_c():
@@ -56,10 +56,10 @@ def run_power_cuts(*, seconds: float) -> int:
 
 @contextlib.contextmanager
 def _ending_as_by_ctrl_c() -> Iterator[None]:
-    """Let what would end the program at once end it as Ctrl-C does: mounts do not go with a process."""
+    """Let SIGTERM and SIGHUP end the program as Ctrl-C does, with clean-up: mounts outlive a process."""
 
     def end(*_: object) -> None:
-        # A shell script starts what it runs in the background deaf to Ctrl-C, and it would be deaf to this too.
+        # A shell script starts background processes with SIGINT ignored, and would so ignore this one too.
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.raise_signal(signal.SIGINT)

@@ -22,7 +22,7 @@ class Attempt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     writer: str
     number: int
-    """The writer's own count, from 0: it sends an order when the one before has met its end."""
+    """The writer's own count, from 0: it sends an order when the outcome of the one before is known."""
     id: str
     """The ``Nats-Msg-Id``; no other attempt has it."""
     began_s: float
@@ -35,7 +35,7 @@ class Attempt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Gap(NamedTuple):
-    """A stretch of time in which nothing was acknowledged to anybody."""
+    """A stretch of time in which no writer got an acknowledgement."""
 
     began_s: float
     ended_s: float
@@ -62,7 +62,7 @@ class History:
         return f"{len(self):,} attempts in {self.length_s:.1f} s: {counts}"
 
     def add(self, attempt: Attempt) -> None:
-        """Write down one attempt that met its end."""
+        """Record one attempt whose outcome is known."""
         self.attempts.append(attempt)
         self.length_s = max(self.length_s, attempt.ended_s)
 
@@ -88,27 +88,27 @@ class Audit:
 
     attempted: int
     acknowledged: int
-    """Orders of which the server promised that they are stored."""
+    """Orders that the server acknowledged as stored."""
     stored: int
     """Messages that a client reads in the end."""
     recovered: int
-    """Orders whose end was unknown and that are stored: neither right nor wrong."""
+    """Orders whose outcome was unknown and that are stored, which breaks no promise."""
     lost: tuple[str, ...]
-    """Acknowledged, and not there."""
+    """Acknowledged, and not stored."""
     lost_on: Mapping[str, tuple[str, ...]]
     """Acknowledged, and not on the disk of that server, by server."""
     differing_on: Mapping[str, tuple[str, ...]]
     """On the disk of that server under another number, or more or less often, than a client reads, by server."""
     unexpected: tuple[str, ...]
-    """There, and never sent."""
+    """Stored, and never sent."""
     contradicted: tuple[str, ...]
-    """There, although the server had refused it."""
+    """Stored, although the server had refused it."""
     doubled: tuple[str, ...]
-    """There more than once."""
+    """Stored more than once."""
     reversed: tuple[str, ...]
     """Acknowledged, and stored before an order that their writer had sent earlier."""
     misplaced: tuple[str, ...]
-    """There, under another number than in the acknowledgement."""
+    """Stored under another sequence number than the acknowledgement gave."""
 
     @property
     def broken(self) -> dict[str, tuple[str, ...]]:
@@ -135,7 +135,7 @@ class Audit:
 
 
 def audit(history: History, stored: Sequence[Stored], replicas: Mapping[str, Sequence[Stored]] | None = None) -> Audit:
-    """Compare a history with what is stored when servers have healed and caught up.
+    """Return the audit of a history against what is stored once the servers have recovered and caught up.
 
     Args:
         history: What the writers wrote down.

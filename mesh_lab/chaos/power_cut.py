@@ -1,4 +1,4 @@
-"""A power cut: what only the operating system's memory held is gone, also for servers that never crashed before.
+"""A power cut: what only the operating system's memory held is lost, which killing a server alone never does.
 
 Each server's store lies in a file system of its own, in an image file. What was written and not synced is in memory and
 not in the image: the image at one moment is the disk after a power cut at that moment. So the servers are frozen, the
@@ -29,7 +29,7 @@ from mesh_lab.processes import output_of
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import start_mesh
 
-IMAGE_BYTES = 512 * 1024 * 1024  # sparse: on the disk lies what was written
+IMAGE_BYTES = 512 * 1024 * 1024  # sparse: it takes only the space that was written
 COPIES_TRIED = 10
 TOOL_WITHIN_S = 60.0
 UNMOUNT_AFTER_S = (0.0, 0.2, 0.5, 1.0)
@@ -54,7 +54,7 @@ def why_not() -> str | None:
 
 
 class Disk:
-    """A file system of its own in an image file; what it cannot do raises :class:`NoPowerCutError`."""
+    """A file system in an image file; an operation that fails raises :class:`NoPowerCutError`."""
 
     def __init__(self, place: Path, mount_point: Path) -> None:
         """Make an image in a directory; it is not mounted yet."""
@@ -64,7 +64,7 @@ class Disk:
         mount_point.mkdir(mode=0o700, exist_ok=True)
         with self._image.open("wb") as image:
             image.truncate(IMAGE_BYTES)
-        # Its inode tables are written now and not, beside the servers, in the background.
+        # Write the inode tables now, not in the background while the servers run.
         _run("mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", str(self._image))
 
     def mount(self) -> None:
@@ -87,14 +87,14 @@ class Disk:
         raise NoPowerCutError(f"{self._image.name} was written to during each of {COPIES_TRIED} copies of it")
 
     def roll_back(self) -> None:
-        """Put the copy that :meth:`snapshot` made in the image's place: what came later never was."""
+        """Put the copy that :meth:`snapshot` made in the image's place: what was written later is lost."""
         with self._lock:
             self._unmount()
         self._image.with_suffix(".cut").replace(self._image)
         self.mount()
 
     def close(self) -> None:
-        """Take it away; closing twice does nothing."""
+        """Unmount it for good; closing twice does nothing."""
         with self._lock:
             self._closed = True
             self._unmount()
@@ -147,7 +147,7 @@ async def power_cut(*, sync_interval: str | None = None, seconds: float = 8.0) -
 
 @contextlib.asynccontextmanager
 async def _disks(mesh: Mesh) -> AsyncIterator[list[Disk]]:
-    """Give each server of a mesh that holds nothing yet a disk of its own, and take it away in the end."""
+    """Yield a disk for each server of a mesh that holds nothing yet, and unmount them all at the end."""
     disks: list[Disk] = []
     closing = contextlib.ExitStack()
     with tempfile.TemporaryDirectory(prefix="mesh-lab-disks-") as place:

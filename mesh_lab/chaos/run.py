@@ -1,4 +1,4 @@
-"""A chaos run: writers write, faults come and go, and in the end every acknowledged order has to be there."""
+"""A chaos run: writers write, faults come and go, and in the end every acknowledged order has to be stored."""
 
 import asyncio
 import time
@@ -28,7 +28,7 @@ class ChaosRun:
     history: History
     faults: tuple[InjectedFault, ...]
     caught_up: bool
-    """Whether all servers came to hold the same, and all that was acknowledged."""
+    """Whether all servers came to hold the same messages, all acknowledged ones among them."""
     audit: Audit
 
     @property
@@ -37,7 +37,7 @@ class ChaosRun:
         return max((gap.length_s for gap in self.history.gaps()), default=0.0)
 
     def check(self) -> None:
-        """Return if something was hit, all servers agree, and the promise was kept.
+        """Return if a fault was injected, all servers agree, and the promise was kept.
 
         Raises:
             NotReadyError: The servers did not come to agree, or no fault was injected: the run proves nothing.
@@ -64,14 +64,14 @@ async def chaos_run(
     Args:
         mesh: Three local servers, which the run may break; a stream ``ORDERS`` that is there has to be empty.
         seed: Seed of the faults.
-        seconds: How long faults begin; healing and reading come on top.
-        kinds: Kinds of faults; ``None`` means all that the mesh allows, which without links is all but two.
+        seconds: For how long new faults begin; recovery and reading come on top.
+        kinds: Kinds of faults; ``None`` means all that the mesh allows: without links, all but ``cut`` and ``reset``.
         on_fault: Called with a line about each fault.
 
     Raises:
-        UnsupportedByBackendError: The servers are not three local ones, or the mesh lacks the power that a fault needs.
+        UnsupportedByBackendError: The servers are not three local ones, or the mesh cannot do what a fault needs.
         ValueError: The stream is not empty, or a kind of fault is unknown.
-        NotReadyError: The servers were not well again in time.
+        NotReadyError: The servers did not recover in time.
         StoreError: A server's files are not as nats-server 2.15 writes them.
         TimeoutError: The stream could not be read in the end.
     """
@@ -103,7 +103,7 @@ async def audit_after_faults(mesh: Mesh, history: History, faults: Sequence[Inje
 
 
 async def read_replicas(mesh: Mesh, stream: str) -> dict[str, list[Stored]]:
-    """Stop three local servers, return what lies on each one's disk of a stream, and start them again.
+    """Stop three local servers, return what each has of a stream on its disk, and start them again.
 
     The stream has a copy on each, neither compressed nor encrypted.
 
@@ -133,7 +133,7 @@ def _check_mesh(mesh: Mesh) -> None:
 async def caught_up(mesh: Mesh, history: History) -> bool:
     """Wait until every local server holds the same of the stream, and return whether that is all that was acknowledged.
 
-    If it is less and stays so, more will not come.
+    A state that falls short and has not changed for 5 s counts as final.
     """
     last_seq = max((attempt.seq for attempt in history.acknowledged.values()), default=0)
     state, since = [(0, 0)], time.monotonic()
@@ -156,7 +156,7 @@ async def caught_up(mesh: Mesh, history: History) -> bool:
 
 
 def _state(server: MeshServer) -> tuple[int, int]:
-    """Return number of messages and last number of the stream on one server; zeros if it is not there."""
+    """Return the stream's number of messages and last sequence number on one server; zeros if it has no copy."""
     if server.monitor is None:
         raise UnsupportedByBackendError(f"server {server.name!r} has no monitoring port; use backend='local' here")
     accounts = server.monitor.jsz("accounts=1&streams=1").get("account_details", [])

@@ -59,7 +59,7 @@ def draw_schedule(seed: int, *, seconds: float, kinds: Sequence[Kind] = KINDS) -
         kinds: Kinds to draw from, each as likely as the others.
 
     Raises:
-        ValueError: There is no such kind, or none.
+        ValueError: ``kinds`` is empty, or names an unknown kind.
     """
     if not kinds or (unknown := set(kinds) - set(KINDS)):
         raise ValueError(f"kinds {sorted(unknown) if kinds else []}, expected some of {', '.join(KINDS)}")
@@ -85,16 +85,16 @@ async def inject(
     """Inject faults into a mesh and recover from them, one at a time, and return what was hit.
 
     Args:
-        mesh: Local servers. Also after an error or a cancellation, servers run and links carry again.
-        stream: Whose leader and followers are meant.
+        mesh: Local servers. Even after an error or a cancellation, servers run and links carry again.
+        stream: Stream whose leader and followers are the targets.
         schedule: What to inject.
         now: Clock of the run, in seconds.
         on_fault: Called with a line about each fault, just before it is injected.
 
     Raises:
         UnsupportedByBackendError: The mesh has no links to cut, or no servers to kill.
-        NotReadyError: A server was not well again in time, or the stream named no leader.
-        TimeoutError: No server replied which one leads the stream.
+        NotReadyError: A server did not recover in time, or the stream has no leader, or no follower.
+        TimeoutError: No reply came about which server leads the stream.
     """
     faults = []
     async with await mesh.connect(name="chaos") as client:

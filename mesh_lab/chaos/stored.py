@@ -22,7 +22,7 @@ from mesh_lab.patterns.wait import retry
 _RECORD = struct.Struct("<IQqH")
 _HEADER_LENGTH = struct.Struct("<I")
 _HAS_HEADERS = 1 << 31
-_ERASED = 0b11 << 62  # of the sequence: erased, or a tombstone
+_ERASED = 0b11 << 62  # flags in the sequence: erased, or a tombstone
 _CHECKSUM_BYTES = 8
 _ID = b"\r\nNats-Msg-Id:"
 LONGEST_RECORD_BYTES = 64 * 1024 * 1024  # what max_payload may be set to, and a stream's default cannot reach

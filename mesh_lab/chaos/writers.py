@@ -1,4 +1,4 @@
-"""Writers: clients that place real orders, each after the other, and write down what became of each."""
+"""Writers: clients that place real orders, one after the other, and record the outcome of each."""
 
 import asyncio
 import time
@@ -25,7 +25,7 @@ class Writers:
     """Some writers at work, and the ``history`` of what became of each order; an asynchronous context manager.
 
     They publish with the package's own :class:`~mesh_lab.patterns.WindowedPublisher` and a window of one,
-    so that each writer's orders must be stored in its own order. The stream ``ORDERS`` has to stand.
+    so that a writer's orders must be stored in the order in which it sent them. The stream ``ORDERS`` must exist.
     """
 
     def __init__(self, mesh: Mesh, *, number: int = 4, to: str | None = None, prefix: str = "w") -> None:
@@ -34,7 +34,7 @@ class Writers:
         Args:
             mesh: Where to write.
             number: How many writers, named ``"w1"``, ``"w2"`` and so on.
-            to: Server that all connect to; ``None`` spreads them. They move on when theirs dies.
+            to: Server that all connect to; ``None`` spreads them. A writer moves on when its server dies.
             prefix: Beginning of their names, and of their orders' ids.
         """
         self.history = History()
@@ -65,7 +65,7 @@ class Writers:
         """End the writers and return their history; stopping twice does nothing.
 
         Args:
-            wait: Until the orders on their way have met their end; ``False`` writes them down as ``unknown``.
+            wait: Whether to wait for the outcome of orders in flight; ``False`` records them as ``unknown``.
 
         Raises:
             Exception: What ended a writer early.
@@ -78,7 +78,7 @@ class Writers:
                 task.cancel()
         ends = await asyncio.gather(*self._tasks, return_exceptions=True)
         self.history.length_s = self.now_s
-        if wait:  # of a server that hangs, closing takes long; the mesh does it in the end
+        if wait:  # closing a connection to a server that hangs takes long; the mesh does it in the end
             for client in self._clients:
                 await client.close()
         for end in ends:
@@ -107,7 +107,7 @@ class Writers:
                             outcome = "stored"
                         case PublishRefusedError():
                             outcome = "refused"
-                finally:  # also when it is cancelled: then its end is unknown
+                finally:  # also when it is cancelled: then its outcome is unknown
                     self.history.add(Attempt(writer, number, order.id, began_s, self.now_s, outcome, seq))
 
 

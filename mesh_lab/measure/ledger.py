@@ -29,7 +29,7 @@ TABLE = (
 
 
 def record(notebook: str, measurement: Measurement) -> Measurement:
-    """Keep a measurement beside earlier ones and return it, so that a cell can end with the call.
+    """Record a measurement beside earlier ones and return it, so that a cell can end with the call.
 
     Args:
         notebook: Name of the notebook without its ending, for example ``"01_publish_and_subscribe"``.
@@ -69,7 +69,7 @@ def latest(notebook: str) -> list[Measurement]:
 def compare(notebook: str) -> "pd.DataFrame":
     """Return this machine's newest results beside the reference run, as a table.
 
-    What only one of the two has shows a dash. Rates differ between machines; which of two rows is faster should not.
+    A dash stands for a missing result. Rates differ between machines; which of two rows is faster should not.
 
     Raises:
         StoreError: The ledger or the reference run cannot be read; the message says what to do.
@@ -102,7 +102,7 @@ def export_reference(path: Path = REFERENCE) -> Path:
 
 
 def _stored(value: Any) -> str | int:
-    """Return a field for SQLite, which would keep the numbers of pandas, of kinds of their own, as bytes."""
+    """Return a field as text or a plain int: SQLite would store the integers of pandas, of other types, as bytes."""
     if isinstance(value, tuple):
         return json.dumps([float(one) for one in value])
     return int(value) if isinstance(value, Integral) else str(value)

@@ -42,12 +42,12 @@ async def publish_load(
     window: int = 1,
     within: float = 60.0,
 ) -> Run:
-    """Publish as fast as it goes, and return how long it took until the server had, or had stored, everything.
+    """Publish as fast as possible, and return how long it took until the server had, or had stored, everything.
 
     Args:
         options: Arguments of ``nats.connect``, as ``mesh.connect_options()`` returns them.
         subject: Where to publish; a token ``{n}`` becomes the message's number.
-        messages: Messages in all, shared out among the publishers; below 10,000 on core NATS, chance is measured.
+        messages: Messages in all, shared out among the publishers; below 10,000 on core NATS, the result is noise.
         payload_bytes: Size of each payload, 8 (its number) or more; the rest is zeros.
         publishers: Processes that publish.
         acknowledged: Publish to JetStream until the last acknowledgement; a stream must listen to the subject. Without,
@@ -64,7 +64,7 @@ async def publish_load(
     if window < 1:
         raise ValueError(f"window={window}, expected 1 or more")
     shares = numbered_shares(options, subject, messages, payload_bytes, publishers, within)
-    # The windowed publisher sends again what a broken connection cost.
+    # The windowed publisher sends again what a broken connection lost.
     stored = partial(PublishAcknowledged, window=window, survives_reconnect=window > 1)
     job: Callable[..., Job[Sent]] = stored if acknowledged else Publish
     sent, _ = await run_children([job(**share) for share in shares], within=within)
@@ -121,7 +121,7 @@ async def deliver_load(
 
 
 def count_faults(results: Sequence[Received], *, messages: int, shared: bool) -> tuple[int, int, int]:
-    """Return how many deliveries were due, were lost, and came a further time, if ``shared`` among one queue group."""
+    """Return how many deliveries were due, lost and duplicated; with ``shared``, all results are of one queue group."""
     # One byte to a message, 1 if it came: as numbers, their union is an "or" and their size a count of bits.
     seen = [int.from_bytes(zlib.decompress(result.seen), "little") for result in results]
     groups = [reduce(or_, seen)] if shared else seen
@@ -174,7 +174,7 @@ async def run_children(
         async with asyncio.timeout(within + GRACE_S):
             await loop.run_in_executor(threads, start)
             await receive(children)
-            # Subscribers are listened to from the beginning, so that the death of one is noticed at once.
+            # Subscribers' output is read from the beginning, so that the death of one is noticed at once.
             sent, got = await asyncio.gather(lead(), receive(receiving))
     except TimeoutError as err:
         raise ProcessEndedError(f"the load was not done after {within + GRACE_S:g} s; its children hang") from err

@@ -1,6 +1,6 @@
-"""The jobs of a load generator's children, and how such a child talks with its parent.
+"""The jobs of a load generator's children, and how such a child communicates with its parent.
 
-A job's fields travel to the child as JSON, calling it is what the child does, and what that returns travels back.
+A job's fields travel to the child as JSON; the child calls the job, and its result travels back.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ class Parent:
         processes.on_input_line(self._lines.put_nowait)
 
     async def ready(self) -> None:
-        """Report that this child could begin, and return when it may."""
+        """Report that this child is ready, and return when the parent says to go on."""
         self.report_ready()
         await self.wait_for_go()
 
@@ -48,7 +48,7 @@ class Parent:
         return time.perf_counter_ns()
 
     def report_ready(self) -> None:
-        """Report that this child could begin."""
+        """Report that this child is ready."""
         sys.stdout.write('{"ready":true}\n')
         sys.stdout.flush()
 
@@ -61,7 +61,7 @@ class Parent:
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """When the first message was published, and the last was published, acknowledged or received; 0 if none was.
 
-    Times are of the clock that all processes of a machine share.
+    Times are readings of ``time.perf_counter_ns``, a clock that all processes of a machine share.
     """
 
     began_ns: int = 0
@@ -70,7 +70,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sent(Result, frozen=True, kw_only=True):
-    """What a publisher did; duplicates are publishes that the stream had already."""
+    """What a publisher did; ``duplicates`` counts messages that the stream already had."""
 
     duplicates: int = 0
 
@@ -92,8 +92,8 @@ class Job(msgspec.Struct, Generic[R_co], frozen=True, kw_only=True, forbid_unkno
         role: Name of this child in errors, for example ``"publisher 2"``.
         options: Arguments of ``nats.connect``, as :func:`mesh_lab.tls.pack` returns them.
         within: Seconds until the child must be done.
-        survives_reconnect: Whether the job notices what a broken connection cost. For the others that is an error:
-            they would count as published what never left.
+        survives_reconnect: Whether the job notices what a broken connection lost. For other jobs a broken connection
+            is an error: they would count messages as published that never left.
     """
 
     role: str
@@ -111,7 +111,7 @@ class Job(msgspec.Struct, Generic[R_co], frozen=True, kw_only=True, forbid_unkno
 
 
 class NumberedJob(Job[R_co], Generic[R_co], frozen=True, kw_only=True):
-    """What the jobs share whose ``count`` messages carry the run's mark (4 bytes) and a number, from ``first`` on."""
+    """Base of the jobs whose ``count`` messages carry the run's mark (4 bytes) and a number, from ``first`` on."""
 
     subject: str  # ``{n}`` stands for the message's number
     mark: bytes
@@ -182,7 +182,7 @@ class PublishAcknowledged(NumberedJob[Sent], frozen=True, kw_only=True):
 class Receive(NumberedJob[Received], frozen=True, kw_only=True):
     """Subscribe, and note which of the run's messages come."""
 
-    control: str  # where publishers ask for this subscriber, and tell it that they are done
+    control: str  # where publishers probe this subscriber, and report that they are done
     publishers: int
     queue: str = ""
     survives_reconnect: bool = True

@@ -1,7 +1,7 @@
 """The child process of a load generator: ``python -m mesh_lab.measure.load_worker package.module:Job``.
 
 It reads its job from standard input (not from its arguments, which every user can read: the job holds a password) and
-writes lines of JSON to standard output: ``{"ready":true}`` when it could begin, the result at the end. In between the
+writes lines of JSON to standard output: ``{"ready":true}`` when it is ready, the result at the end. In between the
 parent says when to go on, with an empty line. When standard input ends, so does the child.
 """
 
@@ -23,8 +23,8 @@ from mesh_lab.tls import unpack
 
 
 async def _connect(job: Job[Result], gone: asyncio.Event) -> Client:
-    """Connect as the job wants it; ``gone`` is set when the connection can no longer serve the job."""
-    errors: dict[str, None] = {}  # in the order of their first coming: a refusal may be followed by mere resets
+    """Return a client with the job's options; ``gone`` is set when the connection can no longer serve the job."""
+    errors: dict[str, None] = {}  # in the order in which they first came: a refusal may be followed by mere resets
 
     async def on_error(error: Exception) -> None:
         errors[repr(error)] = None
@@ -71,7 +71,7 @@ def main() -> None:
         try:
             result = runner.run(_work(job))
         except BaseException:  # noqa: BLE001
-            # Not in good order: that would wait for the cancelled job, and nats-py may swallow its cancellation.
+            # Not gracefully: that would wait for the cancelled job, and nats-py may swallow its cancellation.
             traceback.print_exc()
             sys.stderr.flush()
             os._exit(1)

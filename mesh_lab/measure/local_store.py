@@ -40,7 +40,7 @@ def data_dir() -> Path:
 
 @contextmanager
 def open_store(name: str, table: str) -> Iterator[sqlite3.Connection]:
-    """Open one of the files for a single transaction, which an exception undoes; make it if it is missing.
+    """Open one of the files for a single transaction, which an exception rolls back; make the file if it is missing.
 
     Args:
         name: What the file holds, in one word; it is also the file's name.
@@ -64,7 +64,7 @@ def open_store(name: str, table: str) -> Iterator[sqlite3.Connection]:
                 database.execute(f"CREATE TABLE IF NOT EXISTS {table}")
                 database.execute(f"PRAGMA user_version = {FORMAT}")
             yield database
-            database.execute("COMMIT")  # closing without it undoes everything
+            database.execute("COMMIT")  # closing without it rolls everything back
     except sqlite3.Error as err:
         if getattr(err, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
             advice = f"another program has held it for {LOCK_S:g} s; close that one and run the cell again"

@@ -21,7 +21,7 @@ NOISY_SPREAD = 0.10  # from here on, differences of that size mean nothing
 class Run:
     """One run of what is measured: messages that were due, and the time from the first to the last of them.
 
-    Some of them may be lost, which never came, or duplicates, which came a further time.
+    Of these, ``lost`` never came; ``duplicates`` came again.
     """
 
     messages: int
@@ -41,7 +41,7 @@ class Measurement:
 
     Attributes:
         name: What was done, in the words of the notebook.
-        kind: What the clock was stopped by.
+        kind: What stopped the clock.
         messages: Messages that were due in each run; 1 for ``ready``.
         elapsed_s: Time of each run.
         payload_bytes: Size of each message's payload.
@@ -76,7 +76,7 @@ class Measurement:
 
     @classmethod
     def of(cls, name: str, kind: Kind, runs: Sequence[Run]) -> Self:
-        """Return the measurement that several runs make, which must be of the same size.
+        """Return the measurement of several runs, which must be of the same size.
 
         Raises:
             ValueError: There are no runs, or they differ in size.
@@ -134,7 +134,7 @@ class Measurement:
 async def measure(
     name: str, run: Callable[[], Awaitable[Run]], *, kind: Kind, runs: int = 3, warmup: int = 1
 ) -> Measurement:
-    """Run something several times, one run after the other, and return what came out.
+    """Run something several times, one run after the other, and return the measurement.
 
     Args:
         name: What is done, in the words of the notebook.
@@ -154,7 +154,7 @@ async def measure(
 
 
 def rounded(value: float, digits: int = 3) -> str:
-    """Return a number with so many significant digits and thousands separators: ``"312,000"``, ``"0.372"``.
+    """Return a number with ``digits`` significant digits and thousands separators: ``"312,000"``, ``"0.372"``.
 
     Raises:
         ValueError: ``value`` is not finite.
@@ -171,7 +171,7 @@ def figure(value: float, kind: Kind) -> str:
 
 
 def _check(facts: Run | Measurement, elapsed_s: Sequence[float]) -> None:
-    """Refuse numbers that no runs of these times can have."""
+    """Raise ValueError for times or counts that no run can have."""
     for seconds in elapsed_s:
         if not (seconds > 0 and math.isfinite(seconds)):
             raise ValueError(f"elapsed_s={seconds!r}, expected a positive number of seconds")

@@ -1,7 +1,7 @@
 """Load at a given rate, and what each message waited: from the moment at which it was due, not from when it left.
 
-A generator that waits for an answer before it asks again asks nothing while the system stands still, and the bad
-moments are missing from its result: *coordinated omission* (Gil Tene, "How NOT to Measure Latency", 2013). Here the
+A generator that waits for each reply sends nothing while the system stalls, and the worst latencies are missing from
+its result: *coordinated omission* (Gil Tene, "How NOT to Measure Latency", 2013). Here the
 times at which messages are due are fixed beforehand, and one that leaves late has been waiting since then.
 """
 
@@ -39,7 +39,7 @@ LONGEST_US = 600 * 1_000_000
 UNANSWERED, ANSWERED, REFUSED, NOBODY = range(4)
 OUTCOMES = {UNANSWERED: "unanswered", ANSWERED: "answered", REFUSED: "refused", NOBODY: "nobody there"}
 START_S = 0.02  # from the parent's signal to the first message
-LATE_MS = 5.0  # a generator that is later than this has latencies of its own to tell
+LATE_MS = 5.0  # a generator that is later than this measures its own delays
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -116,7 +116,7 @@ class PacedRun:
         return histogram
 
     def percentile_ms(self, percent: float) -> float:
-        """Return the smallest latency since due that so many percent of the answered messages did not exceed.
+        """Return the smallest latency since due that ``percent`` % of the answered messages did not exceed.
 
         Args:
             percent: Above 0 and up to 100, which is the longest. What was refused or lost does not count.
@@ -130,11 +130,11 @@ class PacedRun:
         return _percentile(latencies, percent)
 
     def share_within(self, limit_ms: float) -> float:
-        """Return the share of all messages that were answered within so many milliseconds since due."""
+        """Return the share of all messages that were answered within ``limit_ms`` milliseconds since due."""
         return sum(latency <= limit_ms for latency in self.latencies_ms()) / self.messages
 
     def lateness_ms(self, percent: float = 99) -> float:
-        """Return how late messages left: the lateness that so many percent of them did not exceed.
+        """Return how late messages left: the lateness that ``percent`` % of them did not exceed.
 
         In an open loop that is the generator's own fault, or that of its connection: too busy, or too high a rate.
 
@@ -267,7 +267,7 @@ class Paced(NumberedJob[PacedResult], frozen=True, kw_only=True):
     def schedule(self) -> Iterator[int]:
         """Yield when each message is due, in nanoseconds after the first: evenly, or by chance around the same rate."""
         gap_ns = 1e9 / self.rate_per_s
-        chance = random.Random(self.seed)  # a load is repeated, not guessed
+        chance = random.Random(self.seed)  # repeatable; it need not be secret
         at = 0.0
         for _ in range(self.count):
             yield int(at)

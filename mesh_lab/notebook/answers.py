@@ -45,7 +45,7 @@ def _steps(code: CodeType) -> tuple[tuple[str, object], ...]:
     return tuple((step.opname, step.argval) for step in dis.get_instructions(code) if step.opname != "NOP")
 
 
-# What holds nothing, as the running Python compiles it.
+# Stubs, as the running Python compiles them.
 STUBS = frozenset(
     _steps(next(code for code in module.co_consts if isinstance(code, CodeType)))
     for kind in ("def", "async def")
@@ -130,7 +130,7 @@ def interrupted_when_stuck(files: frozenset[str], *, after: float) -> Iterator[N
 
 
 def alone(error: BaseException) -> BaseException:
-    """Return the exception that a group holds alone, and any other as it is."""
+    """Return the only exception of a group, and any other exception as it is."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error

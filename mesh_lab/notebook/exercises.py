@@ -114,7 +114,7 @@ async def check(number: str, answer: object, *, solution: bool = False) -> Verdi
     Raises:
         UnknownNameError: No exercise has that number; the message lists those there are.
         MeshClosedError: No mesh is open to try it on.
-        StoreError: The answer is right, and that cannot be remembered.
+        StoreError: The answer is right, but the progress cannot be stored.
     """
     task = _exercise(number)
     if answers.untouched(answer):

@@ -34,7 +34,7 @@ def load(shell: "InteractiveShell") -> None:
 
 
 def allow_nested_loops() -> None:
-    """Let ``asyncio.run()`` and ``run_until_complete()`` work while a loop runs; nothing where none does.
+    """Let ``asyncio.run()`` and ``run_until_complete()`` work while a loop runs; do nothing where none does.
 
     A widget's callback, or a program's own ``asyncio.run(main())``, runs inside the kernel's loop. Not nest_asyncio
     1.6: with it, under ipykernel 7, cells that *Run All* has queued while another one is inside ``asyncio.run()`` are

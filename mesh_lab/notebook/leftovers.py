@@ -33,7 +33,7 @@ _noting: ContextVar[Tasks | None] = ContextVar("_noting", default=None)
 
 @contextmanager
 def tasks_noted() -> Iterator[Tasks]:
-    """Yield a set to which each task is added that begins in the block, or in what began there."""
+    """Yield a set that collects each task started in the block, or by a task that was."""
     loop, began = asyncio.get_running_loop(), WeakSet[asyncio.Task[Any]]()
     before = loop.get_task_factory()
 

@@ -107,7 +107,7 @@ class Text(NamedTuple):
 
 @dataclass(slots=True)
 class Drawing:
-    """What is drawn, from behind to before: frames, lines, boxes, texts."""
+    """What is drawn, from back to front: frames, lines, boxes, texts."""
 
     size: Point = (PAGE, 0.0)
     frames: list[Box] = field(default_factory=list)

@@ -15,7 +15,7 @@ FAULTS = ("kill", "pause", "resume", "restart")
 class MeshMap:
     """A widget that shows a mesh as it is now; the last expression of a cell shows it.
 
-    It is drawn anew while the kernel is free or awaits something. A cell that blocks the kernel stops it.
+    It is redrawn while the kernel is free or awaits something. A cell that blocks the kernel stops it.
 
     Attributes:
         snapshots: What each server reported last, by name; a server that did not answer is not in it.
@@ -86,7 +86,7 @@ class MeshMap:
         import ipywidgets
 
         def clicked(_: Any) -> None:
-            # Kept, since the loop alone would let it be collected half-way.
+            # Kept, since the loop holds only a weak reference: the task could be collected half-way.
             task = asyncio.get_running_loop().create_task(self._inflict(fault, str(self._chosen.value)))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)

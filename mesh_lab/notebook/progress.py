@@ -18,7 +18,7 @@ class NotebookProgress:
     solved: tuple[tuple[str, str], ...]
     """Number and title of each exercise that the reader solved."""
     open: tuple[tuple[str, str], ...]
-    """The same of the others."""
+    """The same for each that is still open."""
 
     @property
     def count(self) -> str:

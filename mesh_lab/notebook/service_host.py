@@ -1,7 +1,7 @@
 """The program of one replica of a service: ``python -m mesh_lab.notebook.service_host FILE CRASH``.
 
 It runs the ``main(nc)`` of a ``%%service`` cell as a small production service: under uvloop, with a named connection
-that survives fail-over, and with an end in good order at SIGTERM. Nothing of Jupyter is loaded, so it starts fast.
+that survives fail-over, and with a graceful shutdown at SIGTERM. Nothing of Jupyter is loaded, so it starts fast.
 
 Four facts about a client are private in nats-py 2.16 (tests/upstream fails when one of them changes):
 ``Client._resp_map``, the requests that wait for a reply; ``Client._subs``, all subscriptions; ``Subscription._jsi``,
@@ -42,7 +42,7 @@ Main = Callable[[Client], Coroutine[Any, Any, object]]
 
 
 class Host:
-    """Runs main, says when it is ready, and ends it in good order."""
+    """Runs main, reports when it is ready, and shuts it down gracefully."""
 
     def __init__(self, main: Main) -> None:
         self._main = main
@@ -75,7 +75,7 @@ class Host:
         return main.done() or self._stop.is_set()
 
     async def _settle(self, client: Client, main: "asyncio.Task[object]") -> None:
-        """Let main run until it waits for something else than a reply from the mesh."""
+        """Let main run until it waits for something other than a reply from the mesh."""
         deadline = time.monotonic() + SETTLE_S
         quiet = 0
         while quiet < 3 and not self._over(main) and time.monotonic() < deadline:
@@ -98,7 +98,7 @@ class Host:
 
 
 async def _finish(client: Client, main: "asyncio.Task[object]") -> None:
-    """End main in good order: no new messages, those received are handled, then it is cancelled.
+    """End main gracefully: no new messages, those received are handled, then it is cancelled.
 
     ``Client.drain`` alone closes the connection as soon as the last message was *taken* from an iterated subscription,
     and with it the inboxes on which main waits for acknowledgements. So what brings work is drained first.
@@ -109,7 +109,7 @@ async def _finish(client: Client, main: "asyncio.Task[object]") -> None:
     # One that main drains already refuses; that is as good.
     drained = asyncio.gather(*(sub.drain() for sub in work), return_exceptions=True)  # type: ignore[no-untyped-call]
     await asyncio.wait({drained}, timeout=FINISH_S)
-    # Callbacks have returned when their drain is over. Who takes messages by hand may still work on the last one.
+    # Callbacks have returned when their drain is over. A main that takes messages by hand may still work on the last.
     by_hand = [sub for sub in work if not _has_callback(sub)]
     while by_hand and not main.done() and time.monotonic() < deadline:
         if all(sub._pending_next_msgs_calls for sub in by_hand):  # asks for messages that will not come
@@ -139,7 +139,7 @@ async def _close(client: Client) -> None:
 
 
 async def _log_error(error: Exception) -> None:
-    """Log what a subscription's callback raised in full, and the connection's troubles in a line."""
+    """Log an exception of a subscription's callback in full, and a connection error in one line."""
     in_a_line = isinstance(error, (nats.errors.Error, OSError))
     sys.stderr.write(f"{error!r}\n" if in_a_line else _traceback(error))
 
@@ -158,7 +158,7 @@ def _load(path: Path) -> Main:
 
 
 def _traceback(error: BaseException, *, only_cell: bool = False) -> str:
-    """Return a traceback that begins in the cell, where it comes by the cell at all.
+    """Return a traceback that begins in the cell, if it passes through the cell at all.
 
     ``only_cell`` leaves out what differs between machines and versions of Python: the libraries' frames, with their
     paths, and the marks under a part of a line.

@@ -108,7 +108,7 @@ class Replica(ChildProcess):
         return self
 
     def request_stop(self) -> None:
-        """Ask the process to end in good order (SIGTERM), and return at once."""
+        """Ask the process to shut down gracefully (SIGTERM), and return at once."""
         if self.state == "running":
             self._requested = "stopped"
             super().request_stop()
@@ -175,7 +175,7 @@ class Service:
         if not missing:
             return
         try:
-            # First the processes, then the listeners: those are up long before the first process has loaded.
+            # First the processes, then the listeners, which are up long before the first process has loaded.
             for replica in missing:
                 replica.start()
             _run_apart(_wait_ready(missing, mesh, self.ready_subject))
@@ -263,7 +263,7 @@ class Services(dict[str, Service]):
         return service
 
     def stop(self, name: str) -> Service:
-        """Stop a service in good order: its replicas handle what they have received, then they end.
+        """Stop a service gracefully: its replicas handle what they have received, then they end.
 
         Args:
             name: Name of the service.
@@ -273,7 +273,7 @@ class Services(dict[str, Service]):
         return service
 
     def stop_all(self) -> None:
-        """Stop every service in good order."""
+        """Stop every service gracefully."""
         stop(self._replicas())
 
     def logs(self, name: str, replica: int | None = None, *, last: int | None = 20) -> str:
@@ -314,7 +314,7 @@ class Services(dict[str, Service]):
 
 
 def stop(replicas: Sequence[Replica], *, within: float = STOP_S) -> None:
-    """Stop replicas side by side in good order, and kill those that are not gone after ``within`` seconds."""
+    """Stop replicas side by side and gracefully, and kill those that are not gone after ``within`` seconds."""
     deadline = time.monotonic() + within
     for replica in replicas:
         replica.request_stop()

@@ -26,7 +26,7 @@ from mesh_lab.servers.start import forget, start_mesh
 T = TypeVar("T")
 SOON_S = 0.5  # for what comes at once, or never
 LONG_S = 1.5  # an answer that is not back by then does not come back
-CLOCK_S = 0.02  # how often a machine that stands still is looked for
+CLOCK_S = 0.02  # how often it looks for a stall of the machine
 API_TIMEOUT_S = 3.0  # short: a request that meets an election is never answered, and retry() makes it again
 
 
@@ -38,7 +38,7 @@ class NotYet(Exception):
 
 
 class MachineClock:
-    """For how long the machine stood still meanwhile, so that a check need not blame the answer; a context manager.
+    """Measures for how long the machine stalled, so that a check need not blame the answer; a context manager.
 
     A thread sleeps, and notes how late it wakes: code of a reader that blocks the event loop does not delay it.
 
@@ -112,7 +112,7 @@ class Trial:
         return await self._noted(mesh, partial(nats.connect, mesh.urls, allow_reconnect=False, **options))
 
     async def complaints(self, client: Client) -> list[str]:
-        """Return what a client's server complained of since this was last asked, all that was sent before included."""
+        """Return what a client's server complained of since the last call, all that was sent before it included."""
         await flush_through(client)
         noted = self._complaints[client]
         new, noted[:] = noted[:], []

@@ -50,7 +50,7 @@ def snapshot(monitors: Mapping[str, Monitor]) -> dict[str, ServerSnapshot]:
 def rate_per_s(before: ServerSnapshot | None, now: ServerSnapshot, *, peer: str | None = None) -> float | None:
     """Return messages a second between two snapshots of one server, or ``None`` where it or the connection is new.
 
-    Counted are all that it received, or with ``peer`` those that passed between that server and this one.
+    It counts all messages that the server received, or with ``peer`` those that passed between the two.
     """
     if before is None or before.server_id != now.server_id or now.at_s <= before.at_s:
         return None
@@ -88,7 +88,7 @@ def _snapshot_of(name: str, reply: Mapping[str, Any], names: Mapping[str, str]) 
 def _led_by(name: str, jsz: Mapping[str, Any]) -> Iterable[str]:
     for account in jsz.get("account_details") or ():
         for stream in account.get("stream_detail") or ():
-            # Without a cluster there is nobody else to lead it; in one that elects, nobody does.
+            # Without a cluster there is no other server to lead it; in one that elects, none does.
             cluster = stream.get("cluster")
             if not cluster or cluster.get("leader") == name:
                 yield stream["name"]

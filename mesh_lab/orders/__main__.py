@@ -44,7 +44,7 @@ async def publish(client: Client, options: argparse.Namespace, stop: asyncio.Eve
 
 
 async def work(client: Client, options: argparse.Namespace, stop: asyncio.Event) -> Report:
-    """Work as one of the group until stopped."""
+    """Run one worker of the group until stopped."""
     await open_event_store(client, replicas=options.replicas)
     worker = Worker(client)
     await worker.run(stop=stop)
@@ -52,7 +52,7 @@ async def work(client: Client, options: argparse.Namespace, stop: asyncio.Event)
 
 
 async def read(client: Client, options: argparse.Namespace, stop: asyncio.Event) -> Report:
-    """Keep the read model until stopped."""
+    """Serve the read model until stopped."""
     await open_event_store(client, replicas=options.replicas)
     await _until_stopped(serve_read_model(client), stop)
     return {"service": "read-model"}

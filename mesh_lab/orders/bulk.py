@@ -45,7 +45,7 @@ _ID_LINES = re.compile(r"[A-Za-z0-9_-]{1,32}(?:\n[A-Za-z0-9_-]{1,32})*")
 
 
 class OrderBatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Orders of one region, a list for each field: the orders are the places in the lists."""
+    """Orders of one region, a list for each field: the values at one index of all lists are one order."""
 
     region: Token
     ids: list[str]

@@ -1,8 +1,8 @@
 """The bulk lane: orders travel many to a message, on ``bulk.<region>``, and are counted exactly all the same.
 
 Each message has a ``Nats-Msg-Id``, so a batch that is sent twice is stored once; orders are counted by their ids, so a
-batch that is read twice counts once. A member that is no order goes to a stream of its own: nothing is dropped in
-silence.
+batch that is read twice counts once. A member that is no order goes to a stream of its own: nothing is dropped
+silently.
 """
 
 import asyncio
@@ -58,7 +58,7 @@ async def send_batches(
 
     Args:
         client: A connected nats-py client.
-        batches: What to send; the first id of a batch and its length make its ``Nats-Msg-Id``.
+        batches: What to send; a batch's region, first id and length make its ``Nats-Msg-Id``.
         encoding: As for :func:`mesh_lab.orders.bulk.encode_batch`, like the compression.
         compression: ``"zstd"``, or ``""`` for none.
         window: Batches whose acknowledgement may be outstanding.

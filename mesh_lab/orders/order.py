@@ -38,7 +38,7 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return f"orders.{self.region}.{self.id}.{event}"
 
     def msg_id(self, event: Event) -> str:
-        """Return the ``Nats-Msg-Id`` under which the server knows a repeated event of this order."""
+        """Return the ``Nats-Msg-Id`` by which the server recognises a repeated event of this order."""
         return f"{self.id}.{event}"
 
 

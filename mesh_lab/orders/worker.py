@@ -37,7 +37,7 @@ class Worker:
         """Work until stopped; then finish the orders in hand.
 
         Args:
-            stop: Set it to stop in good order. Without it, cancel the task: orders in hand go to other workers.
+            stop: Set it to stop gracefully. Without it, cancel the task: orders in hand go to other workers.
 
         Raises:
             PublishRefusedError: The stream refused an event.

@@ -1,7 +1,7 @@
 """Store several messages together or not at all: atomic batches (ADR-50, nats-server 2.12).
 
 The server keeps a batch's messages aside until one carries *commit*, and then stores them all next to each other.
-A batch has 1,000 messages at most, and a server drops one that gets no message for ten seconds.
+A batch has 1,000 messages at most, and a server drops a batch that gets no message for ten seconds.
 """
 
 import secrets
@@ -26,7 +26,7 @@ class BatchMessage(NamedTuple):
     subject: str
     payload: bytes
     headers: dict[str, str] | None = None
-    """Further headers; an expected sequence that does not hold refuses the whole batch."""
+    """Further headers; for an expected sequence that does not hold, the server refuses the whole batch."""
 
 
 class BatchAck(msgspec.Struct, frozen=True):

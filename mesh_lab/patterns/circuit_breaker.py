@@ -1,7 +1,7 @@
 """A circuit breaker (Michael Nygard, Release It!, 2007): stop calling a service that keeps failing, for a while.
 
 *Closed*, it lets every call through. After some failures in a row it is *open*, and refuses calls at once. After a
-rest it is *half open*: it lets one call through, and that one's end decides.
+rest it is *half open*: it lets one call through, whose outcome decides.
 """
 
 import time

@@ -2,7 +2,7 @@
 
 Each message is stored as it arrives, and the server acknowledges every so many of a *batch*, more often when it has
 much to do: the publisher, which lets only two such spans be outstanding, slows down. A message that got lost on its way
-ends the batch (gap mode ``fail``): what is stored is a beginning of what was sent, without a hole.
+ends the batch (gap mode ``fail``): what is stored is a prefix of what was sent, without a gap.
 
 The protocol is in the reply subjects: ``<inbox>.<batch>.<flow>.<gap mode>.<number>.<operation>.$FI``.
 """
@@ -178,7 +178,7 @@ class FastIngest:
 
 
 async def ingest(client: Client, messages: Iterable[tuple[str, bytes]], *, patience: float = 15.0) -> int:
-    """Store messages in their order and without a hole, however many batches it takes, and return their number.
+    """Store messages in their order and without a gap, however many batches it takes, and return their number.
 
     When a batch ends early, as when the stream's leader dies, the next one goes on behind what the server counted.
 

@@ -79,7 +79,7 @@ class GroupBucket:
     Attributes:
         members: Every member that has been seen, by name.
         claims: Every partition that was ever claimed, by number.
-        changed: Set when members or owners change, not when work goes on.
+        changed: Set when members or owners change, not when progress is recorded.
         caught_up: Set when the view holds what the bucket held when :meth:`watch` began.
     """
 

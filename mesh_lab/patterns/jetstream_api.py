@@ -63,7 +63,7 @@ _NO_REPLY = (
 def is_transient(err: BaseException | ApiError) -> bool:
     """Return whether the same request may succeed in a moment: while servers elect a leader, reconnect or catch up.
 
-    The request may have been carried out all the same, so it has to be as good twice as once.
+    The request may have been carried out all the same, so it has to be idempotent.
 
     Args:
         err: What nats-py raised, or the error in a server's reply.

@@ -2,7 +2,7 @@
 
 A request is refused that comes faster than agreed (``429``), that finds ``waiting`` others before it (``503``), whose
 requester has given up when its turn comes (``504``), or that has waited ``longest_wait`` by then (``503``). Everything
-else is worked on to its end, also when the service stops meanwhile. So an accepted request is answered within
+else is worked on to its end, even when the service stops meanwhile. So an accepted request is answered within
 ``longest_wait`` and the time that its work takes, whatever is offered.
 
 Refusals are those of NATS services (ADR-32), an empty message with two headers, and ``Retry-After``, in seconds.
@@ -137,7 +137,7 @@ class AdmissionController:
             except asyncio.CancelledError as err:
                 if (this := asyncio.current_task()) is not None and this.cancelling():
                     raise
-                await self._refuse(msg, 500, repr(err))  # the work's own affair
+                await self._refuse(msg, 500, repr(err))  # the work cancelled itself; nobody cancels this worker
             except Exception as err:  # noqa: BLE001 - one request's error goes to its requester, and ends no worker
                 await self._refuse(msg, 500, repr(err))
             else:

@@ -31,7 +31,7 @@ from mesh_lab.patterns.wait import cancel_and_join
 
 RECORD_EVERY_S = 0.2
 PREFETCH = 200  # messages requested ahead of the work, in each partition
-FORGET_AFTER_LEASES = 20  # long enough that a member of that name that was frozen finds its entry when it goes on
+FORGET_AFTER_LEASES = 20  # long enough for a frozen member to find its entry when it resumes
 NAME = re.compile(r"[A-Za-z0-9_-]{1,32}")  # a token of a subject and of a key
 
 
@@ -42,7 +42,7 @@ class Partition:
         number: Its number, from 0.
         fence: Grows with every change of owner: let a store refuse a smaller one than the largest it has seen.
         done: Number in the stream of the last message that was handled.
-        leaving: It takes no further message.
+        leaving: Whether it takes no further message.
     """
 
     def __init__(self, bucket: GroupBucket, number: int, claim: Claim, revision: int, since: float, lease: float):
@@ -98,7 +98,7 @@ class Partition:
                     self.done = position(msg).stream_seq
 
     async def _record(self, owner: str) -> None:
-        """Write progress and renew the lease in one; find out whether another member took the partition."""
+        """Write progress and renew the lease in one write; find out whether another member took the partition."""
         began = time.monotonic()
         claim = Claim(owner, self._claim.instance if owner else "", self.fence, self.done)
         try:
@@ -164,12 +164,12 @@ class GroupMember:
         self._owning: dict[int, asyncio.Task[None]] = {}
 
     async def run(self, handle: Handler, *, stop: asyncio.Event | None = None) -> None:
-        """Take part until told to stop; then finish the messages in hand and leave.
+        """Take part until ``stop`` is set; then finish the messages in hand and leave.
 
         Args:
             handle: Called with each message and its partition, one message at a time in a partition. If it raises, the
                 member leaves and the exception is raised here, since to skip a message would break the order.
-            stop: Set it to leave in good order. When the task is cancelled instead, so are handlers at work, and
+            stop: Set it to leave gracefully. When the task is cancelled instead, so are handlers at work, and
                 their messages are handled again by the next owner.
 
         Raises:

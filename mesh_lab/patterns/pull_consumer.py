@@ -26,7 +26,7 @@ from mesh_lab.patterns.wait import retry
 
 REQUEST_EXPIRES_NS = 30_000_000_000
 HEARTBEAT_S, RETRY_S, HAND_BACK_S = 0.5, 0.1, 0.25
-_handing_back: set["asyncio.Task[None]"] = set()  # asyncio itself keeps tasks weakly
+_handing_back: set["asyncio.Task[None]"] = set()  # asyncio itself holds only weak references to tasks
 
 
 class Position(msgspec.Struct, frozen=True):
@@ -115,7 +115,7 @@ class PullConsumer:
 
         Raises:
             nats.js.errors.NotFoundError: The consumer or its stream was deleted.
-            nats.errors.ConnectionClosedError: The client was closed, by the program or as the server refuses it.
+            nats.errors.ConnectionClosedError: The client was closed, by the program or because the server refuses it.
         """
         while True:
             if self._client.is_closed:
@@ -184,7 +184,7 @@ class PullConsumer:
 async def read_in_order(
     client: Client, stream: str, *, subject: str = ">", start: int = 1, prefetch: int = 2_000
 ) -> AsyncGenerator[list[Msg], None]:
-    """Yield every message of a stream, each once, in the stream's order, and then those that come.
+    """Yield every message of a stream, each once, in the stream's order, and then new ones as they arrive.
 
     It acknowledges nothing: a consumer that is lost with its server is made again where the reader stood.
 

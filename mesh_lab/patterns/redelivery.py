@@ -1,7 +1,7 @@
-"""Handle a consumer's messages one by one: retry with back-off, set dead letters aside, and leave in good order.
+"""Handle a consumer's messages one by one: retry with back-off, set dead letters aside, and stop gracefully.
 
 A message is handled and acknowledged; or it waits at the server for its next attempt, each time longer; or it is stored
-as a dead letter, with the reason, and taken off its consumer only after that was acknowledged. None of them loses it.
+as a dead letter, with the reason, and taken off its consumer only after that was acknowledged. In no case is it lost.
 A handler may see a message twice, so it has to be idempotent.
 """
 
@@ -40,11 +40,11 @@ class Backoff:
     first: float = 0.1
     """Seconds after the first attempt."""
     factor: float = 2.0
-    """Each wait divided by the one before."""
+    """Ratio of each wait to the one before."""
     most: float = 30.0
-    """Seconds that no wait exceeds."""
+    """Longest wait, in seconds."""
     jitter: float = 0.5
-    """Part of the wait that is left to chance: what failed together does not come back together."""
+    """Share of the wait that is random: what failed together does not come back together."""
 
     def delay(self, attempt: int) -> float:
         """Return the seconds to wait after an attempt, the first of which is number 1."""
@@ -63,7 +63,7 @@ async def consume_with_retries(
     backoff: Backoff | None = None,
     stop: asyncio.Event | None = None,
 ) -> None:
-    """Handle a consumer's messages one after the other until told to stop, then finish the one in hand and return.
+    """Handle a consumer's messages one after the other until ``stop`` is set, then finish the one in hand and return.
 
     While its handler raises :class:`CircuitOpenError`, a message stays in hand until the breaker lets a call through.
     Cancelled while it waits, the worker gives back the message that may be on its way; cancelled in the middle of one,
@@ -81,12 +81,12 @@ async def consume_with_retries(
         attempts: How often a message is delivered before it counts as dead, also one whose handler ends the process.
             With the default pauses, 12 attempts tolerate an outage of about a minute and a half.
         backoff: How long it waits in between.
-        stop: Set it to end.
+        stop: Set it to stop gracefully.
 
     Raises:
         nats.js.errors.APIError: The servers refuse a request for messages, and would again.
         nats.js.errors.NoStreamResponseError: No stream takes the dead letters; the message in hand was not taken off.
-        TimeoutError: The stream for them did not reply in time, likewise.
+        TimeoutError: The stream for dead letters did not reply in time; likewise.
         PublishRefusedError: A letter is too large with its payload, which the stream would not keep either.
         nats.errors.ConnectionClosedError: The client was closed.
     """

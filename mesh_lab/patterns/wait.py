@@ -23,7 +23,7 @@ async def eventually(condition: Callable[[], Any], *, within: float, every: floa
     """Return the condition's value as soon as it is true.
 
     Args:
-        condition: A plain or an ``async`` function. It is called once at least, and what it raises ends the wait.
+        condition: A plain or an ``async`` function. It is called at least once, and what it raises ends the wait.
         within: Seconds until it is too late; an ``async`` condition that hangs is cut off then.
         every: Seconds between two calls; 0 calls it at every turn of the event loop.
 

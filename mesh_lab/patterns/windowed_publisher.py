@@ -51,7 +51,7 @@ class _Outstanding:
 class WindowedPublisher:
     """Publishes with a bounded number of messages outstanding.
 
-    Use it as an asynchronous context manager: leaving it waits until every message has met its end.
+    Use it as an asynchronous context manager: leaving it waits until the outcome of every message is known.
 
     Attributes:
         stored: Messages acknowledged so far.
@@ -67,7 +67,7 @@ class WindowedPublisher:
             client: A connected nats-py client.
             window: Messages that may be outstanding; more than the server takes in a second only adds latency.
             ack_timeout: Seconds without a reply after which a message is sent again.
-            retry_for: Seconds without a reply after which a message's end is unknown. An election takes up to 9 s
+            retry_for: Seconds without a reply after which a message's outcome is unknown. An election takes up to 9 s
                 after a server's death, so below 15 every fail-over ends in unknowns.
 
         Raises:
@@ -107,7 +107,7 @@ class WindowedPublisher:
 
     @property
     def outstanding(self) -> int:
-        """Messages whose end is not known yet."""
+        """Messages whose outcome is not known yet."""
         return len(self._outstanding)
 
     async def publish(
@@ -159,7 +159,7 @@ class WindowedPublisher:
             raise
 
     async def flush(self) -> None:
-        """Wait until every message published so far has met its end.
+        """Wait until the outcome of every message published so far is known.
 
         Raises:
             PublishRefusedError: A message was refused.
@@ -172,7 +172,7 @@ class WindowedPublisher:
             raise self._failures[0]
 
     async def _change(self) -> None:
-        """Wait until some message has met its end."""
+        """Wait until the outcome of some message is known."""
         self._check_sweeper()
         self._changed.clear()
         await self._changed.wait()
@@ -207,7 +207,7 @@ class WindowedPublisher:
             message.other_reply = msg.data[:SHOWN_BYTES]
 
     def _end(self, reply: str, end: Ack | Failure) -> None:
-        """Let a message meet its end, and call back."""
+        """Settle a message with its outcome, and call back."""
         message = self._outstanding.pop(reply)
         self._changed.set()  # before the callbacks, which may raise
         if isinstance(end, Ack):
@@ -219,7 +219,7 @@ class WindowedPublisher:
             self._failures.append(end)
 
     async def _sweep(self) -> None:
-        """Send again what is due, and give up what had its time."""
+        """Send again what is due, and give up on what has timed out."""
         while True:
             await asyncio.sleep(SWEEP_S)
             now = time.monotonic()

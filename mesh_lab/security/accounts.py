@@ -14,7 +14,7 @@ from mesh_lab.tls import quoted
 
 NO_JETSTREAM = {"mem_storage": 0, "disk_storage": 0, "streams": 0, "consumer": 0}
 COUNTED = ("subs", "data", "payload", "imports", "exports", "conn", "leaf", *NO_JETSTREAM)
-# The server takes a limit that is left out for 0, which admits no connection: so each is named.
+# The server reads a missing limit as 0, which admits no connection: so each is set.
 LIMITS: dict[str, Any] = {**dict.fromkeys(COUNTED, UNLIMITED), "wildcards": True}
 
 

@@ -44,7 +44,7 @@ class Grant:
 
 
 async def serve_logins(client: Client, issuer: Key, decide: Callable[[Login], Awaitable[Grant | None]]) -> Subscription:
-    """Reply to every login as ``decide`` decides, until the subscription ends.
+    """Reply to every login as ``decide`` decides, and return the subscription; its end ends the service.
 
     Args:
         client: Connected to the account that the configuration names under ``auth_callout``, as one of its

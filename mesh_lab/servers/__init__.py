@@ -1,1 +1,1 @@
-"""Real NATS servers: find the binary, start a mesh, do things to it."""
+"""Real NATS servers: find the binary, start a mesh, inject faults into it."""

@@ -39,7 +39,7 @@ class BackendTraits:
     temporary: bool = False
     """Whether servers and their streams end with the mesh; otherwise closing it leaves them as they are."""
     services: Literal["processes", "containers"] = "processes"
-    """As what the services of the main job run: on this machine, or in containers beside the servers."""
+    """How the services of the main job run: on this machine, or in containers beside the servers."""
 
 
 BACKENDS: Mapping[str, BackendTraits] = {
@@ -110,7 +110,7 @@ class MeshServer(ABC):
 
     @property
     def condition(self) -> str:
-        """Its state, or where it runs, whether it last called itself healthy: ``ready``, ``not ready``."""
+        """Its state, or while it runs, whether it last called itself healthy: ``ready``, ``not ready``."""
         if self.state != "running" or self.was_healthy is None:
             return self.state
         return "ready" if self.was_healthy else "not ready"
@@ -133,7 +133,7 @@ class MeshServer(ABC):
 
     @abstractmethod
     def stop(self) -> None:
-        """End it in good order (SIGTERM) and wait; it is killed when it has not ended after 10 s."""
+        """Stop it gracefully (SIGTERM) and wait; it is killed when it has not ended after 10 s."""
 
     @abstractmethod
     def kill(self) -> None:
@@ -166,6 +166,6 @@ class MeshServer(ABC):
         return ServerExitedError(message, name=self.name, exit_code=code, log=log)
 
     def not_running_error(self, expected: str = "running") -> ServerExitedError:
-        """Return the error for a server that would have to run for what was asked."""
+        """Return the error for an operation that needs a running server."""
         message = f"server {self.name!r} is {self.state}, expected {expected}; restart it first"
         return ServerExitedError(message, name=self.name)

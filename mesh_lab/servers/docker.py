@@ -22,7 +22,7 @@ HOST = "127.0.0.1"  # containers are reached through their published ports only
 
 
 class ContainerServer(MeshServer):
-    """A nats-server in a container, whose engine is asked for what it does."""
+    """A nats-server in a container, whose state the engine reports."""
 
     monitor: Monitor
 
@@ -53,7 +53,7 @@ class ContainerServer(MeshServer):
         self._ended, self._status, self.was_healthy = "exited", "running", None
 
     def stop(self) -> None:
-        """End the container in good order."""
+        """Stop the container gracefully."""
         self._end("stop", "stopped")
 
     def kill(self) -> None:

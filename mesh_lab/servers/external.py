@@ -43,7 +43,7 @@ class ExternalServer(MeshServer):
 async def start(request: MeshRequest) -> Mesh:
     """Return a mesh that stands for the servers at the addresses in ``MESH_LAB_URL``, separated by commas.
 
-    A user and password, or a token, may stand in the first. ``MESH_LAB_CREDS`` names a credentials file.
+    The first address may carry a user and password, or a token. ``MESH_LAB_CREDS`` names a credentials file.
     """
     if not (url := os.environ.get(URL_VARIABLE)):
         raise SettingsError(f"backend 'external' needs an address; set {URL_VARIABLE}=nats://host:4222")

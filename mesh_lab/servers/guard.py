@@ -14,11 +14,11 @@ from pathlib import Path
 from mesh_lab.processes import OWNER_VARIABLE
 
 DISMISSED = b"dismissed"
-KILL_WITHIN_S = 4.0  # what cannot be killed until then hangs in the kernel
+KILL_WITHIN_S = 4.0  # what cannot be killed by then hangs in the kernel
 
 
 def kill_owned(owner: str) -> None:
-    """Kill every process that carries this owner's mark, and return when none is left."""
+    """Kill every process that carries this owner's mark, and return when none is left, or after 4 s."""
     import psutil
 
     deadline = time.monotonic() + KILL_WITHIN_S

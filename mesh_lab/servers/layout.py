@@ -91,7 +91,7 @@ class Layout:
     def pairs(self, one: str, other: str) -> list[Pair]:
         """Return the pairs of servers that are joined between two places, each pair once.
 
-        A place is a server, a region or a leaf node; twice the same region stands for the routes inside of it.
+        A place is a server, a region or a leaf node; the same region twice stands for the routes inside it.
 
         Raises:
             UnknownNameError: Nothing has that name, or no link joins the two; the message lists those there are.

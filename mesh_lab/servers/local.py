@@ -23,7 +23,7 @@ from mesh_lab.servers.workspace import Workspace
 if TYPE_CHECKING:  # its library takes a while to load, and most meshes need none
     from mesh_lab.security.accounts import Account
 
-PORT_CLASH_TRIES = 5  # a program that takes a port just before the server does is rare; five in a row are no chance
+PORT_CLASH_TRIES = 5  # a program that takes a port just before the server does is rare; five in a row are no accident
 
 
 async def start(request: MeshRequest) -> Mesh:
@@ -137,7 +137,7 @@ async def _start_in_turn(layout: Layout, servers: dict[str, LocalServer], deadli
     """Start the servers of each region one after the other, a moment apart; none is ready when this returns.
 
     Two servers that dial each other at the same moment may each hang up the call that the other one keeps, and try
-    again after a second (``reConnectToRoute`` in server/route.go). So each waits until the one before takes calls.
+    again after a second (``reConnectToRoute`` in server/route.go). So each waits until the one before accepts routes.
     """
 
     async def listens(server: LocalServer) -> str:

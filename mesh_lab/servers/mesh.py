@@ -24,7 +24,7 @@ ASK_WITHIN_S = 2.0  # for a server without monitoring to let a client in, before
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A fault that was put into the mesh."""
+    """A fault that was injected into the mesh."""
 
     target: str
     """A server, or what lies between two places, such as ``"eu and us"``."""
@@ -170,7 +170,7 @@ class Mesh:
     async def reload(
         self, *, users_config: str | None = None, accounts_config: str | None = None, within: float = 10.0
     ) -> None:
-        """Let all servers read other users and accounts, and return when each goes by them; nothing is restarted.
+        """Let all servers read other users and accounts, and return when each uses them; only Windows restarts them.
 
         Args:
             users_config: Users of the lessons' account in place of its former ones; ``None`` leaves them.
@@ -220,11 +220,11 @@ class Mesh:
         await asyncio.to_thread(self._server(server).resume)
 
     async def restart(self, server: str, *, within: float = 40.0) -> bool:
-        """Stop a server in good order if it runs, start it again with its store, and return when it is ready.
+        """Stop a server gracefully if it runs, start it again with its store, and return when it is ready.
 
         Args:
             server: Name as the mesh shows it.
-            within: Seconds to wait until it is ready. An election takes 4 to 9, and may need a second try.
+            within: Seconds to wait until it is ready. An election takes 4 to 9 s, and may need a second try.
 
         Returns:
             Whether streams may be placed on every server by now; not while others are dead or cut off.
@@ -240,7 +240,7 @@ class Mesh:
             await wait_for(self.view, [routed, placeable], Deadline(PLACE_WITHIN_S))
         except NotReadyError:
             return False
-        # The leader goes on counting a server that was killed for a while.
+        # For a while, the leader goes on counting a server that was killed.
         return all(other.state == "running" for other in self.servers.values())
 
     async def slow(self, one: str, other: str, *, latency: float, rate: float | None = None) -> Fault:
@@ -296,7 +296,7 @@ class Mesh:
         # Whatever fails must not keep servers alive.
         failures = await _failures(_close_client(client) for client in self._clients)
         if self.traits.temporary:
-            # Not in good order but at once: nothing of a temporary store will be read again.
+            # Killed, not stopped gracefully: nothing of a temporary store will be read again.
             failures += await _failures(asyncio.to_thread(server.kill) for server in self.servers.values())
         if self.links is not None:
             failures += await _failures([asyncio.to_thread(self.links.stop)])
@@ -373,6 +373,6 @@ async def _close_client(client: Client) -> None:
 
 
 async def _failures(work: Iterable[Awaitable[None]]) -> list[BaseException]:
-    """Do several things side by side, whatever becomes of the others, and return what they raised."""
+    """Await several things side by side, whether or not others fail, and return the exceptions."""
     ends = await asyncio.gather(*work, return_exceptions=True)
     return [end for end in ends if end is not None]

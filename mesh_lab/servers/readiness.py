@@ -69,7 +69,7 @@ async def wait_for(view: View, probes: Sequence[Probe], deadline: Deadline) -> N
 
 
 async def until(probe: Callable[[], Awaitable[str]], deadline: Deadline, *, every: float = POLL_S) -> None:
-    """Return when a probe, which is tried ``every`` so many seconds, has found nothing missing.
+    """Return when a probe, which is tried each ``every`` seconds, has found nothing missing.
 
     A probe that hangs is cut off at the deadline.
 
@@ -128,7 +128,7 @@ async def gateways_stand(view: View) -> str:
 
 
 async def one_meta_leader(view: View) -> str:
-    """Return which meta leaders the servers name, until it is one, and counts every peer as current."""
+    """Return why the servers do not name one meta leader that counts every peer as current, or ``""``."""
     members = view.members
     if len(members) < 2:
         return ""
@@ -218,7 +218,7 @@ async def placeable(view: View) -> str:
     """Return why a stream may not be placed on every server of a cluster; ``""`` also where there is none.
 
     A peer of which the leader knows the name, and not yet what it holds, is current in ``/jsz``, and no place for a
-    stream, for up to a quarter of a second. Only a request to place a stream learns of it. This one is for a place that
+    stream, for up to a quarter of a second. Only a request to place a stream reveals it. This one is for a place that
     no server has, so that nothing is made, and the refusal gives all reasons.
     (nats-server 2.15.1, processNewServer in server/events.go, selectPeerGroup in server/jetstream_cluster.go)
     """

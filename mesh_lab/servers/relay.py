@@ -1,4 +1,4 @@
-"""The process that runs a mesh's links: TCP relays whose latency, bandwidth and life can be changed.
+"""The process that runs a mesh's links: TCP relays that can be slowed, throttled and cut.
 
 :mod:`mesh_lab.servers.links` starts it and talks to it: a line of JSON in, a line of JSON out. It ends when its
 standard input does. A *lane* is one direction between two servers, shared by all connections between the two. Data
@@ -38,7 +38,7 @@ class RelayLane:
         return ROOM_BYTES if self.rate is None else max(65_536, self.rate * (self.latency + 0.25))
 
     def pieces(self, data: bytes) -> list[bytes]:
-        """Cut data so small that a narrow lane carries it evenly: 20 ms of it at a time."""
+        """Return data in pieces so small that a narrow lane carries them evenly: 20 ms of it at a time."""
         if self.rate is None:
             return [data]
         size = max(512, int(self.rate * 0.02))
@@ -163,7 +163,7 @@ class RelayLink:
             self._server = await asyncio.get_running_loop().create_server(self._accept, "127.0.0.1", self._listen)
 
     async def set_cut(self, mode: str | None) -> None:
-        """Follow what happened to the lanes: a link that is reset refuses, one that is silent lets wait."""
+        """Follow what happened to the lanes: a reset link refuses connections, a silent one delays them."""
         if mode != "reset":
             await self.open()
         elif self._server is not None:

@@ -71,7 +71,7 @@ class LocalServer(MeshServer):
         self._ended, self._paused, self.was_healthy = None, False, None
 
     def stop(self) -> None:
-        """End the process in good order."""
+        """Stop the process gracefully."""
         if self._ended is not None:
             return
         if self.state == "paused":
@@ -96,7 +96,7 @@ class LocalServer(MeshServer):
         self._paused, self.was_healthy = False, None
 
     def configure(self, config: ServerConfig) -> None:
-        """Set the server up otherwise; one that runs goes by it after :meth:`reload` or the next start."""
+        """Write a changed configuration; a running server uses it after :meth:`reload` or its next start."""
         self.config = config
         self.config_file.write_text(config.render())
 

@@ -66,7 +66,7 @@ async def start_mesh(
         users_config: More users of that account, such as ``"{ nkey: U…, permissions: { … } }"``.
         accounts_config: More accounts, such as ``"SHOP { users: [ … ] }"``.
         tls: Authority that certifies the servers; then clients and servers talk TLS only. ``None``: plain text.
-        client_auth: By what a client with TLS signs in: by its ``"password"``, or by its ``"certificate"``.
+        client_auth: How a client with TLS signs in: by its ``"password"``, or by its ``"certificate"``.
         operator: Operator whose signed tokens are the accounts, in place of a configuration that lists them.
         within: Seconds until the servers must be ready, all steps and a second try on other ports included.
 

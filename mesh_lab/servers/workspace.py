@@ -64,7 +64,7 @@ class PortBlock:
             lock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
             try:
                 lock.bind(("127.0.0.1", base))
-            except OSError:  # another mesh holds this block, or the system keeps the port back
+            except OSError:  # another mesh holds this block, or the system reserves the port
                 lock.close()
             else:
                 return cls(lock)

@@ -1,4 +1,4 @@
-"""Checks of notebook 00: subjects, wildcards, names of connections, and what a client hears of its server's death."""
+"""Checks of notebook 00: subjects, wildcards, names of connections, and what a client notices of its server's death."""
 
 import asyncio
 from collections.abc import Callable
@@ -90,7 +90,7 @@ async def only_what_europe_buys(trial: Trial, answer: Any) -> str:
     hint="mesh.connect has arguments for both. With nats.connect: which server does it try first, and can it be told?",
 )
 async def lets_a_server_see_it(trial: Trial, answer: Any) -> str:
-    """Call the answer several times, and ask the server who is connected to it."""
+    """Call the answer several times, and ask the server which clients are connected to it."""
     monitor = trial.mesh.servers["n2"].monitor
     assert monitor is not None  # a local server has one, an external mesh has no n2
     names: list[str] = []

@@ -120,7 +120,7 @@ async def frames_a_message(trial: Trial, answer: Any) -> str:
         trial.kind(frame, (bytes, bytearray), "bytes")
         if complaint := await _complaint(trial.mesh, nc, bytes(frame)):
             raise NotYet(f"{case}: {complaint}", "a frame that the server takes")
-        # The subscriber sits on the same server: what that has taken is here now.
+        # The subscriber is on the same server: what that server has read has arrived by now.
         got = await trial.arrived(nc, sub)
         if len(got) != 1:
             raise NotYet(f"{case}: {len(got)} messages arrived", "one")
@@ -135,7 +135,7 @@ async def frames_a_message(trial: Trial, answer: Any) -> str:
 
 
 async def _complaint(mesh: Mesh, nc: Client, frame: bytes) -> str | None:
-    """Send a frame to the server at which ``nc`` is, and return what was wrong with it in words, if anything was."""
+    """Send a frame to the server that ``nc`` is connected to, and return in words what was wrong, if anything was."""
     assert nc.connected_url is not None  # it has just answered a flush
     ear, mouth = await asyncio.open_connection(nc.connected_url.hostname, nc.connected_url.port)
     try:

@@ -28,7 +28,7 @@ UNKNOWN = "kind-of-blue"
     "that too, and has a parameter for headers. Mind the title with 0 copies: it is on the shelf.",
 )
 async def refuses_politely(trial: Trial, answer: Any) -> str:
-    """Ask for each title of a shelf, and for one that is not on it."""
+    """Request each title of a shelf, and one that is not on it."""
     nc = await trial.client()
     for title, copies in SHELF.items():
         reply = await _ask(trial, nc, answer, title)
@@ -53,7 +53,7 @@ async def refuses_politely(trial: Trial, answer: Any) -> str:
 
 
 async def _ask(trial: Trial, nc: Client, answer: Any, title: str) -> Msg:
-    """Return the one reply to a question; what the answer raises is raised here, not lost in a callback."""
+    """Return the one reply to a request; what the answer raises is raised here, not lost in a callback."""
     returned: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def on_question(msg: Msg) -> None:
@@ -206,7 +206,7 @@ async def _hold_auction(
         await nc.publish(msg.reply, json.dumps({"carrier": carrier, "cents": cents}).encode())
 
     async def on_question(msg: Msg) -> None:
-        # One subscriber speaks for all carriers, so that their answers come in this order.
+        # One subscriber replies for all carriers, so that their replies come in this order.
         tasks.update(asyncio.create_task(reply(msg, *offer)) for offer in offers)
 
     subject = await trial.serve(nc, on_question) if offers else trial.subject()

@@ -112,7 +112,7 @@ async def handles_poison_and_bad_moments(trial: Trial, answer: Any) -> str:
     await wait_routable(client, stream, "till")
 
     async def work(within: float) -> bool:
-        """Hand over what is delivered until all of it is answered for good; say whether that was so in time."""
+        """Hand over what is delivered until all of it is settled; return whether that was so in time."""
         deadline = time.monotonic() + within
         while True:
             try:

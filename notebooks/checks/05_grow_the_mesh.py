@@ -49,7 +49,7 @@ async def places_a_backup(trial: Trial, answer: Any) -> str:
     async def same() -> bool:
         return await _held(js, "BACKUP") >= wanted
 
-    # A mirror whose first question got lost asks again after ten seconds.
+    # A mirror whose first request got lost retries after ten seconds.
     await trial.soon(same, "BACKUP does not hold what ORDERS-EU holds", "all of it, moments later", within=30.0)
     return "a mirror is a stream like any other: an update that takes its mirror away makes it one of its own"
 
@@ -65,7 +65,7 @@ async def _have_followed(trial: Trial, js: JetStreamContext) -> None:
 
 
 async def _info(js: JetStreamContext, stream: str, seen: str, expected: str) -> StreamInfo:
-    """Return what the servers say of a stream that the answer made."""
+    """Return the servers' information about a stream that the answer made."""
     try:
         return await retry(partial(wait_stream, js, stream))
     except NotFoundError as err:

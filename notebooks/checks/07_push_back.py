@@ -1,4 +1,4 @@
-"""The checks of notebook 07: refusing when full, a token bucket, and a publisher that asks again when it is told to."""
+"""The checks of notebook 07: refusing when full, a token bucket, and a publisher that retries when Retry-After says."""
 
 import asyncio
 import time
@@ -31,7 +31,7 @@ MOST = 3
     within=40.0,
 )
 async def refuses_when_full(trial: Trial, answer: Any) -> str:
-    """Fill the service, ask once too often, let it finish, let its work fail, and fill it again."""
+    """Fill the service, send one request too many, let it finish, let its work fail, and fill it again."""
     desk = _Desk(trial, await trial.client())
     serving = await answer(desk.client, "check71", desk.work, MOST)
     trial.kind(serving, Subscription, "the subscription")
@@ -47,7 +47,7 @@ async def refuses_when_full(trial: Trial, answer: Any) -> str:
 
 
 class _Desk:
-    """Work that goes on until the gate is opened, and the answers to what was asked."""
+    """Work that goes on until the gate is opened, and the replies to its requests."""
 
     def __init__(self, trial: Trial, client: Client) -> None:
         self.trial = trial
@@ -136,7 +136,7 @@ async def _fails(desk: _Desk) -> None:
 
 
 def _not_refused(msg: Msg, code: str) -> str:
-    """Say what is wrong with a refusal; empty if nothing is."""
+    """Return in words what is wrong with a refusal; empty if nothing is."""
     headers = msg.headers or {}
     if (seen := headers.get(ERROR_CODE)) != code:
         return f"code {seen}" if seen else f"the answer {msg.data!r} without a code"
@@ -231,7 +231,7 @@ def _refused(code: str, again: str | None = None) -> dict[str, str]:
     return {**headers, RETRY_AFTER: again} if again else headers
 
 
-# What happens, the desk's answers, how long the asker may try, what it should return, and its pauses.
+# What happens, the desk's answers, how long the requester may try, what it should return, and its pauses.
 _CASES: tuple[tuple[str, list[dict[str, str] | None], float, bytes | None, list[float]], ...] = (
     ("welcome at once", [None], 5.0, b"accepted an order", []),
     (
@@ -248,7 +248,7 @@ _CASES: tuple[tuple[str, list[dict[str, str] | None], float, bytes | None, list[
 
 
 def _pauses(asked: list[float], wanted: list[float]) -> str:
-    """Say what is wrong with the moments of asking; empty if nothing is."""
+    """Return in words what is wrong with the times of the requests; empty if nothing is."""
     if len(asked) != len(wanted) + 1:
         return f"asked {len(asked)} times" if len(asked) > 1 else "asked once"
     pauses = [after - before for before, after in pairwise(asked)]

@@ -1,4 +1,4 @@
-"""Checks of notebook 12: paying once, a circuit breaker, undoing in good order."""
+"""The checks of notebook 12: paying once, a circuit breaker, undoing steps in reverse order."""
 
 import asyncio
 import datetime

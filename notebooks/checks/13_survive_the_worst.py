@@ -98,7 +98,7 @@ PAUSE_S = 0.1  # far more than the few messages of a hand-over take
 async def replaces_every_server(trial: Trial, answer: Any) -> str:
     """Let two writers write to a mesh while it is rolled.
 
-    A leader that hands over while the machine stands still may find nobody who listens, and then it takes an election:
+    A leader that hands over while the machine stalls may find no peer that listens, and then it takes an election:
     such a gap is no verdict, and the servers are replaced again.
     """
     for _ in range(TRIES):

@@ -23,7 +23,7 @@ def copy_of_docker(house: Path, *, name: str) -> Path:
 
 
 def command(*arguments: str, within: float = 240.0) -> subprocess.CompletedProcess[str]:
-    """Run `mesh-lab` and return what it came to."""
+    """Run `mesh-lab` and return the completed process."""
     whole = [sys.executable, "-m", "mesh_lab.cli", *arguments]
     return subprocess.run(whole, capture_output=True, text=True, timeout=within)
 

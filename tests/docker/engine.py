@@ -54,7 +54,7 @@ def missing() -> str | None:
 
 @contextlib.contextmanager
 def prepared() -> Iterator[Engine]:
-    """Give an engine with Compose 2 and the images, and take away afterwards what was made for it.
+    """Yield an engine with Compose 2 and the images, and remove afterwards what was made for it.
 
     Raises:
         CannotError: Something is missing and was not asked for, or cannot be made here.

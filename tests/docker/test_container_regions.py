@@ -1,4 +1,4 @@
-"""Two clusters in containers, joined by gateways: what is said in one region is heard in the other."""
+"""Two clusters in containers, joined by gateways: what is published in one region is received in the other."""
 
 import asyncio
 import re

@@ -1,4 +1,4 @@
-"""One member of a partitioned group as a process: ``python group_member.py``, told what to do by JSON on its input.
+"""One member of a partitioned group as a process: ``python group_member.py``, configured by JSON on its input.
 
 It works on each event of an order for a moment, and stores that it did so, with its fence, before the event is done.
 """
@@ -7,7 +7,7 @@ It works on each event of an order for a moment, and stores that it did so, with
 import signal
 import sys
 
-# Before the imports that take their time: until it has joined, a member that is told to leave has nothing to hand over.
+# Before the imports that take their time: until it has joined, a member that gets SIGTERM has nothing to hand over.
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 
 import asyncio

@@ -74,7 +74,7 @@ def _reversed(published: Sequence[Published], first: dict[int, Handled]) -> list
 
 
 def _idle(partition: int, events: list[Published], first: dict[int, Handled]) -> list[str]:
-    """Find out whether a partition stood still although something waited in it."""
+    """Return in words where a partition stalled although something waited in it."""
     active, found = 0.0, []
     for event in events:
         if event.seq in first:

@@ -68,7 +68,7 @@ async def test_bad_orders_go_to_their_own_stream_and_the_rest_is_counted(client:
     await lane.publish("bulk.eu", msgspec.msgpack.encode(fields), headers=headers_of("columns"))
     await lane.publish("bulk.eu", b"no batch", headers=headers_of("json"))
     await lane.publish("bulk.eu", encode_batch(OrderBatch.of(orders[:1]).renamed("z-")), headers=headers_of("columns"))
-    for _ in range(2):  # a reader that begins again says the same again, and it is stored once
+    for _ in range(2):  # a reader that begins again reports the same again, and that is stored once
         count = await _counted(client, len(orders) + 2)
         assert count.totals.orders == len(orders)
         assert count.totals.cents == totals_of(orders).cents - orders[7].cents + orders[0].cents

@@ -1,4 +1,4 @@
-"""Chaos runs on real servers: the promise is kept where it holds, and its breach is seen where it does not."""
+"""Chaos runs on real servers: the promise is kept where it holds, and its breach is detected where it does not."""
 
 import asyncio
 import os

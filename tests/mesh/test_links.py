@@ -166,7 +166,7 @@ async def test_a_rate_limits_bytes_a_second(regions) -> None:
         taken = time.perf_counter() - begun
     finally:
         await regions.heal()
-    # A machine that stands still adds; nothing but a lane without its limit takes less.
+    # A machine that stalls adds time; nothing but a lane without its limit takes less.
     assert 0.75 < taken / (count * 1_030 / rate) < 3
 
 

@@ -13,7 +13,7 @@ from mesh_lab.patterns.wait import eventually
 
 
 class Desk:
-    """Work that goes on until the test opens the gate, and the answers to what was asked."""
+    """Work that goes on until the test opens the gate, and the replies to its requests."""
 
     def __init__(self, client):
         self.client = client

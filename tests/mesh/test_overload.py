@@ -1,4 +1,4 @@
-"""A mesh that is offered twice what it can do: what it takes on is done in time, and the rest is told so.
+"""A mesh that is offered twice what it can do: what it accepts is done in time, and the rest is refused.
 
 ``MESH_LAB_OVERLOAD_S=20`` makes the overload as long as that; without it, it lasts 6 s, and half of that where nothing
 is refused and everything has to be worked off afterwards.
@@ -88,7 +88,7 @@ class Overload:
     stored: list[str]
     """The ids in the stream, in its order."""
     accepted: list[str]
-    """The ids whose askers were told "accepted"."""
+    """The ids whose requesters got the reply "accepted"."""
 
     def quarter_ms(self, which: int) -> float:
         """Return the median latency of the answered messages that were due in one quarter of the overload."""

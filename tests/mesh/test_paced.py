@@ -120,7 +120,7 @@ async def test_no_responder_is_distinguished_from_no_reply(mesh: Mesh, desk: Cli
     assert list(absent.frame()["outcome"]) == [NOBODY] * 10
     assert list(silent.frame()["outcome"]) == [UNANSWERED] * 10
     assert (absent.lost, silent.lost) == (10, 10)
-    assert absent.gave_up_ns < silent.gave_up_ns  # who is told that nobody is there need not wait
+    assert absent.gave_up_ns < silent.gave_up_ns  # a requester that gets "no responders" need not wait
     assert silent.gave_up_ns - silent.sent_ns[-1] >= 2_000_000_000
     with pytest.raises(ValueError, match="of 0 answered messages"):
         silent.percentile_ms(50)

@@ -55,7 +55,7 @@ async def run_orders(
     """Send orders through the mesh with a publisher, workers and a read model, each a process or container of its own.
 
     Args:
-        mesh: Where to run it. The stream ``ORDERS`` must not be there yet: it would count into the totals.
+        mesh: Where to run it. The stream ``ORDERS`` must not exist yet: it would be counted in the totals.
         workers: Number of workers in the one group.
         first: Number of orders; ``None`` for all.
         file: Orders in the data set's format instead of the data set.
@@ -138,7 +138,7 @@ def _expectation(file: Path | None, first: int | None) -> tuple[Totals, dict[Eve
 
 @contextlib.asynccontextmanager
 async def _stream_of_the_run(client: Client, *, keep: bool) -> AsyncIterator[None]:
-    """Remove the stream when the run is over, unless it is to be kept; a failure must not hide what the run came to."""
+    """Remove the stream when the run is over, unless it is to be kept; failing to must not hide the run's outcome."""
     try:
         yield
     finally:
@@ -158,7 +158,7 @@ async def _unless_transient(request: Awaitable[T]) -> T | None:
 
 
 async def _group_is_done(client: Client) -> bool:
-    """Return whether no order waits: for a worker, or for another one as its acknowledgement was lost."""
+    """Return whether no order waits for a worker, or for redelivery after a lost acknowledgement."""
     group = await _unless_transient(client.jetstream(timeout=1.0).consumer_info(STREAM, WORKERS))
     return group is not None and not group.num_pending and not group.num_ack_pending
 

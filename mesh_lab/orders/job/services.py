@@ -58,7 +58,7 @@ class Services:
         return [name for name in self._workers if self._running[name].exit_code in KILLED]
 
     def check(self) -> None:
-        """Return while none failed; a killed worker is a fault that the rest of its group makes up for.
+        """Return if none failed; a killed worker is a fault that the rest of its group makes up for.
 
         Raises:
             ProcessEndedError: One did; the message carries the end of its log.
@@ -72,7 +72,7 @@ class Services:
                 raise ProcessEndedError(message, name=name, exit_code=code, log=log)
 
     async def finish(self) -> list[dict[str, object]]:
-        """End every service in good order and return the report that each printed last.
+        """Stop every service gracefully and return the report that each printed last.
 
         Raises:
             ProcessEndedError: One ended with an error, or did not end.
