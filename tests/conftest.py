@@ -36,13 +36,16 @@ MEASURING_NOTEBOOKS = {
 # Seconds of two quiet cores, roughly: only the order counts.
 LONG = {
     "test_order_services": 150,
-    "test_checks_13": 70,
-    "test_services": 65,
-    "test_start_mesh": 60,
-    "13_survive_the_worst": 60,
-    "test_regions": 55,
-    "test_partition_group": 50,
-    "test_bench": 50,
+    "test_chaos": 130,
+    "13_survive_the_worst": 110,
+    "test_checks_13": 110,
+    "test_start_mesh": 95,
+    "test_jupyterlab": 80,
+    "11_watch_the_mesh": 70,
+    "12_process_each_order_once": 70,
+    "14_run_the_order_mesh": 70,
+    "test_services": 70,
+    "test_regions": 60,
 }
 NOTEBOOK_S, OTHER_S = 40, 10
 

@@ -39,6 +39,7 @@ RACES = [
 ]
 # Without a repair the second try comes after 4 to 9 s (server/raft.go), with one the first would do, within 2 s.
 FIRST_TRY_S, SECOND_TRY_S = 3.5, 20.0
+TIMES = 5  # on a busy machine, two servers may happen to dial each other in time
 
 
 @works_around(
@@ -46,6 +47,15 @@ FIRST_TRY_S, SECOND_TRY_S = 3.5, 20.0
     "mesh_lab/servers/local.py:_elect_at_once",
 )
 async def test_regions_elect_their_first_meta_leader_only_at_the_second_try(tmp_path: Path) -> None:
+    took: list[float] = []
+    while max(took, default=0.0) <= FIRST_TRY_S and len(took) < TIMES:
+        took.append(await _elected_within(tmp_path / str(len(took))))
+    assert max(took) > FIRST_TRY_S
+
+
+async def _elected_within(folder: Path) -> float:
+    """Return the seconds until two regions of one server each have a meta leader."""
+    folder.mkdir()
     ports = PortBlock.reserve()
     gateways = {region: ports.take() for region in ("eu", "us")}
     monitors = {region: ports.take() for region in gateways}
@@ -53,19 +63,18 @@ async def test_regions_elect_their_first_meta_leader_only_at_the_second_try(tmp_
     began = time.monotonic()
     try:
         for region in gateways:
-            config = _config(region, ports.take(), ports.take(), monitors[region], gateways, tmp_path / region)
-            path = tmp_path / f"{region}.conf"
+            config = _config(region, ports.take(), ports.take(), monitors[region], gateways, folder / region)
+            path = folder / f"{region}.conf"
             path.write_text(config)
-            log = tmp_path / f"{region}.log"
+            log = folder / f"{region}.log"
             servers.append(subprocess.Popen([find_server().path, "-c", path, "-l", log], stdin=subprocess.DEVNULL))
         await eventually(lambda: _leader(monitors["eu"]), within=SECOND_TRY_S)
-        took = time.monotonic() - began
+        return time.monotonic() - began
     finally:
         for server in servers:
             server.kill()
             server.wait()
         ports.release()
-    assert took > FIRST_TRY_S
 
 
 def _config(region: str, client: int, cluster: int, monitor: int, gateways: dict[str, int], store: Path) -> str:
