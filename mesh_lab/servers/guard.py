@@ -3,22 +3,19 @@
 ``kill -9`` leaves a program no chance to stop its servers. So each mesh starts this guard, which reads a pipe whose
 only write end is in the mesh's process. When that process ends, however it ends, the pipe ends too, and the guard kills
 what the mesh started and removes its directory. What the mesh started is known by an environment variable that its
-processes, and theirs in turn, inherit: the guard never goes by name.
+processes, and theirs in turn, inherit: the guard never goes by name. It imports nothing that would make it start late.
 """
 
 import shutil
 import sys
 import time
-from pathlib import Path
-
-from mesh_lab.processes import OWNER_VARIABLE
 
 DISMISSED = b"dismissed"
 KILL_WITHIN_S = 4.0  # what cannot be killed by then hangs in the kernel
 
 
-def kill_owned(owner: str) -> None:
-    """Kill every process that carries this owner's mark, and return when none is left, or after 4 s."""
+def kill_owned(variable: str, owner: str) -> None:
+    """Kill every process that an environment variable marks as the owner's; return when none is left, or after 4 s."""
     import psutil
 
     deadline = time.monotonic() + KILL_WITHIN_S
@@ -28,7 +25,7 @@ def kill_owned(owner: str) -> None:
         found = False
         for process in psutil.process_iter():
             try:
-                if process.environ().get(OWNER_VARIABLE) == owner and process.status() != psutil.STATUS_ZOMBIE:
+                if process.environ().get(variable) == owner and process.status() != psutil.STATUS_ZOMBIE:
                     found = True
                     process.kill()
             except (psutil.Error, OSError):  # it ended meanwhile, or belongs to somebody else
@@ -39,10 +36,10 @@ def kill_owned(owner: str) -> None:
 
 def main() -> None:
     """Wait for the end of standard input, then clean up unless the mesh has."""
-    directory, owner = Path(sys.argv[1]), sys.argv[2]
+    directory, variable, owner = sys.argv[1:]
     if sys.stdin.buffer.read().strip() == DISMISSED:
         return
-    kill_owned(owner)
+    kill_owned(variable, owner)
     shutil.rmtree(directory, ignore_errors=True)
 
 

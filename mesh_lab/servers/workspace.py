@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Self
 
 from mesh_lab.errors import NotReadyError, StoreError
-from mesh_lab.processes import ChildProcess
+from mesh_lab.processes import OWNER_VARIABLE, ChildProcess
 from mesh_lab.servers.guard import DISMISSED, kill_owned
 
 FIRST_PORT, LAST_PORT, BLOCK_SIZE = 15_000, 31_000, 128
@@ -118,7 +118,7 @@ class Workspace:
         self.owner = secrets.token_hex(16)
         self.ports = PortBlock.reserve()
         self._guard = ChildProcess(
-            [sys.executable, "-m", "mesh_lab.servers.guard", str(self.directory), self.owner],
+            [sys.executable, "-m", "mesh_lab.servers.guard", str(self.directory), OWNER_VARIABLE, self.owner],
             name="the mesh's guard",
             owner="",  # unmarked: it has to outlive also those that another mesh's guard kills
             stdin=True,
@@ -131,7 +131,7 @@ class Workspace:
         """End what still runs, remove the directory, give the ports back, end the guard."""
         if self._forgotten.detach() is None:
             return
-        kill_owned(self.owner)
+        kill_owned(OWNER_VARIABLE, self.owner)
         shutil.rmtree(self.directory, ignore_errors=True)
         self._guard.send(DISMISSED)
         _clean_up(self._guard, self.ports)
