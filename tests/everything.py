@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# Half of the time a test waits, for servers that elect or for processes that start: five keep two cores busy.
-WORKERS = min(8, (os.cpu_count() or 2) * 5 // 2)
+# Half of the time a test waits, for servers that elect or for processes that start: four keep two cores busy.
+WORKERS = min(8, (os.cpu_count() or 2) * 2)
 EVERYTHING = ["--nbval", "tests", "notebooks"]
 PARTS = {
     f"side by side, in {WORKERS} processes": [
