@@ -1,8 +1,8 @@
 """Load at a given rate, and what each message waited: from the moment at which it was due, not from when it left.
 
 A generator that waits for each reply sends nothing while the system stalls, and the worst latencies are missing from
-its result: *coordinated omission* (Gil Tene, "How NOT to Measure Latency", 2013). Here the
-times at which messages are due are fixed beforehand, and one that leaves late has been waiting since then.
+its result: *coordinated omission* (Gil Tene, "How NOT to Measure Latency", 2013). Here the times at which messages are
+due are fixed beforehand, and one that leaves late has been waiting since then.
 """
 
 import asyncio
@@ -240,7 +240,7 @@ def _percentile(values: list[float], percent: float) -> float:
 class PacedResult(Result, frozen=True, kw_only=True):
     """When each message was sent and answered (0 if not), 8 bytes of nanoseconds each, and how it ended.
 
-    Like everywhere in a run, times count from when the first message was due, which is ``began_ns``.
+    As everywhere in a run, times count from when the first message was due, which is ``began_ns``.
     """
 
     sent_ns: bytes

@@ -135,13 +135,14 @@ def _file(task: "asyncio.Task[Any]") -> str:
 async def _subscriptions(client: Client, mesh: Mesh) -> list[str]:
     """Return a client's subscriptions but for nats-py's own inboxes, ``_INBOX.….*``, to which replies come."""
     # A callback of nats-py's own tells them from those of an answer (both attributes have a test in tests/upstream).
-    own = {sub.subject for sub in client._subs.values() if getattr(sub._cb, "__module__", "").startswith("nats.")}
+    callbacks = {sub.subject: str(getattr(sub._cb, "__module__", "")) for sub in client._subs.values()}
+    own = {subject for subject, module in callbacks.items() if module.startswith("nats.") and subject.endswith(".*")}
     at = client.connected_url
     for server in mesh.servers.values():
         if server.monitor is not None and at is not None and server.port == at.port:
             found = await asyncio.to_thread(server.monitor.connz, f"cid={client.client_id}&subs=1")
             subjects = [subject for one in found["connections"] for subject in one.get("subscriptions_list") or []]
-            return [_named(one) for one in subjects if not (one in own and one.endswith(".*"))]
+            return [_named(one) for one in subjects if one not in own]
     return []
 
 

@@ -232,7 +232,7 @@ class Services(dict[str, Service]):
         return service
 
     def scale(self, name: str, replicas: int) -> Service:
-        """Run so many replicas, and return when they are ready and those above are stopped in good order.
+        """Run so many replicas, and return when they are ready and those above are stopped gracefully.
 
         Replicas that were killed, crashed or finished are started again.
 
@@ -390,7 +390,9 @@ async def _wait_ready(replicas: Sequence[Replica], mesh: Mesh, subject: str) -> 
                 await eventually(
                     lambda: all(ready(r) or r.state == "crashed" for r in replicas), within=CRASHES_TOGETHER_S
                 )
-            raise ProcessEndedError(_crash_report(crashed()))
+            first, *_ = all_crashed = crashed()
+            report = _crash_report(all_crashed)
+            raise ProcessEndedError(report, name=first.name, exit_code=first.exit_code, log=first.crash)
     for late in (replica for replica in replicas if not ready(replica)):
         silent = missing[late.name] == servers
         unreached = f"its report did not reach {', '.join(sorted(missing[late.name]))}"

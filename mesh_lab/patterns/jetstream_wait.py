@@ -52,8 +52,12 @@ async def wait_routable(client: Client, stream: str, consumer: str | None = None
 async def flush_through(client: Client, *, within: float = 10.0) -> None:
     """Return when the server has read, and replied to, all that this client published and subscribed to before.
 
+    Args:
+        client: A connected nats-py client.
+        within: Seconds for each of two round trips.
+
     Raises:
-        nats.errors.FlushTimeoutError: The server did not reply within so many seconds.
+        nats.errors.FlushTimeoutError: The server did not reply in time.
     """
     # nats-py 2.16 writes flush's PING ahead of what publish left in its buffer (Client._send_ping): the first PONG may
     # come before a complaint about the last message, as in 18 of 60 runs. The second comes when all is read.

@@ -30,10 +30,8 @@ class BackendTraits:
     """What its servers are, for a card."""
     start: str
     """Place of ``async def start(request: MeshRequest) -> Mesh``, as ``module:function``; loaded when it is used."""
-    configurable: bool = False
-    """Whether servers are set up as asked for: regions, leaf nodes, links, TLS, accounts, and a reload of users."""
-    settings: str = "as asked for"
-    """How its servers are set up, for an error."""
+    settings: str = ""
+    """How its servers are set up, for an error; empty where :attr:`configurable`."""
     stoppable: bool = True
     """Whether servers can be killed, paused and restarted."""
     temporary: bool = False
@@ -41,11 +39,14 @@ class BackendTraits:
     services: Literal["processes", "containers"] = "processes"
     """How the services of the main job run: on this machine, or in containers beside the servers."""
 
+    @property
+    def configurable(self) -> bool:
+        """Whether servers are set up as asked for: regions, leaf nodes, links, TLS, accounts, and a reload of users."""
+        return not self.settings
+
 
 BACKENDS: Mapping[str, BackendTraits] = {
-    "local": BackendTraits(
-        "processes on this machine", "mesh_lab.servers.local:start", configurable=True, temporary=True
-    ),
+    "local": BackendTraits("processes on this machine", "mesh_lab.servers.local:start", temporary=True),
     "docker": BackendTraits(
         "containers", "mesh_lab.servers.docker:start", settings="by docker/nats-server.conf", services="containers"
     ),

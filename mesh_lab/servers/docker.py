@@ -131,7 +131,7 @@ class ContainerMesh(Mesh):
 async def start(request: MeshRequest) -> ContainerMesh:
     """Return the mesh of ``docker/compose.yaml``: joined if it is up, brought up if not; raises as ``start_mesh`` says.
 
-    The servers must be ready ``request.within`` so many seconds, once their containers run.
+    The servers must be ready ``request.within`` seconds after their containers run.
     """
     count = len(request.layout.servers)
     if count > len(SERVERS):

@@ -38,7 +38,7 @@ async def counts_what_is_processed(trial: Trial, answer: Any) -> str:
     """Let a worker take long for the first and the last order and refuse every second one; compare with its clock.
 
     Each wrong clock has a rate of its own, which the worker's times tell, also when the machine stood still meanwhile.
-    Where that makes two of these rates alike, no verdict is possible, and the orders are sent again.
+    Where that makes two of these rates alike, the orders are sent again; the last time, the nearest clock counts.
     """
     for _ in range(TRIES):
         rate, worked = await _rate_and_clock(trial, answer)

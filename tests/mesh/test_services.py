@@ -189,8 +189,9 @@ async def test_a_crash_before_it_is_ready_fails_the_cell_and_leaves_no_sibling(m
     one_fails = (
         "async def main(nc):\n    assert os.environ['SERVICE_NAME'] != 'worker-2'\n    await asyncio.Event().wait()\n"
     )
-    with pytest.raises(ProcessEndedError, match=r"^worker-2 crashed:\n(.|\n)*AssertionError$"):
+    with pytest.raises(ProcessEndedError, match=r"^worker-2 crashed:\n(.|\n)*AssertionError$") as crashed:
         run(services, "worker --replicas 3", one_fails)
+    assert (crashed.value.name, crashed.value.exit_code) == ("worker-2", 1)
     assert services["worker"].states == {1: "stopped", 2: "crashed", 3: "stopped"}
     assert services.unreported_crashes() == "", "the cell's error said it already"
 

@@ -93,11 +93,13 @@ async def test_an_answer_of_somebody_who_is_no_stream_is_none(client: Client) ->
         await msg.respond(b"{}" if msg.data == b"1" else b"thanks")
 
     await client.subscribe("PUB7.x", cb=answer)
-    failed: list[str] = []
+    errors: list[Exception] = []
     async with WindowedPublisher(client, ack_timeout=0.2, retry_for=0.6) as publisher:
         for n in (b"1", b"2"):
-            await publisher.publish("PUB7.x", n, msg_id=n.decode(), on_failed=lambda err: failed.append(str(err)))
+            await publisher.publish("PUB7.x", n, msg_id=n.decode(), on_failed=errors.append)
     assert publisher.stored == 0
+    assert [type(err) for err in errors] == [UnknownOutcomeError] * 2
+    failed = list(map(str, errors))
     assert ["no answer in 0.6 s, but b'{}', which is no stream's; it may be stored" in text for text in failed] == [
         True,
         False,

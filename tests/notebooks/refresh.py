@@ -216,18 +216,18 @@ def renew_overview(path: Path) -> bool:
     """
     before = path.read_text(encoding="utf-8")
     notebook = nbformat.reads(before, as_version=4)
+    cells = [cell for cell in _code_cells(notebook) if cell.source.endswith("\nprogress()")]
+    shown = [output for cell in cells for output in cell.outputs if output.output_type == "execute_result"]
+    if not shown:
+        return False
     with tempfile.TemporaryDirectory(prefix="mesh-lab-home-") as home:
-        command = [sys.executable, "-c", OVERVIEW]
-        overview = subprocess.run(
-            command, env={**os.environ, "MESH_LAB_HOME": home}, cwd=NOTEBOOKS, capture_output=True, check=True
-        )
-    for cell in _code_cells(notebook):
-        if cell.source.endswith("\nprogress()"):
-            for output in cell.outputs:
-                if output.output_type == "execute_result":
-                    output.data = NotebookNode(json.loads(overview.stdout))
+        environment = {**os.environ, "MESH_LAB_HOME": home}
+        overview = subprocess.check_output([sys.executable, "-c", OVERVIEW], env=environment, cwd=NOTEBOOKS)
+    for output in shown:
+        output.data = NotebookNode(json.loads(overview))
     text = written(notebook)
-    path.write_text(text, encoding="utf-8", newline="\n")
+    if text != before:
+        path.write_text(text, encoding="utf-8", newline="\n")
     return text != before
 
 
@@ -239,7 +239,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--record", action="store_true", help="keep results in this machine's own ledger")
     options = parser.parse_args(arguments)
     failed = False
-    for path in options.notebooks or sorted(NOTEBOOKS.glob("*.ipynb")):
+    notebooks = options.notebooks or sorted(NOTEBOOKS.glob("*.ipynb"))
+    for path in notebooks:
         if options.check:
             word = "normalised" if (good := is_normal(path)) else "NOT normalised; run `make notebooks`"
             failed = failed or not good
@@ -249,9 +250,10 @@ def main(arguments: list[str] | None = None) -> int:
             except NotebookFailedError as err:
                 failed, word = True, f"FAILED\n{err}"
         print(f"{path.name}: {word}", flush=True)  # noqa: T201 - what the command is for
-    first = next(NOTEBOOKS.glob("00_*.ipynb"))
-    if not options.check and renew_overview(first):
-        print(f"{first.name}: shows the exercises that there are now")  # noqa: T201
+    beside = {first for path in notebooks for first in path.parent.glob("00_*.ipynb")}
+    for first in () if options.check else beside:
+        if renew_overview(first):
+            print(f"{first.name}: shows the exercises that there are now")  # noqa: T201
     return int(failed)
 
 

@@ -197,6 +197,11 @@ def test_importing_the_package_loads_neither_ipython_nor_matplotlib() -> None:
     assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "[]"
 
 
+def test_the_guard_of_a_mesh_starts_without_asyncio() -> None:
+    program = "import sys, mesh_lab.servers.guard; print('asyncio' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "False"
+
+
 def test_starting_a_mesh_needs_neither_ipython_nor_matplotlib() -> None:
     heavy = "{'IPython', 'matplotlib', 'pandas', 'ipywidgets'}"
     program = f"import sys; from mesh_lab import start_mesh; print(sorted({heavy} & set(sys.modules)))"
