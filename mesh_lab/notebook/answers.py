@@ -2,6 +2,7 @@
 
 import dis
 import inspect
+import re
 import reprlib
 import signal
 import threading
@@ -14,6 +15,7 @@ from typing import Literal
 Kind = Literal["async function", "function", "async generator", "text", "dict", "anything"]
 """What a check can ask for."""
 SHOWN_CHARACTERS = 200
+MISCALL = re.compile(r"\S+\(\) (takes|missing|got) ")
 
 
 def untouched(answer: object) -> bool:
@@ -134,6 +136,11 @@ def alone(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error
+
+
+def is_miscall(error: BaseException) -> bool:
+    """Return whether a function was called with arguments it does not take: the caller's line raises that."""
+    return isinstance(error, TypeError) and MISCALL.match(str(error)) is not None
 
 
 def last_line(error: BaseException, files: frozenset[str]) -> tuple[str, int | None]:

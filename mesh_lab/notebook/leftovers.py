@@ -138,8 +138,11 @@ async def _subscriptions(client: Client, mesh: Mesh) -> list[str]:
     callbacks = {sub.subject: str(getattr(sub._cb, "__module__", "")) for sub in client._subs.values()}
     own = {subject for subject, module in callbacks.items() if module.startswith("nats.") and subject.endswith(".*")}
     at = client.connected_url
-    for server in mesh.servers.values():
-        if server.monitor is not None and at is not None and server.port == at.port:
+    servers = list(mesh.servers.values())
+    for server in [one for one in servers if at is not None and one.port == at.port] or servers[
+        :1
+    ]:  # or behind a relay
+        if server.monitor is not None:
             found = await asyncio.to_thread(server.monitor.connz, f"cid={client.client_id}&subs=1")
             subjects = [subject for one in found["connections"] for subject in one.get("subscriptions_list") or []]
             return [_named(one) for one in subjects if one not in own]

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from functools import partial
 from typing import Any, Self, TypeVar
+from urllib.parse import urlsplit
 
 import nats
 import nats.errors
@@ -83,6 +84,7 @@ class Trial:
         self.clients: dict[Client, Mesh] = {}
         self._complaints: dict[Client, list[str]] = {}
         self._meshes: list[Mesh] = []
+        self._relays: list[asyncio.Server] = []
         self._streams: list[tuple[JetStreamContext, str]] = []
         self._ends: list[Callable[[], Awaitable[object]]] = []
 
@@ -102,6 +104,27 @@ class Trial:
         options = {"name": f"check {self.number}", "region": region, **options}
         to = to or (None if region else next(iter(mesh.servers)))
         return await self._noted(mesh, partial(mesh.connect, to=to, **options))
+
+    async def rivalled(self, rival: Callable[[str], Awaitable[object]]) -> Client:
+        """Return a client of the first server that is always a moment too late.
+
+        Args:
+            rival: Called with the subject of each message that the client sends, requests included; only when it has
+                returned does the message reach the server.
+        """
+        options = self.mesh.connect_options(to=next(iter(self.mesh.servers)))
+        host = urlsplit(options["servers"][0])
+
+        async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            from_server, to_server = await asyncio.open_connection(host.hostname, host.port)
+            with suppress(ConnectionError, asyncio.IncompleteReadError):
+                await asyncio.gather(_pass_on(from_server, writer), _pass_on(reader, to_server, rival))
+
+        relaying = await asyncio.start_server(relay, "127.0.0.1", 0)
+        self._relays.append(relaying)
+        url = f"nats://127.0.0.1:{relaying.sockets[0].getsockname()[1]}"
+        options |= {"servers": [url], "name": f"check {self.number}"}
+        return await self._noted(self.mesh, partial(nats.connect, allow_reconnect=False, **options))
 
     async def enter(self, mesh: Mesh, **options: Any) -> Client:
         """Return a client that dialled once, by arguments of ``nats.connect``; closed when the trial has ended.
@@ -237,7 +260,25 @@ class Trial:
                 await _remove(js, stream)
         finally:
             await asyncio.gather(*(client.close() for client in self.clients))
+            for relay in self._relays:
+                relay.close()
             await asyncio.gather(*(mesh.close() for mesh in self._meshes))
+
+
+async def _pass_on(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, rival: Callable[[str], Awaitable[object]] | None = None
+) -> None:
+    """Pass on what comes; with a rival, message by message, each when the rival is done."""
+    try:
+        while data := await (reader.readline() if rival else reader.read(65_536)):
+            if rival and data[:4].upper() in (b"PUB ", b"HPUB"):
+                _, subject, *_, size = data.split()
+                data += await reader.readexactly(int(size) + len(b"\r\n"))
+                await rival(subject.decode())
+            writer.write(data)
+            await writer.drain()
+    finally:
+        writer.close()
 
 
 async def _remove(js: JetStreamContext, stream: str) -> None:

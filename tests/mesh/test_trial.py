@@ -13,6 +13,7 @@ from nats.js.errors import NotFoundError
 from mesh_lab.notebook import exercises
 from mesh_lab.notebook.exercises import check, exercise
 from mesh_lab.notebook.trial import NotYet, Trial
+from mesh_lab.patterns import eventually, flush_through
 from mesh_lab.servers.start import newest_mesh
 
 
@@ -151,6 +152,38 @@ async def test_a_stream_of_an_earlier_try_is_removed_first(mesh, client):
     with pytest.raises(NotFoundError, match="stream not found"):
         await js.stream_info("WEEK")
     await trial.close()
+
+
+async def test_a_rival_is_a_moment_earlier_whatever_the_client_sends(mesh, client):
+    trial, begun = Trial("3.3", mesh), []
+
+    async def rival(subject):
+        begun.append(subject)
+        await client.publish("check.rival", b"rival")
+        await flush_through(client)
+
+    late = await trial.rivalled(rival)
+    sub = await client.subscribe("check.>")
+    await flush_through(client)
+    await late.publish("check.plain", b"PUB check.no 0\r\n")
+    await late.publish("check.headers", b"", headers={"Name": "Łukasz"})
+    arrived = [await sub.next_msg(timeout=5.0) for _ in range(4)]
+    await late.publish("check.replied", b"", reply="check.reply")
+    await eventually(lambda: len(begun) == 3, within=5.0)
+    await trial.close()
+    await sub.unsubscribe()
+    assert [msg.subject for msg in arrived] == ["check.rival", "check.plain", "check.rival", "check.headers"]
+    assert (arrived[1].data, arrived[3].headers) == (b"PUB check.no 0\r\n", {"Name": "Łukasz"})
+    assert begun == ["check.plain", "check.headers", "check.replied"]
+
+
+async def test_a_subscription_left_on_a_rivalled_client_is_named(mesh):
+    @exercise("1.1", title="do something", hint="")
+    async def does_something(trial, answer):
+        await answer(await trial.rivalled(lambda subject: asyncio.sleep(0)))
+        return "something was done"
+
+    assert "it left a subscription to orders.eu.*.placed" in repr(await check("1.1", leaves_a_subscription))
 
 
 async def test_a_client_hears_what_its_server_complains_of(mesh):

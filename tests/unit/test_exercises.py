@@ -3,6 +3,7 @@ import contextlib
 import re
 import threading
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -159,12 +160,32 @@ async def test_an_answer_with_too_few_arguments_is_shown_what_python_says(doubli
     assert "it raised TypeError" in repr(await check("2.2", lazy))
 
 
-async def test_a_lone_exception_in_a_task_group_is_shown_itself(doubling):
+async def test_a_value_that_the_check_cannot_use_is_not_blamed_on_the_answer_as_its_own_error():
+    @exercise("1.1", title="look", hint="", expects="a number")
+    async def looks(trial, answer):
+        return f"{float(answer)}"
+
+    assert repr(await check("1.1", None)).startswith("not yet: the check met TypeError: float() argument")
+
+
+async def test_a_lone_exception_in_a_task_group_is_shown_with_its_group(doubling):
     async def grouped(number):
         async with asyncio.TaskGroup():
             raise ValueError("no such subject\nand more lines")
 
-    assert "it raised ValueError: no such subject (line" in repr(await check("2.2", grouped))
+    assert "it raised ExceptionGroup of ValueError: no such subject (line" in repr(await check("2.2", grouped))
+
+
+async def test_an_error_in_a_task_group_of_the_check_is_shown_as_the_answer_raised_it():
+    @exercise("1.1", title="look", hint="", expects="a stream")
+    async def looks(trial, answer):
+        async with asyncio.TaskGroup() as group:
+            group.create_task(answer())
+
+    cell: dict[str, Any] = {}
+    exec(compile("async def raises():\n    raise ValueError('no such subject')", "<cell>", "exec"), cell)
+    verdict = repr(await check("1.1", cell["raises"]))
+    assert verdict.startswith("not yet: it raised ValueError: no such subject (line 2")
 
 
 async def test_an_exception_of_the_check_is_not_blamed_on_the_answer():
