@@ -16,6 +16,10 @@ from nats.aio.client import Client, Server
 
 from mesh_lab.errors import NotReadyError, PublishRefusedError
 
+LOOK_EVERY_S = 0.05  # how soon a wait notices that the client was closed
+NEVER_S = 10**8
+_round_trips: set["asyncio.Task[None]"] = set()  # asyncio itself holds only weak references to tasks
+
 
 class ConnectOptions(TypedDict, total=False):
     """Keyword arguments of ``nats.connect`` that differ between meshes."""
@@ -70,6 +74,50 @@ async def connect(options: ConnectOptions, *, within: float = 10.0, **more: Any)
         await client.close()
         raise NotReadyError("a server accepted the connection and hung up; check its log and the account")
     return client
+
+
+async def flush(client: Client, *, within: float = 10.0) -> None:
+    """Return when the server has replied to a PING; unlike ``client.flush``, it can time out and be cancelled.
+
+    Args:
+        client: A connected nats-py client; while it reconnects, the PING waits for the next server.
+        within: Seconds to wait for the reply.
+
+    Raises:
+        nats.errors.FlushTimeoutError: No server replied in time.
+        nats.errors.ConnectionClosedError: The client was closed.
+    """
+    # In a task of its own, which nobody cancels: nats-py 2.16 stops reading for good when the PONG of a flush comes
+    # that was cancelled or timed out (Client._process_pong).
+    trip = asyncio.create_task(_round_trip(client))
+    _round_trips.add(trip)
+    trip.add_done_callback(_forget)
+    if not (await asyncio.wait({trip}, timeout=within))[0]:
+        raise nats.errors.FlushTimeoutError
+    trip.result()
+
+
+def _forget(trip: "asyncio.Task[None]") -> None:
+    _round_trips.discard(trip)
+    if not trip.cancelled():
+        trip.exception()  # retrieved, so that asyncio does not warn of it when nobody waits any more
+
+
+async def _round_trip(client: Client) -> None:
+    while not client.is_closed:
+        if client.is_connected:
+            connection = client.stats["reconnects"]
+            flushing = asyncio.ensure_future(client.flush(timeout=NEVER_S))
+            while not flushing.done() and not client.is_closed and client.stats["reconnects"] == connection:
+                await asyncio.wait({flushing}, timeout=LOOK_EVERY_S)
+            if flushing.cancel():
+                continue  # no PONG of an earlier connection comes any more
+            if (err := flushing.exception()) is None:
+                return
+            if not is_send_failure(err):
+                raise err
+        await asyncio.sleep(LOOK_EVERY_S)
+    raise nats.errors.ConnectionClosedError
 
 
 async def publish_if_connected(

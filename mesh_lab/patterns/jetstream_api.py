@@ -5,6 +5,7 @@ It serves patterns that speak the protocol themselves: nats-py's request for eac
 
 import msgspec
 import nats.errors
+from nats.js.api import DEFAULT_PREFIX
 from nats.js.errors import APIError, NoStreamResponseError, ServiceUnavailableError
 
 from mesh_lab.patterns.connection import is_send_failure
@@ -58,6 +59,19 @@ _NO_REPLY = (
     nats.errors.StaleConnectionError,
     nats.errors.ConnectionReconnectingError,
 )
+
+
+def api_prefix(domain: str | None) -> str:
+    """Return what the subjects of JetStream's API begin with, in a domain or (``None``) in the client's own.
+
+    Raises:
+        ValueError: No domain has that name.
+    """
+    if domain is None:
+        return DEFAULT_PREFIX
+    if not domain or any(character in ".*> \t\r\n" for character in domain):
+        raise ValueError(f"domain {domain!r}, expected the name of a JetStream domain: one token of a subject")
+    return f"$JS.{domain}.API"
 
 
 def is_transient(err: BaseException | ApiError) -> bool:

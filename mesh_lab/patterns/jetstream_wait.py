@@ -10,10 +10,12 @@ import contextlib
 import nats.errors
 from nats.aio.client import Client
 from nats.js import JetStreamContext
-from nats.js.api import DEFAULT_PREFIX, Header, StreamInfo
+from nats.js.api import Header, StreamInfo
 from nats.js.errors import NotFoundError
 
 from mesh_lab.errors import NotReadyError
+from mesh_lab.patterns.connection import flush
+from mesh_lab.patterns.jetstream_api import api_prefix
 from mesh_lab.patterns.wait import eventually, retry
 
 REPLY_WITHIN_S, API_TIMEOUT_S = 0.5, 3.0
@@ -22,7 +24,9 @@ LISTED_WITHIN_S, INTEREST_WITHIN_S = 1.0, 3.0
 EXPECTS_NO_STREAM: dict[str, str] = {Header.EXPECTED_STREAM.value: "_"}
 
 
-async def wait_routable(client: Client, stream: str, consumer: str | None = None, *, within: float = 10.0) -> None:
+async def wait_routable(
+    client: Client, stream: str, consumer: str | None = None, *, within: float = 10.0, domain: str | None = None
+) -> None:
     """Return when the server that this client is connected to routes requests to a stream or a consumer.
 
     Nothing is stored or delivered: each probe gets a refusal. Subscribers of the subjects see an empty message.
@@ -32,21 +36,24 @@ async def wait_routable(client: Client, stream: str, consumer: str | None = None
         stream: Name of a stream that exists.
         consumer: Name of one of its pull consumers; ``None`` probes the stream's own subjects.
         within: Seconds until it is too late.
+        domain: JetStream domain of the stream, such as a leaf node's; ``None`` for the client's own.
 
     Raises:
+        ValueError: No domain has that name.
         TimeoutError: No reply came in time.
         nats.js.errors.NotFoundError: There is no such stream.
     """
+    prefix = api_prefix(domain)
     if consumer is not None:
         # No JSON, so the consumer replies "400 Bad Request" and keeps its messages.
-        await _wait_reply(client, f"{DEFAULT_PREFIX}.CONSUMER.MSG.NEXT.{stream}.{consumer}", within, payload=b"{")
+        await _wait_reply(client, f"{prefix}.CONSUMER.MSG.NEXT.{stream}.{consumer}", within, payload=b"{")
         return
-    js = client.jetstream(timeout=min(within, API_TIMEOUT_S))
+    js = client.jetstream(timeout=min(within, API_TIMEOUT_S), domain=domain)
     config = (await retry(lambda: wait_stream(js, stream), within=within)).config
     for subject in config.subjects or []:
         await _wait_reply(client, subject.replace("*", "_").replace(">", "_"), within, headers=EXPECTS_NO_STREAM)
     if config.allow_direct:  # an empty request gets "408 Empty Request"
-        await _wait_reply(client, f"{DEFAULT_PREFIX}.DIRECT.GET.{stream}", within)
+        await _wait_reply(client, f"{prefix}.DIRECT.GET.{stream}", within)
 
 
 async def flush_through(client: Client, *, within: float = 10.0) -> None:
@@ -58,11 +65,12 @@ async def flush_through(client: Client, *, within: float = 10.0) -> None:
 
     Raises:
         nats.errors.FlushTimeoutError: The server did not reply in time.
+        nats.errors.ConnectionClosedError: The client was closed.
     """
     # nats-py 2.16 writes flush's PING ahead of what publish left in its buffer (Client._send_ping): the first PONG may
     # come before a complaint about the last message, as in 18 of 60 runs. The second comes when all is read.
     for _ in range(2):
-        await client.flush(timeout=within)  # type: ignore[arg-type]  # annotated int, takes any seconds
+        await flush(client, within=within)
 
 
 async def wait_interest(client: Client, subject: str) -> None:
@@ -80,7 +88,7 @@ async def wait_stream(js: JetStreamContext, stream: str) -> StreamInfo:
     """Return the servers' information about a stream that may have been made a moment ago.
 
     Args:
-        js: A client's JetStream context.
+        js: A client's JetStream context, which knows its domain.
         stream: Name of the stream.
 
     Raises:

@@ -74,6 +74,7 @@ async def test_a_drain_overtakes_its_own_unsubscription(server: Wire) -> None:
 
 @works_around(
     "a client whose flush was cancelled stops reading when the PONG comes",
+    "mesh_lab/patterns/connection.py:flush",
     "mesh_lab/patterns/pull_consumer.py:PullConsumer.__aexit__",
     "notebooks/01_publish_and_subscribe.ipynb:deaf",
     issue="https://github.com/nats-io/nats.py/pull/914",
@@ -94,6 +95,23 @@ async def test_a_cancelled_flush_makes_the_client_deaf(server: Wire, caplog: pyt
     deaf = client.is_connected
     await client.close()
     assert deaf, "it noticed"
+
+
+@works_around(
+    "a flush that timed out stops the reading as well, when its PONG comes after all",
+    "mesh_lab/patterns/connection.py:flush",
+)
+async def test_a_flush_that_timed_out_makes_the_client_deaf(server: Wire, caplog: pytest.LogCaptureFixture) -> None:
+    client = await connect(server)
+    server.pongs = False
+    with pytest.raises(nats.errors.FlushTimeoutError, match="timeout"):
+        await client.flush(timeout=SOON)  # type: ignore[arg-type]  # annotated int, takes any seconds
+    heard = await client.subscribe("orders")
+    server.send("PONG")
+    server.send("MSG orders 1 1\r\n1")
+    with pytest.raises(nats.errors.TimeoutError, match="timeout"):
+        await heard.next_msg(timeout=SOON)
+    await client.close()
 
 
 @works_around(
