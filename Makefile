@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # For the targets that take one notebook.
 ONE = test -n "$(N)" || { echo "Say which notebook: make $@ N=12"; exit 1; }
 
-.PHONY: help lab test quick test-notebook test-docker check notebook notebooks orders doctor lock clean
+.PHONY: help lab test quick test-notebook habits test-docker check notebook notebooks orders doctor lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -39,6 +39,10 @@ test-notebook: $(VENV)/dev.stamp ## check one notebook and compare its outputs: 
 notebook: $(VENV)/dev.stamp ## execute one notebook in a clean kernel and store its outputs: make notebook N=12
 	@$(ONE)
 	$(BIN)/python tests/notebooks/refresh.py notebooks/$(N)_*.ipynb
+
+habits: $(VENV)/dev.stamp ## run notebooks as readers do: each cell twice, each section alone: make habits, or N=12 for one
+	$(BIN)/python tests/notebooks/habits.py twice $(if $(N),notebooks/$(N)_*.ipynb)
+	$(BIN)/python tests/notebooks/habits.py sections $(if $(N),notebooks/$(N)_*.ipynb)
 
 test-docker: $(VENV)/dev.stamp ## run the container tests; as root on Debian, start an engine where none runs
 	MESH_LAB_TEST_DOCKER=1 $(BIN)/python -m pytest tests/docker
