@@ -1,15 +1,17 @@
 """The checks of notebook 06: the hash behind a partition, a stream spread by customer, a store with fences."""
 
+import asyncio
 import json
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 from nats.aio.client import Client
 from nats.js import JetStreamContext
-from nats.js.api import SubjectTransform
-from nats.js.errors import NoStreamResponseError, NotFoundError
+from nats.js.api import RetentionPolicy, StreamConfig, SubjectTransform
+from nats.js.errors import APIError, NoStreamResponseError, NotFoundError
 from nats.js.kv import KeyValue
 
 from mesh_lab.notebook.exercises import NotYet, Trial, exercise
@@ -17,9 +19,19 @@ from mesh_lab.patterns import retry, wait_routable, wait_stream
 
 # 6.1
 
-# One of them is not ASCII: the servers hash bytes, not characters.
-KEYS = ("000001", "000002", "a", "reseller-7", "Zürich", "069659")
-COUNTS = (1, 7, 64)
+# Some are not ASCII: the servers hash bytes, not characters; one begins with a capital, one is long.
+KEYS = (
+    "000001",
+    "000002",
+    "a",
+    "reseller-7",
+    "Zürich",
+    "069659",
+    "Zu\u0308rich",
+    "\U0001f4bf",
+    "order-" + 9 * "0123456789",
+)
+COUNTS = (1, 7, 10, 64, 1_000)
 
 
 @exercise(
@@ -37,7 +49,9 @@ async def finds_the_partition(trial: Trial, answer: Any) -> str:
     for count in COUNTS:
         theirs = await _partitions(trial, client, count)
         for key in KEYS:
-            trial.equal(answer(key, count), theirs[key], f"for {key!r} of {count} partitions ")
+            ours = answer(key, count)
+            trial.kind(ours, Integral, "the number of a partition")
+            trial.equal(ours, theirs[key], f"for {key!r} of {count} partitions ")
     return "nobody has to be asked where a key lives: publisher, servers and workers compute the same"
 
 
@@ -54,7 +68,12 @@ async def _partitions(trial: Trial, client: Client, count: int) -> dict[str, int
 # 6.2
 
 PARTITIONS = 6
-RETURNS = [("eu" if n % 2 else "us", f"{1 + n % 9}", f"{n:06d}") for n in range(36)]
+CUSTOMERS = (*(str(number) for number in range(1, 11)), "reseller-7", "Zürich")
+RETURNS = [
+    (region, customer, f"{3 * place + number:06d}")
+    for place, customer in enumerate(CUSTOMERS)
+    for number, region in enumerate(("eu", "us", "asia"))
+]
 
 
 @exercise(
@@ -67,7 +86,7 @@ RETURNS = [("eu" if n % 2 else "us", f"{1 + n % 9}", f"{n:06d}") for n in range(
     within=30.0,
 )
 async def keeps_customers_together(trial: Trial, answer: Any) -> str:
-    """Publish returns of nine customers in two regions and look at the subjects under which they are stored."""
+    """Publish returns of customers in three regions and look at the subjects under which they are stored."""
     client = await trial.client()
     js = await trial.absent(client, "RETURNS")
     await retry(lambda: answer(js))
@@ -75,12 +94,33 @@ async def keeps_customers_together(trial: Trial, answer: Any) -> str:
         await retry(partial(wait_stream, js, "RETURNS"))
     except NotFoundError as err:
         raise NotYet("no stream RETURNS on the servers", "one for returns.*.*.*") from err
+    if (await retry(lambda: js.stream_info("RETURNS"))).config.no_ack:
+        raise NotYet("the stream acknowledges nothing (no_ack)", "an answer that a return is stored")
     await wait_routable(client, "RETURNS")
-    for region, customer, order in RETURNS:
-        with suppress(NoStreamResponseError):  # the verdict says so
-            await js.publish(f"returns.{region}.{customer}.{order}", b"a CD")
+    for region, customer, order in (*RETURNS, RETURNS[0]):  # one order comes back in two parcels
+        subject = f"returns.{region}.{customer}.{order}"
+        try:
+            with suppress(NoStreamResponseError):  # the verdict says so
+                await js.publish(subject, b"a CD")
+        except APIError as err:
+            raise NotYet(f"a return was refused: {err.description}", "every return stored") from err
     _expect_by_customer(await _subjects(js, "RETURNS"))
+    await _expect_to_be_kept(js)
     return "whoever owns a partition sees all returns of its customers, from every region, in order"
+
+
+async def _expect_to_be_kept(js: JetStreamContext) -> None:
+    """Look for limits by which a refund would not see all earlier returns."""
+    info = await retry(lambda: js.stream_info("RETURNS"))
+    if info.state.messages != len(RETURNS) + 1:
+        seen = f"of two returns of one order, {info.state.messages - len(RETURNS) + 1} is kept"
+        raise NotYet(seen, "both: a refund sees all earlier returns")
+    config: StreamConfig = info.config
+    limits = {"max_age": config.max_age, "max_msgs": config.max_msgs, "max_bytes": config.max_bytes}
+    if dropping := [name for name, limit in limits.items() if (limit or 0) > 0]:
+        raise NotYet(f"the stream has a limit, {dropping[0]}, and drops returns", "all earlier returns kept")
+    if config.retention != RetentionPolicy.LIMITS:
+        raise NotYet("a return is gone when it was read once", "all earlier returns kept")
 
 
 def _expect_by_customer(stored: list[str]) -> None:
@@ -93,20 +133,23 @@ def _expect_by_customer(stored: list[str]) -> None:
         number, _, rest = rest.partition(".")
         if name != "returns" or rest not in wanted:
             raise NotYet(f"a return is stored as {subject}", "returns.<partition>.<region>.<customer>.<order>")
+        wanted.discard(rest)
         partitions.setdefault(rest.split(".")[1], set()).add(number)
-    if len(stored) != len(wanted):
-        raise NotYet(f"{len(stored)} returns are stored", f"all {len(wanted)}")
+    if wanted:
+        kept = f"{len(RETURNS) - len(wanted)} of {len(RETURNS)} returns are stored"
+        raise NotYet(f"{kept}, and returns.{min(wanted)} is not", "all of them")
     if torn := [customer for customer, numbers in partitions.items() if len(numbers) > 1]:
         customer = min(torn)
         raise NotYet(
             f"the returns of customer {customer} are in partitions {', '.join(sorted(partitions[customer]))}", "in one"
         )
-    theirs = {customer: int(numbers.pop()) for customer, numbers in partitions.items()}
-    ours = {customer: _fnv1a(customer) % PARTITIONS for customer in theirs}
+    theirs = {customer: numbers.pop() for customer, numbers in partitions.items()}
+    ours = {customer: str(_fnv1a(customer) % PARTITIONS) for customer in theirs}
     if theirs != ours:
         used = len(set(theirs.values()))
         raise NotYet(
-            f"nine customers are spread over {used} partition{'s' * (used > 1)}, not as {PARTITIONS} would do it",
+            f"{len(theirs)} customers are spread over {used} partition{'s' * (used > 1)}, "
+            f"not as {PARTITIONS} would do it",
             f"partition({PARTITIONS},…) of the customer alone",
         )
 
@@ -120,6 +163,9 @@ def _fnv1a(key: str) -> int:
 
 # 6.3
 
+SAVED_WITHIN_S = 3.0
+BUCKETS = ("CHECK-6-3", "CHECK-6-3-b")
+
 
 @exercise(
     "6.3",
@@ -131,63 +177,160 @@ def _fnv1a(key: str) -> int:
     within=30.0,
 )
 async def refuses_yesterdays_owner(trial: Trial, answer: Any) -> str:
-    """Save one after the other, then with another owner who writes between the answer's read and its write."""
-    client = await trial.client()
-    js = await trial.absent(client, "KV_CHECK-6-3")
-    bucket = await js.create_key_value(bucket="CHECK-6-3")
-    await wait_routable(client, "KV_CHECK-6-3")
-    await _in_turn(trial, bucket, answer)
-    await _at_once(trial, js, bucket, answer)
+    """Save one after the other, then while another owner writes just before, then side by side."""
+    client, rival = await trial.client(), await trial.client()
+    js = await trial.absent(rival, *(f"KV_{name}" for name in BUCKETS))
+    for name in BUCKETS:
+        await js.create_key_value(bucket=name)
+        await wait_routable(rival, f"KV_{name}")
+        await _in_turn(_Store(name, js, await client.jetstream(timeout=3.0).key_value(name), answer))
+    async with _gate(trial) as (gated, gate):
+        store = _Store(BUCKETS[1], js, await gated.jetstream(timeout=3.0).key_value(BUCKETS[1]), answer)
+        await _just_before(store, gate)
+        await _at_once(store)
     return "a worker that slept through its own replacement can say what it likes; the store knows better"
 
 
-async def _in_turn(trial: Trial, bucket: KeyValue, answer: Any) -> None:
-    steps = ((1, True, "a first entry"), (1, True, "the same fence again"), (4, True, "a larger fence"))
-    for fence, wanted, what in (*steps, (3, False, "a smaller fence"), (4, True, "the largest fence again")):
-        text = f"{what}, {fence}"
-        trial.equal(await answer(bucket, "order", fence, text), wanted, f"{what}: ")
-        held = await _entry(bucket, "order")
-        if wanted and held != {"fence": fence, "text": text}:
-            raise NotYet(f"{what}: the key holds {held!r}", f"{ {'fence': fence, 'text': text}!r}")
-        if not wanted and held.get("fence") != 4:
-            raise NotYet(f"{what} was stored", "nothing stored, and False")
+class _Gate:
+    """A way to the first server on which a write to a key-value bucket waits until a rival's has been made."""
+
+    def __init__(self, trial: Trial) -> None:
+        self._server = next(iter(trial.mesh.servers.values()))
+        self.rivals: list[Callable[[], Awaitable[object]]] = []
+        """What happens before the next write, before the one after that, and so on, on another connection."""
+        self.connections: list[asyncio.Task[None]] = []
+
+    def join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections.append(asyncio.create_task(self._carry_both_ways(reader, writer)))
+
+    async def _carry_both_ways(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        back, there = await asyncio.open_connection(self._server.host, self._server.port)
+        await asyncio.gather(self._carry_up(reader, there), _carry(back, writer))
+
+    async def _carry_up(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Carry what the client sends, a line or a message at a time."""
+        with suppress(asyncio.IncompleteReadError, ConnectionError):  # it has hung up
+            while True:
+                line = await reader.readuntil(b"\r\n")
+                verb, *words = line.split()
+                if verb in (b"PUB", b"HPUB"):
+                    line += await reader.readexactly(int(words[-1]) + 2)
+                    if words[0].startswith(b"$KV.") and self.rivals:
+                        await self.rivals.pop(0)()
+                writer.write(line)
+                await writer.drain()
+        writer.close()
 
 
-async def _at_once(trial: Trial, js: JetStreamContext, bucket: KeyValue, answer: Any) -> None:
-    for key, before, between, fence in (
-        ("new", None, 9, 5),
-        ("late", 1, 9, 5),
-        ("first", 1, 3, 5),
-        ("fresh", None, 3, 5),
-    ):
-        if before is not None:
-            await bucket.put(key, json.dumps({"fence": before, "text": "before"}).encode())
-        writes = partial(bucket.put, key, json.dumps({"fence": between, "text": "between"}).encode())
-        said = await answer(_interrupted(await js.key_value("CHECK-6-3"), writes), key, fence, "mine")
-        held = await _entry(bucket, key)
-        newest = max(fence, between)
-        if held.get("fence") != newest:
-            raise NotYet(
-                f"an owner with fence {between} wrote between the read and the write of fence {fence}, and the key "
-                f"holds fence {held.get('fence')}",
-                f"{newest}",
-            )
-        trial.equal(said, fence > between, f"fence {between} was written just before fence {fence}: ")
-
-
-def _interrupted(bucket: KeyValue, write: Callable[[], Awaitable[object]]) -> KeyValue:
-    """Have another owner write once, right after the bucket was read for the first time."""
-    read, pending = bucket.get, [write]
-
-    async def get(*args: Any, **kwargs: Any) -> KeyValue.Entry:
+@asynccontextmanager
+async def _gate(trial: Trial) -> AsyncIterator[tuple[Client, _Gate]]:
+    """Yield a client that is connected by way of a gate."""
+    gate = _Gate(trial)
+    async with await asyncio.start_server(gate.join, "127.0.0.1", 0) as listener:
+        client = await trial.client(servers=[f"nats://127.0.0.1:{listener.sockets[0].getsockname()[1]}"])
         try:
-            return await read(*args, **kwargs)
+            yield client, gate
         finally:
-            if pending:
-                await pending.pop()()
+            await client.close()
+            await asyncio.gather(*gate.connections)
 
-    bucket.get = get  # type: ignore[method-assign]
-    return bucket
+
+async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with suppress(ConnectionError):
+        while data := await reader.read(65_536):
+            writer.write(data)
+            await writer.drain()
+    writer.close()
+
+
+class _Store:
+    """A bucket, with the answer that saves into it."""
+
+    def __init__(self, name: str, js: JetStreamContext, bucket: KeyValue, answer: Any) -> None:
+        self.bucket = bucket
+        self._name, self._js, self._answer = name, js, answer
+
+    async def save(self, key: str, fence: int, text: str, what: str) -> Any:
+        seen = f"{what}: save did not return in {SAVED_WITHIN_S:g} s"
+        call = self._answer(self.bucket, key, fence, text)
+        return await Trial.returns(call, seen, "True or False", within=SAVED_WITHIN_S)
+
+    async def writes(self) -> int:
+        """Return how often anything was written to the bucket."""
+        return int((await retry(lambda: self._js.stream_info(f"KV_{self._name}"))).state.last_seq)
+
+    async def rival(self, key: str, fence: int | None) -> None:
+        """Write an entry as another worker would, or delete the key."""
+        text = json.dumps({"fence": fence, "text": "another's"}).encode() if fence else b""
+        headers = None if fence else {"KV-Operation": "DEL"}
+        await retry(lambda: self._js.publish(f"$KV.{self._name}.{key}", text, headers=headers))
+
+
+async def _in_turn(store: _Store) -> None:
+    text = 'Zoë\'s order: "2 CDs"'
+    await store.rival("other", 99)  # another key's fence does not count
+    for fence, wanted, what in (
+        (1, True, "a first entry"),
+        (1, True, "the same fence again"),
+        (4, True, "a larger fence"),
+        (3, False, "a smaller fence"),
+        (4, True, "the largest fence again"),
+        (9, True, "fence 9 after 4"),
+        (10, True, "fence 10 after 9"),
+        (9, False, "fence 9 after 10"),
+        (1_000_000, True, "a much larger fence"),
+        (999_999, False, "a fence smaller by one"),
+    ):
+        before, mine = await store.writes(), f"{text} {what}"
+        held = await _entry(store.bucket, "order.7")
+        Trial.equal(await store.save("order.7", fence, mine, what), wanted, f"{what}: ")
+        expected = {"fence": fence, "text": mine} if wanted else held
+        if (holds := await _entry(store.bucket, "order.7")) != expected:
+            raise NotYet(f"{what}: the key holds {holds!r}", f"{expected!r}")
+        if (added := await store.writes() - before) != wanted:
+            raise NotYet(f"{what}: {added} entries were written", "one" if wanted else "nothing stored, and False")
+    await store.rival("order.7", None)
+    Trial.equal(await store.save("order.7", 2, text, ""), True, "a key that was deleted, which holds no fence: ")
+
+
+async def _just_before(store: _Store, gate: _Gate) -> None:
+    """Let others write just before the answer's own write reaches the server, once and more than once."""
+    cases: tuple[tuple[str, int | None, list[int | None], int], ...] = (
+        ("new", None, [9], 5),
+        ("late", 1, [9], 5),
+        ("first", 1, [3], 5),
+        ("fresh", None, [3], 5),
+        ("same", 1, [5], 5),
+        ("text", 8, [9], 10),
+        ("often", 1, [2, 3, 4], 5),
+        ("too-often", 1, [2, 3, 9], 5),
+        ("deleted", 1, [None], 5),
+    )
+    for key, before, rivals, fence in cases:
+        if before is not None:
+            await store.rival(key, before)
+        gate.rivals[:] = [partial(store.rival, key, rival) for rival in rivals]
+        names = [f"fence {rival}" if rival else "nothing, for it deleted the key," for rival in rivals]
+        what = f"another owner wrote {' and then '.join(names)} just before fence {fence} was to be written"
+        said = await store.save(key, fence, "mine", what)
+        newest = max(fence, *(rival or 0 for rival in rivals))
+        holds = await _entry(store.bucket, key)
+        if holds.get("fence") != newest or (holds.get("text") == "mine") is not (newest == fence):
+            raise NotYet(f"{what}: the key holds {holds!r}", f"fence {newest}")
+        Trial.equal(said, newest == fence, f"{what}: ")
+
+
+async def _at_once(store: _Store) -> None:
+    fences, before = (7, 10, 8, 12, 9, 11), await store.writes()
+    calls = [store.save("busy", fence, f"of {fence}", "six owners at the same time") for fence in fences]
+    said = await asyncio.gather(*calls)
+    what, holds = "six owners saved at the same time", await _entry(store.bucket, "busy")
+    if holds != {"fence": 12, "text": "of 12"}:
+        raise NotYet(f"{what}: the key holds {holds!r}", "the largest fence, 12")
+    if not all(isinstance(one, bool) for one in said) or not said[fences.index(12)]:
+        raise NotYet(f"{what}: the one with the largest fence was not told True", "True for what was stored")
+    if said.count(True) != await store.writes() - before:
+        raise NotYet(f"{what}: more were told True than entries were written", "True for what was stored")
 
 
 async def _entry(bucket: KeyValue, key: str) -> dict[str, Any]:

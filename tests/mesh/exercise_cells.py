@@ -24,6 +24,12 @@ async def refused(number: str, answer: object) -> str:
     return verdict
 
 
+async def accepted(number: str, answer: object) -> None:
+    """Fail the test unless a check accepts a right answer."""
+    verdict = repr(await check(number, answer))
+    assert verdict.startswith("correct: "), verdict
+
+
 class ExerciseCells:
     """The exercises of one notebook.
 
