@@ -152,14 +152,15 @@ async def _tried(task: _Exercise, mesh: Mesh, answer: object) -> str:
         error = answers.alone(raised)
         if isinstance(error, NotYet):
             raise error from None
+        situation = f"{trial.case}, and " if trial.case else ""
         if isinstance(error, answers.StuckError) or (isinstance(error, TimeoutError) and deadline.expired()):
-            raise NotYet(f"no answer after {task.within:g} s", task.expects) from error
+            raise NotYet(f"{situation}no answer after {task.within:g} s", task.expects) from error
         said, line = answers.last_line(error, files)
         if error is not raised and answers.last_line(raised, files)[1] is not None:
             said = f"{type(raised).__name__} of {said}"  # whoever awaits the answer gets the group, not what is in it
         by = "it raised" if line is not None or answers.is_miscall(error) else "the check met"
         where = f" (line {line} of its cell)" if line is not None else ""
-        raise NotYet(f"{by} {said}{where}", task.expects) from error
+        raise NotYet(f"{situation}{by} {said}{where}", task.expects) from error
 
 
 def hint(number: str) -> None:

@@ -76,11 +76,13 @@ class Trial:
     Attributes:
         mesh: The mesh that the lesson started last.
         number: The exercise's.
+        case: The situation in which the answer is tried now, in words; a verdict on what it raises begins with it.
     """
 
     def __init__(self, number: str, mesh: Mesh) -> None:
         self.number = number
         self.mesh = mesh
+        self.case = ""
         self.clients: dict[Client, Mesh] = {}
         self._complaints: dict[Client, list[str]] = {}
         self._meshes: list[Mesh] = []

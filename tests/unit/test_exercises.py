@@ -176,6 +176,23 @@ async def test_a_lone_exception_in_a_task_group_is_shown_with_its_group(doubling
     assert "it raised ExceptionGroup of ValueError: no such subject (line" in repr(await check("2.2", grouped))
 
 
+async def test_an_answer_that_raises_or_hangs_is_shown_with_the_case_it_was_tried_in():
+    @exercise("2.3", title="raise it", answer="async function", expects="a number", hint="", within=0.2)
+    async def raises(trial, answer):
+        trial.case = "the stream is empty"
+        await answer()
+        return "never"
+
+    async def raising():
+        raise LookupError("no message found")
+
+    async def hanging():
+        await asyncio.Event().wait()
+
+    assert "not yet: the stream is empty, and it raised LookupError: no message" in repr(await check("2.3", raising))
+    assert "not yet: the stream is empty, and no answer after 0.2 s" in repr(await check("2.3", hanging))
+
+
 async def test_an_error_in_a_task_group_of_the_check_is_shown_as_the_answer_raised_it():
     @exercise("1.1", title="look", hint="", expects="a stream")
     async def looks(trial, answer):
