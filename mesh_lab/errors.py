@@ -142,6 +142,14 @@ class BatchEndedError(MeshLabError, ConnectionError):
         self.stored, self.sent = stored, sent
 
 
+class UnsuitableConsumerError(MeshLabError, ValueError):
+    """A consumer, or the subject for its dead letters, has settings that lose messages or never bring any."""
+
+
+class StreamReplacedError(MeshLabError, RuntimeError):
+    """A stream that was read up to some place is another one now, or ends before that place."""
+
+
 class PoisonMessageError(MeshLabError, ValueError):
     """A message can never be handled, however often it is tried; raised by handlers."""
 

@@ -144,7 +144,8 @@ async def count_bulk(client: Client, count: BulkCount, *, until: int | None = No
     """Count the bulk lane's orders from its beginning until cancelled, or until there are ``until``, rejected ones too.
 
     Raises:
-        nats.js.errors.NotFoundError: There is no stream of batches.
+        nats.js.errors.NotFoundError: There is no stream of batches, or it was deleted.
+        StreamReplacedError: It was deleted and made again: what ``count`` holds is of the one before.
         PublishRefusedError: The stream of rejected orders refused one.
     """
     async with WindowedPublisher(client) as rejections:

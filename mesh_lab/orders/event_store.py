@@ -4,6 +4,7 @@ A subject for each order makes it cheap to read one order's events, and to take 
 a kind by wildcard.
 """
 
+import contextlib
 from typing import NamedTuple
 
 import nats.js.errors
@@ -11,8 +12,9 @@ from nats.aio.client import Client
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, DeliverPolicy, StorageType, StreamInfo
 
+from mesh_lab.errors import OrderFormatError
 from mesh_lab.orders.order import ALL_SUBJECTS, STREAM, Event, Order, decode, event_of
-from mesh_lab.patterns.pull_consumer import read_in_order
+from mesh_lab.patterns.pull_consumer import position, read_in_order
 from mesh_lab.patterns.wait import retry
 
 WORKERS = "workers"
@@ -99,7 +101,10 @@ async def open_event_store(client: Client, *, replicas: int = 1) -> StreamInfo:
 
 
 async def read_order(client: Client, order_id: str) -> list[StoredEvent]:
-    """Return the events of one order so far, oldest first; an unknown order has none."""
+    """Return the events of one order so far, oldest first; an unknown order has none.
+
+    Messages on its subjects that are no events are passed over.
+    """
     js = client.jetstream()
     subject = f"orders.*.{order_id}.*"
     try:
@@ -108,7 +113,9 @@ async def read_order(client: Client, order_id: str) -> list[StoredEvent]:
         return []
     events: list[StoredEvent] = []
     async for batch in read_in_order(client, STREAM, subject=subject, prefetch=16):
-        events += [StoredEvent(msg.metadata.sequence.stream, event_of(msg.subject), decode(msg.data)) for msg in batch]
-        if events[-1].seq >= (last or 0):
+        for msg in batch:
+            with contextlib.suppress(OrderFormatError):
+                events.append(StoredEvent(position(msg).stream_seq, event_of(msg.subject), decode(msg.data)))
+        if position(batch[-1]).stream_seq >= (last or 0):
             break
     return events

@@ -14,10 +14,12 @@ from nats.aio.msg import Msg
 from mesh_lab.errors import OrderFormatError
 from mesh_lab.orders.event_store import WORKERS
 from mesh_lab.orders.order import STREAM, Event, Order, decode, next_events
+from mesh_lab.patterns.connection import publish_if_connected
 from mesh_lab.patterns.jetstream_api import Ack
 from mesh_lab.patterns.pull_consumer import PullConsumer
 from mesh_lab.patterns.windowed_publisher import Failure, WindowedPublisher
 
+HOLD_EVERY_S = 1.25  # a quarter of the group's ack_wait
 PREFETCH, WINDOW = 500, 2_000  # orders requested ahead of the work, and events that may be outstanding
 REJECTED = "rejected.orders"
 """Subject of reports about messages that are no orders; the stream keeps the message itself."""
@@ -29,7 +31,8 @@ class Worker:
     def __init__(self, client: Client) -> None:
         self.processed = self.rejected = 0
         self._client = client
-        self._open = 0
+        self._in_hand: set[str] = set()  # reply subjects of orders whose events are not all stored
+        self._hold_every_s = HOLD_EVERY_S
         self._steps: asyncio.Queue[tuple[Msg, Order, tuple[Event, ...]] | Failure] = asyncio.Queue()
         self._idle = asyncio.Event()
 
@@ -42,19 +45,22 @@ class Worker:
         Raises:
             PublishRefusedError: The stream refused an event.
             UnknownOutcomeError: No reply came for an event within the retry budget.
-            nats.js.errors.NotFoundError: The group's consumer was deleted.
+            UnsuitableConsumerError: The group's consumer is no pull consumer.
+            nats.js.errors.NotFoundError: The group's consumer is not there, or was deleted.
             nats.errors.ConnectionClosedError: The client was closed.
         """
         try:
             async with WindowedPublisher(self._client, window=WINDOW) as publisher, asyncio.TaskGroup() as tasks:
                 steps = tasks.create_task(self._take_steps(publisher))
                 intake = tasks.create_task(self._take_orders())
+                holding = tasks.create_task(self._hold())
                 if stop is None:
                     return
                 await stop.wait()
                 intake.cancel()
                 await self._until_fewer_than(1)
                 steps.cancel()
+                holding.cancel()
         except BaseExceptionGroup as group:
             if len(group.exceptions) > 1:
                 raise
@@ -62,14 +68,25 @@ class Worker:
 
     async def _take_orders(self) -> None:
         async with PullConsumer(self._client, STREAM, WORKERS, prefetch=PREFETCH) as consumer:
+            if consumer.settings is not None:
+                self._hold_every_s = min(HOLD_EVERY_S, consumer.settings.shortest_wait_s / 4)
             async for batch in consumer.batches():
                 for msg in batch:
                     await self._take(msg)
                 # Order after order, but never more in hand than the window lets out.
                 await self._until_fewer_than(WINDOW)
 
+    async def _hold(self) -> None:
+        """Keep the server from giving others what is in hand for long, as while the stream is slow."""
+        before: set[str] = set()
+        while True:
+            await asyncio.sleep(self._hold_every_s)
+            for reply in before & self._in_hand:
+                await publish_if_connected(self._client, reply, b"+WPI")
+            before = set(self._in_hand)
+
     async def _until_fewer_than(self, open_orders: int) -> None:
-        while self._open >= open_orders:
+        while len(self._in_hand) >= open_orders:
             self._idle.clear()
             await self._idle.wait()
 
@@ -78,11 +95,11 @@ class Worker:
             order = decode(msg.data)
         except OrderFormatError as err:
             # Redelivered, it would be no order either: it is reported instead.
-            await self._client.publish(REJECTED, f"{msg.subject}: {err}".encode())
-            await msg.term()
+            await publish_if_connected(self._client, REJECTED, f"{msg.subject}: {err}".encode())
+            await publish_if_connected(self._client, msg.reply, b"+TERM")
             self.rejected += 1
             return
-        self._open += 1
+        self._in_hand.add(msg.reply)
         self._steps.put_nowait((msg, order, next_events(order)))
 
     async def _take_steps(self, publisher: WindowedPublisher) -> None:
@@ -93,9 +110,9 @@ class Worker:
                 raise step
             msg, order, events = step
             if not events:
-                await msg.ack()
+                await publish_if_connected(self._client, msg.reply, b"+ACK")  # one that gets lost comes again
                 self.processed += 1
-                self._open -= 1
+                self._in_hand.discard(msg.reply)
                 self._idle.set()
                 continue
             await publisher.publish(

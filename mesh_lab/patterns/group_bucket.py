@@ -6,11 +6,12 @@ has to be agreed on: each member measures by its own for how long an entry did n
 """
 
 import asyncio
+import datetime
 import re
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -18,10 +19,12 @@ import msgspec
 import nats.errors
 import nats.js.errors
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from nats.js.api import Header, StorageType
 
-from mesh_lab.errors import GroupMismatchError
-from mesh_lab.patterns.jetstream_api import WRONG_LAST_SEQUENCE, is_transient
+from mesh_lab.errors import GroupMismatchError, NotReadyError
+from mesh_lab.patterns.consumer_info import no_stream
+from mesh_lab.patterns.jetstream_api import WRONG_LAST_SEQUENCE, api_prefix, is_transient
 from mesh_lab.patterns.pull_consumer import position, read_in_order
 from mesh_lab.patterns.wait import retry
 
@@ -29,6 +32,9 @@ from mesh_lab.patterns.wait import retry
 REPLY_WITHIN_S, RETRY_EVERY_S = 0.5, 0.1
 OPEN_WITHIN_S, CREATE_WITHIN_S = 10.0, 3.0
 STREAM_NAME_IN_USE = 10058  # err_code of making a stream that is there with other settings
+MARKERS = ("KV-Operation", "Nats-Marker-Reason")
+"""Headers of a message that stands for an entry that was deleted or purged (ADR-8), or that expired (ADR-43)."""
+UNKNOWN = "?"  # instance of an owner of whose entry nothing is left
 
 T = TypeVar("T")
 
@@ -48,12 +54,16 @@ class Presence(msgspec.Struct, frozen=True):
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """A partition's entry: ``owner`` is empty without one, and messages up to number ``done`` are handled."""
+    """A partition's entry: ``owner`` is empty without one, and messages up to number ``done`` are handled.
+
+    ``made`` says of which stream, by the time of its creation: one that is made again numbers from 1 again.
+    """
 
     owner: str = ""
     instance: str = ""
     fence: int = 0
     done: int = 0
+    made: datetime.datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +79,7 @@ class ConflictError(Exception):
     """Another member changed the entry in between; nothing is written."""
 
 
-class NoReplyError(Exception):
+class NoReplyError(NotReadyError):
     """No server replied, or none that could do it at the moment; a write may have been done."""
 
 
@@ -79,18 +89,23 @@ class GroupBucket:
     Attributes:
         members: Every member that has been seen, by name.
         claims: Every partition that was ever claimed, by number.
+        made: When the group's stream was made; set by :meth:`open`.
         changed: Set when members or owners change, not when progress is recorded.
         caught_up: Set when the view holds what the bucket held when :meth:`watch` began.
     """
 
-    def __init__(self, client: Client, name: str) -> None:
+    made: datetime.datetime | None = None
+
+    def __init__(self, client: Client, name: str, *, domain: str | None = None) -> None:
         """Prepare; nothing is read yet."""
         self.members: dict[str, Entry[Presence]] = {}
         self.claims: dict[int, Entry[Claim]] = {}
         self.changed, self.caught_up = asyncio.Event(), asyncio.Event()
-        self._client = client
-        self._js = client.jetstream(timeout=REPLY_WITHIN_S)
+        self._client, self._domain = client, domain
+        self._js = client.jetstream(timeout=REPLY_WITHIN_S, domain=domain)
         self._name, self._stream, self._prefix = name, f"KV_{name}", f"$KV.{name}."
+        # Servers map the API's prefix of a domain to that domain's buckets; without it, the nearest bucket is written.
+        self._write_prefix = f"{api_prefix(domain)}.{self._prefix}" if domain else self._prefix
 
     async def open(self, group: Group) -> None:
         """Make the bucket, or join one that is there, within 10 s.
@@ -116,8 +131,12 @@ class GroupBucket:
 
     async def _agree(self, group: Group) -> Group:
         """Return the group as its members agreed on it, which this call decides where it is the first."""
-        js = self._client.jetstream(timeout=CREATE_WITHIN_S)
-        config = (await js.stream_info(group.stream)).config
+        js = self._client.jetstream(timeout=CREATE_WITHIN_S, domain=self._domain)
+        try:
+            info = await js.stream_info(group.stream)
+        except nats.js.errors.NotFoundError as err:
+            raise await no_stream(self._client, group.stream, domain=self._domain) from err
+        self.made, config = info.created, info.config
         spread = re.search(r"partition\(\s*(\d+)", config.subject_transform.dest if config.subject_transform else "")
         if spread is not None and int(spread[1]) != group.partitions:
             raise GroupMismatchError(
@@ -130,12 +149,13 @@ class GroupBucket:
         except nats.js.errors.BadRequestError as err:
             if err.err_code != STREAM_NAME_IN_USE:  # it is there, perhaps with other replicas
                 raise
-        try:
-            await self.write("group", group, last=0)
-        except ConflictError as err:
-            if (entry := await self.read("group", Group)) is None:
-                raise NoReplyError("the bucket is being made or deleted") from err
+        entry = await self.read("group", Group)
+        if entry is not None and entry.value is not None:
             return entry.value
+        try:
+            await self.write("group", group, last=entry.revision if entry else 0)
+        except ConflictError as err:
+            raise NoReplyError(f"entry 'group' of bucket {self._name!r} is being made") from err
         return group
 
     async def write(self, key: str, value: msgspec.Struct, *, last: int) -> int:
@@ -147,20 +167,33 @@ class GroupBucket:
         """
         headers: dict[str, str] = {Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(last)}
         try:
-            ack = await _replied(self._js.publish(self._prefix + key, msgspec.json.encode(value), headers=headers))
+            ack = await _replied(
+                self._js.publish(self._write_prefix + key, msgspec.json.encode(value), headers=headers)
+            )
         except nats.js.errors.APIError as err:
             if err.err_code in WRONG_LAST_SEQUENCE:
                 raise ConflictError(key) from err
             raise
         return ack.seq
 
-    async def read(self, key: str, kind: type[T]) -> Entry[T] | None:
-        """Return an entry as the bucket's leader has it, or ``None``; raise NoReplyError when it does not reply."""
+    async def read(self, key: str, kind: type[T]) -> Entry[T | None] | None:
+        """Return an entry as the bucket's leader has it, its value ``None`` if it was deleted; or ``None``.
+
+        Raises:
+            GroupMismatchError: The entry ``group`` is not of this package; another foreign entry counts as deleted.
+            NoReplyError: No server replied.
+        """
         try:
             msg = await _replied(self._js.get_last_msg(self._stream, self._prefix + key, direct=False))
         except nats.js.errors.NotFoundError:
             return None
-        return Entry(msg.seq or 0, msgspec.json.decode(msg.data or b"", type=kind), time.monotonic())
+        data, value = msg.data or b"", _decoded(msg.headers, msg.data or b"", kind)
+        if key == "group" and value is None and data:
+            raise GroupMismatchError(
+                f"key 'group' of bucket {self._name!r} holds {data[:80]!r}, expected what this package stores there: "
+                "take another group name, or delete the key if nobody needs it"
+            )
+        return Entry(msg.seq or 0, value, time.monotonic())
 
     async def forget_member(self, name: str) -> None:
         """Remove a member's entry as it stands in the view; it may be removed also when this raises NoReplyError."""
@@ -169,28 +202,54 @@ class GroupBucket:
         del self.members[name]
 
     async def watch(self) -> None:
-        """Keep the view up to date, until cancelled; a lost reader is replaced where it stood."""
-        async with aclosing(read_in_order(self._client, self._stream, prefetch=1_000)) as batches:
+        """Keep the view up to date, until cancelled; a lost reader is replaced where it stood.
+
+        Raises:
+            nats.js.errors.NotFoundError: The bucket was deleted.
+            StreamReplacedError: It was deleted and made again.
+        """
+        reading = read_in_order(self._client, self._stream, prefetch=1_000, domain=self._domain)
+        async with aclosing(reading) as batches:
             async for batch in batches:
                 for msg in batch:
                     at = position(msg)
-                    self._note(msg.subject.removeprefix(self._prefix), at.stream_seq, msg.data)
+                    self._note(msg.subject.removeprefix(self._prefix), at.stream_seq, msg)
                     if at.pending == 0:
                         self.caught_up.set()
 
-    def _note(self, key: str, revision: int, data: bytes) -> None:
+    def forget_claim(self, number: int) -> None:
+        """Note that the bucket holds nothing of a partition, as after a purge of all of it, which tells no reader."""
+        self.claims[number] = replace(self.claims[number], revision=0)
+
+    def _note(self, key: str, revision: int, msg: Msg) -> None:
         kind, _, name = key.partition(".")
         now = time.monotonic()
-        if kind == "member":
-            known, presence = self.members.get(name), msgspec.json.decode(data, type=Presence)
+        if kind == "member" and "." not in name:
+            known = self.members.get(name)
+            presence = _decoded(msg.headers, msg.data, Presence) or Presence("")
             self.members[name] = Entry(revision, presence, now)
             if known is None or known.value != presence:
                 self.changed.set()
-        elif kind == "partition":
-            before, claim = self.claims.get(int(name)), msgspec.json.decode(data, type=Claim)
+        elif kind == "partition" and name.isdecimal():
+            before, claim = self.claims.get(int(name)), _decoded(msg.headers, msg.data, Claim)
+            if claim is None:
+                # Deleted, or overwritten by a stranger. The owner, if any, learns of it within a lease. No fence was
+                # ever larger than the bucket's last revision at that time.
+                known_claim = before.value if before else Claim(instance=UNKNOWN)
+                claim = msgspec.structs.replace(known_claim, fence=max(known_claim.fence, revision))
             self.claims[int(name)] = Entry(revision, claim, now)
             if before is None or before.value.fence != claim.fence or not claim.owner:
                 self.changed.set()
+
+
+def _decoded(headers: Mapping[str, str] | None, data: bytes, kind: type[T]) -> T | None:
+    """Return an entry's value; ``None`` for one that was deleted, and for what is no value of that kind."""
+    if any(name in (headers or {}) for name in MARKERS):
+        return None
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
 
 
 async def _replied(request: Awaitable[T]) -> T:

@@ -25,7 +25,15 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from mesh_lab.errors import MemberNameTakenError
-from mesh_lab.patterns.group_bucket import Claim, ConflictError, Group, GroupBucket, NoReplyError, Presence
+from mesh_lab.patterns.group_bucket import (
+    OPEN_WITHIN_S,
+    Claim,
+    ConflictError,
+    Group,
+    GroupBucket,
+    NoReplyError,
+    Presence,
+)
 from mesh_lab.patterns.pull_consumer import position, read_in_order
 from mesh_lab.patterns.wait import cancel_and_join
 
@@ -45,12 +53,15 @@ class Partition:
         leaving: Whether it takes no further message.
     """
 
-    def __init__(self, bucket: GroupBucket, number: int, claim: Claim, revision: int, since: float, lease: float):
+    def __init__(
+        self, bucket: GroupBucket, number: int, claim: Claim, revision: int, since: float, lease: float,
+        domain: str | None,
+    ):  # fmt: skip
         # The lease is counted from before the claim was written: for others, who saw it later, it ends later.
         self.number, self.fence, self.done = number, claim.fence, claim.done
         self.leaving = False
         self._bucket, self._claim, self._revision = bucket, claim, revision
-        self._lease, self._renewed_at = lease, since
+        self._lease, self._renewed_at, self._domain = lease, since, domain
         self._handling = self._lost = False
         self._working: asyncio.Task[None] | None = None
 
@@ -86,7 +97,10 @@ class Partition:
 
     async def _work(self, client: Client, group: Group, handle: "Handler") -> None:
         subject = group.subject.format(partition=self.number)
-        messages = read_in_order(client, group.stream, subject=subject, start=self.done + 1, prefetch=PREFETCH)
+        messages = read_in_order(
+            client, group.stream, subject=subject, start=self.done + 1, prefetch=PREFETCH, domain=self._domain,
+            made=self._claim.made,
+        )  # fmt: skip
         async with aclosing(messages):
             async for batch in messages:
                 for msg in batch:
@@ -100,14 +114,14 @@ class Partition:
     async def _record(self, owner: str) -> None:
         """Write progress and renew the lease in one write; find out whether another member took the partition."""
         began = time.monotonic()
-        claim = Claim(owner, self._claim.instance if owner else "", self.fence, self.done)
+        claim = Claim(owner, self._claim.instance if owner else "", self.fence, self.done, self._claim.made)
         try:
             self._revision = await self._bucket.write(f"partition.{self.number}", claim, last=self._revision)
         except ConflictError:
             # Perhaps it was our own write, whose reply was lost.
             with contextlib.suppress(NoReplyError):
                 entry = await self._bucket.read(f"partition.{self.number}", Claim)
-                if entry is not None and entry.value.fence == self.fence:
+                if entry is not None and entry.value is not None and entry.value.fence == self.fence:
                     self._revision = entry.revision
                 else:
                     self._lost = True
@@ -129,7 +143,16 @@ class GroupMember:
     """
 
     def __init__(
-        self, client: Client, stream: str, group: str, *, name: str, subject: str, partitions: int, lease: float = 3.0
+        self,
+        client: Client,
+        stream: str,
+        group: str,
+        *,
+        name: str,
+        subject: str,
+        partitions: int,
+        lease: float = 3.0,
+        domain: str | None = None,
     ) -> None:
         """Prepare; nothing is requested of a server yet.
 
@@ -142,6 +165,7 @@ class GroupMember:
             partitions: How many there are: the most members that can work at once. It stays as it is.
             lease: Seconds for which a silent member keeps its partitions, the same for all members. A short one takes
                 them also from members that a busy machine or an election held up.
+            domain: JetStream domain of the stream and of the group's bucket; ``None`` for the client's own.
 
         Raises:
             ValueError: A name is not legal in NATS, the subject has no ``{partition}``, or a number is too small.
@@ -156,9 +180,9 @@ class GroupMember:
         if "{partition}" not in subject.split("."):
             raise ValueError(f"subject {subject!r}, expected a token {{partition}} in it: 'orders.{{partition}}.>'")
         self.partitions: dict[int, Partition] = {}
-        self._client, self._name, self._lease = client, name, lease
+        self._client, self._name, self._lease, self._domain = client, name, lease, domain
         self._group = Group(stream, subject, partitions)
-        self._bucket = GroupBucket(client, f"{stream}-{group}")
+        self._bucket = GroupBucket(client, f"{stream}-{group}", domain=domain)
         self._instance = uuid.uuid4().hex
         self._revision, self._beat_at = 0, -math.inf
         self._owning: dict[int, asyncio.Task[None]] = {}
@@ -175,7 +199,10 @@ class GroupMember:
         Raises:
             GroupMismatchError: The group exists with other partitions, stream or subject.
             MemberNameTakenError: A member of that name is there, or took over while this one was silent.
-            nats.js.errors.NotFoundError: There is no such stream, or the group's bucket was deleted.
+            NotReadyError: No server replied within 10 s while the member joined.
+            nats.js.errors.NotFoundError: There is no such stream, or it or the group's bucket was deleted.
+            StreamReplacedError: The stream or the bucket was deleted and made again, or ends before what is recorded as
+                done. A member that joins then begins at the new stream's beginning.
             nats.js.errors.APIError: The servers refuse the group's bucket, or a write to it.
             nats.errors.ConnectionClosedError: The client was closed.
         """
@@ -183,7 +210,8 @@ class GroupMember:
         watching = asyncio.create_task(self._bucket.watch())
         stopped = asyncio.create_task((stop or asyncio.Event()).wait())
         try:
-            await self._until(self._bucket.caught_up, watching, within=None)
+            # A bucket that was purged meanwhile holds nothing to catch up with.
+            await self._until(self._bucket.caught_up, watching, within=OPEN_WITHIN_S)
             await self._join()
             while not stopped.done():
                 self._bucket.changed.clear()
@@ -227,13 +255,13 @@ class GroupMember:
 
     async def _join(self) -> None:
         """Wait until an entry of this member's name is void; a process that lives writes its own within a lease."""
-        if (entry := self._bucket.members.get(self._name)) is None:
-            return
-        while entry.value.instance and time.monotonic() < entry.since + self._lease:
+        first = entry = self._bucket.members.get(self._name)
+        while entry is not None and entry.value.instance and time.monotonic() < entry.since + self._lease:
             await asyncio.sleep(RECORD_EVERY_S)
-            if self._bucket.members[self._name].revision != entry.revision:
+            entry = self._bucket.members.get(self._name)
+            if entry is not None and first is not None and entry.value.instance and entry.revision != first.revision:
                 raise self._taken("is in the group already")
-        self._revision = entry.revision
+        self._revision = entry.revision if entry else 0
 
     async def _beat(self) -> None:
         """Write this member's entry, if it is time; find out whether another process took the name."""
@@ -247,7 +275,8 @@ class GroupMember:
         except ConflictError:
             with contextlib.suppress(NoReplyError):
                 entry = await self._bucket.read(key, Presence)
-                if entry is not None and entry.value.instance != self._instance:
+                holder = entry.value if entry else None
+                if holder is not None and holder.instance not in ("", self._instance):
                     raise self._taken("joined at the same moment, or took over while this one was silent") from None
                 self._revision = entry.revision if entry else 0
         except NoReplyError:
@@ -285,12 +314,21 @@ class GroupMember:
     async def _claim(self, number: int, handle: Handler) -> bool:
         entry = self._bucket.claims.get(number)
         before = entry.value if entry else Claim()
-        claim = Claim(self._name, self._instance, before.fence + 1, before.done)
+        made = self._bucket.made
+        done = before.done if before.made in (None, made) else 0  # of an earlier stream of that name
+        claim = Claim(self._name, self._instance, before.fence + 1, done, made)
         since = time.monotonic()
         try:
             revision = await self._bucket.write(f"partition.{number}", claim, last=entry.revision if entry else 0)
-        except (ConflictError, NoReplyError):
-            return False  # another member was quicker, or perhaps it is ours: the view will show what the bucket holds
-        self.partitions[number] = partition = Partition(self._bucket, number, claim, revision, since, self._lease)
+        except ConflictError:  # another member was quicker, which the view will show, or the bucket was purged
+            with contextlib.suppress(NoReplyError):
+                if entry is not None and await self._bucket.read(f"partition.{number}", Claim) is None:
+                    self._bucket.forget_claim(number)
+            return False
+        except NoReplyError:
+            return False  # perhaps it is ours: the view will show what the bucket holds
+        self.partitions[number] = partition = Partition(
+            self._bucket, number, claim, revision, since, self._lease, self._domain
+        )
         self._owning[number] = asyncio.create_task(partition.own(self._client, self._group, handle))
         return True

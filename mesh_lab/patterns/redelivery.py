@@ -7,25 +7,33 @@ A handler may see a message twice, so it has to be idempotent.
 
 import asyncio
 import contextlib
+import math
 import random
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.errors import ConnectionClosedError, Error, MsgAlreadyAckdError, NoRespondersError
-from nats.js import JetStreamContext
+from nats.errors import NoRespondersError
 from nats.js.api import RetentionPolicy
 from nats.js.errors import APIError
 
-from mesh_lab.errors import CircuitOpenError, PoisonMessageError, PublishRefusedError
+from mesh_lab.errors import CircuitOpenError, PoisonMessageError, PublishRefusedError, UnsuitableConsumerError
+from mesh_lab.patterns.connection import publish_if_connected
+from mesh_lab.patterns.consumer_info import ConsumerSettings, matches, streams_that_take
 from mesh_lab.patterns.jetstream_api import is_transient
-from mesh_lab.patterns.wait import retry
+from mesh_lab.patterns.jetstream_wait import EXPECTS_NO_STREAM
+from mesh_lab.patterns.pull_consumer import PullConsumer
+from mesh_lab.patterns.wait import cancel_and_join, retry
 
-FETCH_WITHIN_S, NO_LEADER_PAUSE_S = 0.5, 0.1
-IN_PROGRESS_EVERY_S = 0.25  # well below any sensible ack_wait
+BREAKER_PAUSE_S = 0.1
+HOLD_EVERY_S, HOLD_AT_MOST_EVERY_S = 0.25, 0.05
+WORD_TIMEOUT_S, WORD_WITHIN_S = 2.0, 4.0
 BURY_WITHIN_S = 20.0  # longer than an election
+LISTENED_TO_WITHIN_S = 3.0
+ACK, NAK, TERM, IN_PROGRESS = b"+ACK", b"-NAK", b"+TERM", b"+WPI"
 REASON_CHARACTERS = 500
 TOO_LARGE = 10054  # err_code of "message size exceeds maximum allowed"
 _SENDABLE = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # what nats-py takes as the name of a header
@@ -62,28 +70,34 @@ async def consume_with_retries(
     attempts: int = 12,
     backoff: Backoff | None = None,
     stop: asyncio.Event | None = None,
+    domain: str | None = None,
 ) -> None:
     """Handle a consumer's messages one after the other until ``stop`` is set, then finish the one in hand and return.
 
-    While its handler raises :class:`CircuitOpenError`, a message stays in hand until the breaker lets a call through.
-    Cancelled while it waits, the worker gives back the message that may be on its way; cancelled in the middle of one,
-    it leaves that to ``ack_wait``. Keep messages with a header ``Status``, which nats-py reads, out of the stream.
+    However long a handler awaits, no other worker gets its message: the server is told, well within ``ack_wait``, that
+    it is in progress. While the handler raises :class:`CircuitOpenError`, the message stays in hand until the breaker
+    lets a call through. Cancelled while it waits, the worker gives back the message that may be on its way; cancelled
+    in the middle of one, it leaves that to ``ack_wait``.
 
     Args:
         client: A connected nats-py client.
         stream: Name of the stream.
-        consumer: Name of a pull consumer with explicit acknowledgement and without ``max_deliver``, by which the
-            server would give a message up before it is buried.
+        consumer: Name of a pull consumer with explicit acknowledgement and without a ``max_deliver`` of ``attempts`` or
+            less, by which the server would give a message up before it is buried.
         handle: Does the work. What it raises means: try again later. :class:`PoisonMessageError` means: never again.
-        dead: Subject for dead letters; a stream must listen to it. They keep payload and headers, or, where these do
-            not fit beside the reason, ``Dead-Size``; ``Dead-Sequence`` finds the rest. Buried twice within the
-            ``duplicate_window`` of their stream, a message is one letter.
+        dead: Subject for dead letters; a stream must listen to it, and the consumer must not. They keep payload and
+            headers, or, where these do not fit beside the reason, ``Dead-Size``; ``Dead-Sequence`` finds the rest.
+            Buried twice within the ``duplicate_window`` of their stream, a message is one letter.
         attempts: How often a message is delivered before it counts as dead, also one whose handler ends the process.
             With the default pauses, 12 attempts tolerate an outage of about a minute and a half.
         backoff: How long it waits in between.
         stop: Set it to stop gracefully.
+        domain: JetStream domain of the stream; ``None`` for the client's own. Letters go to ``dead`` wherever it leads.
 
     Raises:
+        UnsuitableConsumerError: The consumer would lose messages or bring none, or it would get the dead letters, or no
+            stream takes these.
+        nats.js.errors.NotFoundError: There is no such consumer or stream, or it went and is not back within a second.
         nats.js.errors.APIError: The servers refuse a request for messages, and would again.
         nats.js.errors.NoStreamResponseError: No stream takes the dead letters; the message in hand was not taken off.
         TimeoutError: The stream for dead letters did not reply in time; likewise.
@@ -91,86 +105,150 @@ async def consume_with_retries(
         nats.errors.ConnectionClosedError: The client was closed.
     """
     backoff, stop = backoff or Backoff(), stop or asyncio.Event()
-    messages = await client.jetstream().pull_subscribe_bind(consumer, stream=stream)
+
+    def check(settings: ConsumerSettings) -> None:
+        _check_consumer(settings, f"consumer {consumer!r} of stream {stream!r}", attempts)
+
+    source = PullConsumer(client, stream, consumer, prefetch=1, ahead=False, domain=domain, check=check)
+    async with source, aclosing(source.batches()) as batches:
+        if source.settings is not None:
+            await _check_dead(client, stream, source.settings, dead, domain)
+        async with aclosing(_until_stopped(client, batches, stop)) as messages:
+            async for msg in messages:
+                wait_s = source.settings.shortest_wait_s if source.settings else math.inf
+                async with _held(msg, client, max(min(HOLD_EVERY_S, wait_s / 3), HOLD_AT_MOST_EVERY_S)):
+                    word = await _attempt(msg, handle, client, dead, attempts, backoff, stop, domain)
+                if word and not msg.is_acked:  # by the handler
+                    await _say(msg, client, word)
+
+
+def _check_consumer(settings: ConsumerSettings, name: str, attempts: int) -> None:
+    if settings.ack_policy != "explicit":
+        raise UnsuitableConsumerError(
+            f"{name} has ack_policy {settings.ack_policy!r}, expected 'explicit': each message is tried again by itself"
+        )
+    if 0 < settings.max_deliver <= attempts:
+        raise UnsuitableConsumerError(
+            f"{name} has max_deliver {settings.max_deliver}, expected none or more than attempts={attempts}: "
+            "the server would give a message up before it is buried"
+        )
+
+
+async def _check_dead(client: Client, stream: str, settings: ConsumerSettings, dead: str, domain: str | None) -> None:
+    takers = await streams_that_take(client, dead, domain=domain)
+    filters = settings.filters or [">"]
+    if takers and stream in takers and any(matches(dead, pattern) for pattern in filters):
+        raise UnsuitableConsumerError(
+            f"dead letters on {dead!r} would come back: stream {stream!r} takes them, and the consumer's filter, "
+            f"{', '.join(filters)}, too; expected a subject of another stream, or outside of the filter"
+        )
+    if takers == []:  # of this account; another one may import the subject
+        try:
+            await retry(
+                lambda: client.request(dead, headers=EXPECTS_NO_STREAM, timeout=WORD_TIMEOUT_S),
+                within=LISTENED_TO_WITHIN_S,
+            )
+        except NoRespondersError as err:
+            raise UnsuitableConsumerError(
+                f"no stream takes dead letters on {dead!r}, expected one: make it, or choose a subject that one takes"
+            ) from err
+
+
+async def _until_stopped(
+    client: Client, batches: AsyncGenerator[list[Msg], None], stop: asyncio.Event
+) -> AsyncGenerator[Msg, None]:
+    """Yield messages until ``stop`` is set; when cancelled meanwhile, give back what is on its way."""
+    stopping = asyncio.create_task(stop.wait())
     try:
         while not stop.is_set():
-            for msg in await _fetch_or_give_back(client, messages):
-                await _attempt(msg, handle, client, dead=dead, attempts=attempts, backoff=backoff, stop=stop)
-    finally:
-        with contextlib.suppress(Error):  # closed or draining: then the server has forgotten the subscription, too
-            await messages.unsubscribe()
-
-
-async def _fetch_or_give_back(client: Client, messages: JetStreamContext.PullSubscription) -> list[Msg]:
-    """Fetch; when cancelled meanwhile, give back what was on its way, or it would wait for ``ack_wait``."""
-    fetching = asyncio.ensure_future(_fetch(client, messages))
-    try:
-        return await asyncio.shield(fetching)
-    except asyncio.CancelledError:
-        with contextlib.suppress(Error):  # what cannot be given back comes again after ``ack_wait``
-            for msg in await fetching:
-                await msg.nak()
-        raise
-
-
-async def _fetch(client: Client, messages: JetStreamContext.PullSubscription) -> list[Msg]:
-    if client.is_closed:
-        raise ConnectionClosedError
-    # While it reconnects, nats-py would keep each request and send all later: more messages than one would be in hand.
-    if client.is_connected:
-        try:
-            return await messages.fetch(1, timeout=FETCH_WITHIN_S)
-        except TimeoutError:
-            return []  # no message
-        except APIError as err:  # the consumer has no leader at the moment
-            if not is_transient(err):
+            taking = asyncio.ensure_future(anext(batches))
+            try:
+                await asyncio.wait({taking, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            except asyncio.CancelledError:
+                await cancel_and_join(taking)
+                if not taking.cancelled() and taking.exception() is None:
+                    for msg in taking.result():
+                        await publish_if_connected(client, msg.reply, NAK)
                 raise
-    await asyncio.sleep(NO_LEADER_PAUSE_S)
-    return []
+            if not taking.done():
+                await cancel_and_join(taking)
+            if not taking.cancelled():
+                for msg in taking.result():
+                    yield msg
+    finally:
+        await cancel_and_join(stopping)
+
+
+@contextlib.asynccontextmanager
+async def _held(msg: Msg, client: Client, every_s: float) -> AsyncIterator[None]:
+    """Keep the server from delivering a message again."""
+
+    async def hold() -> None:
+        while not msg.is_acked:
+            await asyncio.sleep(every_s)
+            await publish_if_connected(client, msg.reply, IN_PROGRESS)
+
+    holding = asyncio.create_task(hold())
+    holding.add_done_callback(lambda task: task.cancelled() or task.exception())  # retrieved: the client was closed
+    try:
+        yield
+    finally:
+        holding.cancel()  # and no wait, in which a cancellation would come before the acknowledgement
+
+
+async def _say(msg: Msg, client: Client, word: bytes) -> None:
+    """Acknowledge a message, or ask for it again; one whose word is lost comes again, and handlers are idempotent."""
+    try:
+        await retry(lambda: client.request(msg.reply, word, timeout=WORD_TIMEOUT_S), within=WORD_WITHIN_S)
+    except Exception as err:
+        if not is_transient(err):
+            raise
 
 
 async def _attempt(
-    msg: Msg, handle: Handle, client: Client, *, dead: str, attempts: int, backoff: Backoff, stop: asyncio.Event
-) -> None:
+    msg: Msg,
+    handle: Handle,
+    client: Client,
+    dead: str,
+    attempts: int,
+    backoff: Backoff,
+    stop: asyncio.Event,
+    domain: str | None,
+) -> bytes:
+    """Return what to say of a message to its consumer, after an attempt or a burial."""
     attempt = msg.metadata.num_delivered
     if attempt > attempts:  # the worker that had it before died over it, or was killed, each time
-        await _bury(msg, client, dead, f"no attempt of {attempts} came to an end")
-        return
+        return await _bury(msg, client, dead, f"no attempt of {attempts} came to an end", domain)
     try:
         while not await _is_handled(msg, handle, stop):
             if stop.is_set():
-                await msg.nak()
-                return
+                return NAK
     except PoisonMessageError as err:
-        await _bury(msg, client, dead, str(err))
+        return await _bury(msg, client, dead, str(err), domain)
     except Exception as err:  # noqa: BLE001 (whatever it is, the message is tried again or kept with the reason)
         if msg.is_acked:
-            return  # the handler acknowledged it, and failed after that
+            return b""  # the handler acknowledged it, and failed after that
         if attempt >= attempts:
-            await _bury(msg, client, dead, f"{type(err).__name__}: {err} (attempt {attempt} of {attempts})")
-        else:
-            await msg.nak(delay=backoff.delay(attempt))
-    else:
-        # An acknowledgement that may be lost: the message comes again then, which an idempotent handler tolerates.
-        with contextlib.suppress(TimeoutError, NoRespondersError, MsgAlreadyAckdError):  # the last by the handler
-            await msg.ack_sync(timeout=2.0)
+            reason = f"{type(err).__name__}: {err} (attempt {attempt} of {attempts})"
+            return await _bury(msg, client, dead, reason, domain)
+        return NAK + b' {"delay": %d}' % int(backoff.delay(attempt) * 1e9)
+    return ACK
 
 
 async def _is_handled(msg: Msg, handle: Handle, stop: asyncio.Event) -> bool:
-    """Handle a message; or, where a breaker is open, keep it in hand until that is worth another try."""
+    """Handle a message; or, where a breaker is open, wait until that is worth another try."""
     try:
         await handle(msg)
     except CircuitOpenError as err:
-        until = asyncio.get_running_loop().time() + max(err.retry_after, NO_LEADER_PAUSE_S)
-        while not stop.is_set() and (left := until - asyncio.get_running_loop().time()) > 0:
-            await msg.in_progress()
-            await asyncio.sleep(min(left, IN_PROGRESS_EVERY_S))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(err.retry_after, BREAKER_PAUSE_S)):
+                await stop.wait()
         return False
     return True
 
 
-async def _bury(msg: Msg, client: Client, dead: str, reason: str) -> None:
-    """Keep a message as a dead letter, and only then take it off its consumer."""
+async def _bury(msg: Msg, client: Client, dead: str, reason: str, domain: str | None) -> bytes:
+    """Keep a message as a dead letter, and only then return the word that takes it off its consumer."""
     about, headers = msg.metadata, msg.headers or {}
     # The server acts on headers of its own (Nats-Expected-…, Nats-TTL, …), which were meant for another stream.
     kept = [name for name in headers if _SENDABLE.fullmatch(name) and not name.lower().startswith("nats-")]
@@ -184,7 +262,8 @@ async def _bury(msg: Msg, client: Client, dead: str, reason: str) -> None:
     }
     if not await _is_kept(client, dead, msg.data, {name: headers[name] for name in kept} | ours):
         # It is too large: a letter without its payload, if the message stays in its stream.
-        config = (await retry(lambda: client.jetstream(timeout=2.0).stream_info(about.stream))).config
+        js = client.jetstream(timeout=2.0, domain=domain)
+        config = (await retry(lambda: js.stream_info(about.stream))).config
         if config.retention not in (None, RetentionPolicy.LIMITS):
             raise PublishRefusedError(
                 f"message {about.sequence.stream} of {about.stream}, {len(msg.data):,} bytes, is too large for a "
@@ -192,8 +271,7 @@ async def _bury(msg: Msg, client: Client, dead: str, reason: str) -> None:
             )
         if not await _is_kept(client, dead, b"", {**ours, "Dead-Size": str(len(msg.data))}):
             raise PublishRefusedError(f"{dead!r} takes no letter of 2,000 bytes; raise max_msg_size of its stream")
-    with contextlib.suppress(TimeoutError, NoRespondersError):  # then it comes again, and is buried again
-        await client.request(msg.reply, b"+TERM", timeout=2.0)
+    return TERM
 
 
 def letter_id(msg: Msg) -> str:

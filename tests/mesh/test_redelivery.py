@@ -132,16 +132,20 @@ async def test_what_always_fails_is_buried_with_a_reason_and_the_others_go_on(me
         assert bad.headers["Dead-Sequence"] == "1"
 
 
-async def test_where_nobody_keeps_the_dead_nothing_is_taken_off(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_where_nobody_keeps_the_dead_any_more_nothing_is_taken_off(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("mesh_lab.patterns.redelivery.BURY_WITHIN_S", 0.5)
 
     async def handle(msg) -> None:
+        await desk.js.delete_stream("DEAD")
         raise PoisonMessageError("no order")
 
     async with Desk(mesh) as desk:
         await desk.put(b"a")
         with pytest.raises(NoStreamResponseError):
-            await desk.work(handle, dead="nobody.listens")
+            await desk.work(handle)
+        await desk.js.add_stream(name="DEAD", subjects=["dead.work"])
         info = await desk.js.consumer_info("WORK", "desk")
         assert info.num_ack_pending == 1
 

@@ -148,7 +148,7 @@ async def test_a_full_payload_with_a_header_passes_the_client(server: Wire) -> N
 
 @works_around(
     "a message of the stream with a header Status is taken for the server's own word, and fetch fails",
-    "mesh_lab/patterns/redelivery.py:consume_with_retries",
+    "mesh_lab/patterns/pull_consumer.py:PullConsumer._on_message",
 )
 async def test_a_header_named_status_makes_fetch_fail() -> None:
     async with await start_mesh(servers=1) as mesh, await mesh.connect() as client:
