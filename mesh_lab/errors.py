@@ -28,7 +28,15 @@ class NoPowerCutError(MeshLabError, PermissionError):
 
 
 class SettingsError(MeshLabError, ValueError):
-    """The folder ``docker/`` or its ``.env`` is not as the containers need it."""
+    """A setting cannot be used, which the message names: an address, a variable, the folder ``docker/``."""
+
+
+class CredentialsError(MeshLabError, OSError):
+    """A credentials file is missing, cannot be read or holds no credentials; the message names it."""
+
+
+class LoginRefusedError(MeshLabError, PermissionError):
+    """The servers are there and let nobody in with this user, password, token, certificate or credentials file."""
 
 
 class BadConfigError(MeshLabError, ValueError):

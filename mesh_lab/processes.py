@@ -31,6 +31,7 @@ if sys.platform == "win32":
 else:
     STOP_SIGNAL, _FLAGS = signal.SIGTERM, 0
 ERROR_LOG_BYTES = 8_000  # end of a log that an error carries: a long traceback, and not a gigabyte
+CANCEL_TIMES, CANCEL_EVERY_S = 5, 0.2
 T = TypeVar("T")
 
 
@@ -255,8 +256,21 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
 
 def run(main: Coroutine[Any, Any, T]) -> T:
     """Run a child's main coroutine on a :func:`new_event_loop` to its end, and return what it returns."""
+
+    async def run_and_end_the_rest() -> T:
+        try:
+            return await main
+        finally:
+            # The runner cancels what is left once, and waits for ever; nats-py's tasks may lose a cancellation.
+            rest = asyncio.all_tasks() - {asyncio.current_task()}
+            for _ in range(CANCEL_TIMES):
+                if rest:
+                    for task in rest:
+                        task.cancel()
+                    _, rest = await asyncio.wait(rest, timeout=CANCEL_EVERY_S)
+
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        return runner.run(main)
+        return runner.run(run_and_end_the_rest())
 
 
 def on_stop_signal(call: Callable[[], object]) -> None:

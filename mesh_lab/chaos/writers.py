@@ -13,6 +13,7 @@ from mesh_lab.chaos.history import Attempt, History, Outcome
 from mesh_lab.errors import PublishRefusedError
 from mesh_lab.orders.dataset import read_orders
 from mesh_lab.orders.order import Order, encode
+from mesh_lab.patterns.connection import close
 from mesh_lab.patterns.jetstream_api import Ack
 from mesh_lab.patterns.windowed_publisher import Failure, WindowedPublisher
 from mesh_lab.servers.mesh import Mesh
@@ -78,9 +79,8 @@ class Writers:
                 task.cancel()
         ends = await asyncio.gather(*self._tasks, return_exceptions=True)
         self.history.length_s = self.now_s
-        if wait:  # closing a connection to a server that hangs takes long; the mesh does it in the end
-            for client in self._clients:
-                await client.close()
+        if wait:  # else the mesh does it in the end
+            await asyncio.gather(*map(close, self._clients))
         for end in ends:
             if isinstance(end, Exception):
                 raise end

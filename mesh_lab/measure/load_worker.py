@@ -18,6 +18,7 @@ import nats.errors
 from nats.aio.client import Client
 
 from mesh_lab.measure.load_jobs import Job, Parent, Result
+from mesh_lab.patterns.connection import close
 from mesh_lab.processes import read_input_line
 from mesh_lab.tls import unpack
 
@@ -60,7 +61,7 @@ async def _work(job: Job[Result]) -> Result:
             raise
         raise TimeoutError(f"not done after {job.within:g} s; was waiting for {parent.stage}") from err
     version = client.connected_server_version
-    await client.close()
+    await close(client)
     return msgspec.structs.replace(result, server_version=f"{version.major}.{version.minor}.{version.patch}")
 
 

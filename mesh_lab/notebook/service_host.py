@@ -26,7 +26,8 @@ from nats.aio.client import Client
 from nats.aio.subscription import Subscription
 
 from mesh_lab import processes
-from mesh_lab.patterns.connection import ConnectOptions, connect
+from mesh_lab.patterns.addresses import ConnectOptions
+from mesh_lab.patterns.connection import close, connect
 from mesh_lab.processes import CONNECT_VARIABLE
 from mesh_lab.tls import unpack
 
@@ -66,8 +67,7 @@ class Host:
                 await _finish(client, main)
         finally:
             stopping.cancel()
-            # Not asyncio.timeout: nats-py's close() may itself raise CancelledError when a server hangs.
-            await asyncio.wait({asyncio.create_task(_close(client))}, timeout=CLOSE_S)
+            await close(client, drain=True, within=CLOSE_S)
         if main.done() and not main.cancelled():
             main.result()
 
@@ -129,13 +129,6 @@ def _has_callback(sub: Subscription) -> bool:
         return sub.messages is None
     except nats.errors.Error:  # only those without one can be iterated over
         return True
-
-
-async def _close(client: Client) -> None:
-    try:
-        await client.drain()
-    except (nats.errors.Error, OSError):
-        await client.close()
 
 
 async def _log_error(error: Exception) -> None:

@@ -1,6 +1,8 @@
 """Run one service of the order mesh: ``python -m mesh_lab.orders worker --url nats://localhost:4222``.
 
-A service ends in good order at SIGTERM or Ctrl-C, and prints one line of JSON about its work when it ends.
+A service ends in good order at SIGTERM or Ctrl-C, also while there is no server, and prints one line of JSON about its
+work when it ends. One that runs until it is stopped tolerates that its servers go or refuse it: it says so in a line on
+standard error, tries on, and says when it is back.
 """
 
 import argparse
@@ -10,28 +12,34 @@ import os
 import sys
 import time
 from collections.abc import Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import msgspec
 import nats.errors
+import nats.js.errors
 from nats.aio.client import Client
 
-from mesh_lab.errors import MeshLabError
+from mesh_lab.errors import CredentialsError, LoginRefusedError, MeshLabError, NotReadyError
 from mesh_lab.orders.bulk_lane import BulkCount, batched, count_bulk, create_bulk_lane, send_batches
 from mesh_lab.orders.dataset import read_orders
 from mesh_lab.orders.event_store import open_event_store
 from mesh_lab.orders.publisher import place_orders
 from mesh_lab.orders.read_model import serve_read_model
 from mesh_lab.orders.worker import Worker
-from mesh_lab.patterns.connection import ConnectOptions, connect
-from mesh_lab.patterns.jetstream_api import Ack
+from mesh_lab.patterns.addresses import ConnectOptions, CredentialsFile, options_from
+from mesh_lab.patterns.connection import close, connect
+from mesh_lab.patterns.jetstream_api import Ack, is_transient
 from mesh_lab.patterns.wait import cancel_and_join
 from mesh_lab.processes import CONNECT_VARIABLE, on_stop_signal, run
 from mesh_lab.tls import unpack
 
 Report = dict[str, Any]
 T = TypeVar("T")
+FINISH_S, CANCEL_S = 3.0, 1.0
+"""How long a service that has to stop may finish what it has in hand, and may clean up."""
+AGAIN_S = 1.0
 
 
 async def publish(client: Client, options: argparse.Namespace, stop: asyncio.Event) -> Report:
@@ -46,14 +54,19 @@ async def publish(client: Client, options: argparse.Namespace, stop: asyncio.Eve
 async def work(client: Client, options: argparse.Namespace, stop: asyncio.Event) -> Report:
     """Run one worker of the group until stopped."""
     await open_event_store(client, replicas=options.replicas)
+    options.opened = True
     worker = Worker(client)
-    await worker.run(stop=stop)
-    return {"service": "worker", "processed": worker.processed, "rejected": worker.rejected}
+    try:
+        await _until_stopped(worker.run(stop=stop), stop, within=FINISH_S)
+    finally:
+        options.processed, options.rejected = options.processed + worker.processed, options.rejected + worker.rejected
+    return {"service": "worker", "processed": options.processed, "rejected": options.rejected}
 
 
 async def read(client: Client, options: argparse.Namespace, stop: asyncio.Event) -> Report:
     """Serve the read model until stopped."""
     await open_event_store(client, replicas=options.replicas)
+    options.opened = True
     await _until_stopped(serve_read_model(client), stop)
     return {"service": "read-model"}
 
@@ -70,40 +83,96 @@ async def publish_bulk(client: Client, options: argparse.Namespace, stop: asynci
 async def read_bulk(client: Client, options: argparse.Namespace, stop: asyncio.Event) -> Report:
     """Count the orders of the bulk lane until there are enough, or until stopped."""
     await create_bulk_lane(client.jetstream(timeout=10.0), replicas=options.replicas)
+    options.opened = True
     count = BulkCount()
     await _until_stopped(count_bulk(client, count, until=options.until), stop)
     found = {**msgspec.structs.asdict(count.totals), "doubled": count.doubled, "rejected": count.rejected}
     return {"service": "bulk-reader", **found}
 
 
-async def _until_stopped(service: Coroutine[Any, Any, T], stop: asyncio.Event) -> T | None:
-    """Return what a service returns, or nothing if it is stopped before: it cleans up, on a connection that stands."""
+async def _until_stopped(service: Coroutine[Any, Any, T], stop: asyncio.Event, *, within: float = 0.0) -> T | None:
+    """Return what a service returns, or nothing if it is stopped before: then it has ``within`` seconds to end itself.
+
+    After that it is cancelled, and left alone where it waits for a server that does not answer.
+    """
     serving, stopping = asyncio.create_task(service), asyncio.create_task(stop.wait())
     await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    await cancel_and_join(serving, stopping)
-    return None if serving.cancelled() else serving.result()
+    await asyncio.wait({serving}, timeout=within)
+    await asyncio.wait({asyncio.ensure_future(cancel_and_join(serving, stopping))}, timeout=CANCEL_S)
+    if not serving.done() or serving.cancelled():
+        return None
+    error = serving.exception()
+    if stop.is_set() and error and (is_transient(error) or isinstance(error, nats.errors.ConnectionClosedError)):
+        return None  # it has to end without its servers; what it has not acknowledged is not done
+    return serving.result()
 
 
 SERVICES = {"publisher": publish, "worker": work, "read-model": read}
 SERVICES |= {"bulk-publisher": publish_bulk, "bulk-reader": read_bulk}
+LASTING = {"worker", "read-model", "bulk-reader"}
+"""Those that may begin again; what places orders has placed some of them."""
 
 
 async def _run(options: argparse.Namespace) -> Report:
     stop = asyncio.Event()
     on_stop_signal(stop.set)
+    where = _where(options)
+    while not stop.is_set():
+        client = await _until_stopped(_connect(where, options), stop)
+        if client is None:
+            break
+        try:
+            service = SERVICES[options.service](client, options, stop)
+            report = await _until_stopped(service, stop, within=FINISH_S + 2 * CANCEL_S)
+            return report or {"service": options.service}
+        except Exception as err:
+            found_again = client.is_closed or is_transient(err) or isinstance(err, nats.js.errors.NotFoundError)
+            if not (found_again and options.opened and options.service in LASTING):
+                raise
+            # nats-py 2.16 closes for good when a server says why it hangs up, as for a user that was removed.
+            why = client.last_error if client.is_closed else None
+            _log(options, f"lost its {'connection' if client.is_closed else 'stream'}: {why or err!r}; trying on")
+        finally:
+            await close(client)
+    return {"service": options.service}
+
+
+def _where(options: argparse.Namespace) -> ConnectOptions:
+    """Return where to connect; what a person set is checked, and an error names what it was set by."""
     if packed := os.environ.pop(CONNECT_VARIABLE, None):  # from the mesh that started this
         where = cast(ConnectOptions, unpack(json.loads(packed)))
     else:
-        where = ConnectOptions(servers=options.url.split(","))
-        if options.creds:
-            where["user_credentials"] = options.creds
+        by_hand = options.url is not None
+        url = options.url if by_hand else os.environ.get("NATS_URL") or "nats://127.0.0.1:4222"
+        where = options_from(url, setting="--url" if by_hand else "NATS_URL")
+        if creds := options.creds or os.environ.get("NATS_CREDS"):
+            CredentialsFile(creds, setting="--creds" if options.creds else "NATS_CREDS")
+            where["user_credentials"] = creds
     where["name"] = options.name or options.service
-    # The first address is dialled first; and ids were validated when the order was decoded.
-    client = await connect(where, dont_randomize=True, skip_subject_validation=True)
-    try:
-        return await SERVICES[options.service](client, options, stop)
-    finally:
-        await client.close()
+    return where
+
+
+async def _connect(where: ConnectOptions, options: argparse.Namespace) -> Client:
+    """Return a client; one that had its servers before waits for them, others raise what :func:`connect` does."""
+    while True:
+        if options.opened:
+            await asyncio.sleep(AGAIN_S)
+        try:
+            # The first address is dialled first; and ids were validated when the order was decoded.
+            fixed = {"dont_randomize": True, "skip_subject_validation": True}
+            client = await connect(where, log=partial(_log, options), **fixed)
+        except (LoginRefusedError, CredentialsError, NotReadyError):
+            if not options.opened:
+                raise
+        else:
+            if options.opened:
+                _log(options, "connected again")
+            return client
+
+
+def _log(options: argparse.Namespace, line: str) -> None:
+    sys.stderr.write(f"{options.service}: {line}\n")
+    sys.stderr.flush()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -111,13 +180,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m mesh_lab.orders", description=__doc__)
     parser.add_argument("service", choices=SERVICES)
     urls = "servers, nearest first, separated by commas; or NATS_URL, which other users of the machine cannot see"
-    parser.add_argument("--url", default=os.environ.get("NATS_URL") or "nats://127.0.0.1:4222", help=urls)
-    parser.add_argument("--creds", default=os.environ.get("NATS_CREDS"), help="credentials file, or NATS_CREDS")
+    parser.add_argument("--url", help=urls)
+    parser.add_argument("--creds", help="credentials file, or NATS_CREDS")
     parser.add_argument("--name", default=os.environ.get("SERVICE_NAME"), help="name of the connection")
     parser.add_argument("--replicas", type=int, default=1, help="copies of the stream, if it has to be made")
     parser.add_argument("--first", type=int, help="publisher: place only so many orders")
     parser.add_argument("--file", type=Path, help="publisher: a file in the format of the data set")
     parser.add_argument("--until", type=int, help="bulk-reader: end when so many orders are counted")
+    parser.set_defaults(opened=False, processed=0, rejected=0)  # what a service notes on its way
     options = parser.parse_args(arguments)
     try:
         report = run(_run(options))

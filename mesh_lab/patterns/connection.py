@@ -1,4 +1,4 @@
-"""How clients connect and send: nats-py's own options, set for fail-over.
+"""How clients connect, send and close: nats-py's own options, set for fail-over.
 
 nats-py's defaults notice a silent server after four minutes (two pings of 120 s), dial the next one without jitter,
 wait 2 s before they dial a server that failed again, and give it up for good after 60 attempts. On a mesh whose servers
@@ -6,31 +6,26 @@ come and go, that is first a stampede, then slow, and in the end final.
 """
 
 import asyncio
+import inspect
 import random
 import ssl
-from typing import Any, TypedDict
+from collections.abc import Callable
+from typing import Any
 
 import nats
 import nats.errors
 from nats.aio.client import Client, Server
 
-from mesh_lab.errors import NotReadyError, PublishRefusedError
+from mesh_lab.errors import CredentialsError, LoginRefusedError, NotReadyError, PublishRefusedError
+from mesh_lab.patterns.addresses import ConnectOptions, CredentialsFile
 
 LOOK_EVERY_S = 0.05  # how soon a wait notices that the client was closed
 NEVER_S = 10**8
-_round_trips: set["asyncio.Task[None]"] = set()  # asyncio itself holds only weak references to tasks
+_left_alone: set["asyncio.Task[None]"] = set()  # asyncio itself holds only weak references to tasks
 
-
-class ConnectOptions(TypedDict, total=False):
-    """Keyword arguments of ``nats.connect`` that differ between meshes."""
-
-    servers: list[str]
-    user: str
-    password: str
-    token: str
-    user_credentials: str
-    tls: ssl.SSLContext
-    name: str
+CLOSE_WITHIN_S = 2.0
+_OF_CONNECTIONS = (nats.errors.Error, OSError)  # a TimeoutError too
+_REFUSED = ("authorization violation", "authentication")  # as servers and nats-py say it, expired and revoked included
 
 
 def jittered_reconnect(servers: list[Server], _info: dict[str, Any]) -> tuple[Server, float]:
@@ -38,36 +33,73 @@ def jittered_reconnect(servers: list[Server], _info: dict[str, Any]) -> tuple[Se
     return random.choice(servers), random.uniform(0.05, 0.25)
 
 
-async def connect(options: ConnectOptions, *, within: float = 10.0, **more: Any) -> Client:
+def is_login_refused(err: BaseException | None) -> bool:
+    """Return whether a server let a client not in, or out, because of who it is: trying on is of no use for now."""
+    refused = isinstance(err, nats.errors.Error) and any(words in str(err).lower() for words in _REFUSED)
+    return refused or isinstance(err, nats.errors.AuthorizationError | CredentialsError | ssl.SSLCertVerificationError)
+
+
+async def connect(
+    options: ConnectOptions, *, within: float = 10.0, log: Callable[[str], object] | None = None, **more: Any
+) -> Client:
     """Return a connected, plain nats-py client.
 
     Args:
         options: Addresses and credentials.
-        within: Seconds for the first connection; once connected, the client reconnects for as long as it takes.
+        within: Seconds for the first connection, if a server may yet start; once connected, the client reconnects for
+            as long as it takes.
+        log: Called with a line when the connected client cannot reach its servers, when they refuse it, when it is
+            back, and for each kind of other error, so that a service says what is wrong, and says it once.
         more: Any further arguments of ``nats.connect``; they win over the defaults here.
 
     Raises:
+        LoginRefusedError: Every server refused the user or its certificate, or is not trusted itself.
+        CredentialsError: The credentials file cannot be used.
         NotReadyError: No server accepted the client; the message says what went wrong last.
         nats.errors.InvalidCallbackTypeError: A callback is not a coroutine function.
     """
-    last: list[Exception] = []
+    given: dict[str, Any] = {**options, **more}
+    if isinstance(path := given.get("user_credentials"), str):
+        file = CredentialsFile(path)
+        given |= {"user_credentials": None, "user_jwt_cb": file.token, "signature_cb": file.sign}
+    on_error = given.pop("error_cb", None)
+    if on_error is not None and not inspect.iscoroutinefunction(on_error):
+        raise nats.errors.InvalidCallbackTypeError
+    last, refusals, logged = list[Exception](), list[Exception](), set[str]()
+    client: Client | None = None
 
     async def note(error: Exception) -> None:
         last[:] = [error]  # nats-py's default prints each error of a reconnecting client with its traceback
+        if client is None and is_login_refused(error):
+            refusals.append(error)
+            if len(refusals) >= len(given.get("servers", ())):  # as often as there are servers
+                limit.reschedule(0.0)
+        if client is not None and log is not None and (on_error is None or isinstance(error, _OF_CONNECTIONS)):
+            _log_once(client, error, log, logged)
+        if on_error is not None:
+            await on_error(error)
+
+    async def say_back() -> None:
+        if log is not None and logged:
+            logged.clear()
+            log("connected again")
 
     defaults: dict[str, Any] = {
         "ping_interval": 2,  # a silent server is noticed after 2 pings, in 4 to 6 s
         "max_outstanding_pings": 2,
         "max_reconnect_attempts": -1,  # never give up: the mesh comes back
         "reconnect_to_server_handler": jittered_reconnect,
-        "error_cb": note,
+        "reconnected_cb": say_back,
     }
     try:
-        async with asyncio.timeout(within):
-            client = await nats.connect(**{**defaults, **options, **more})
+        async with asyncio.timeout(within) as limit:
+            client = await nats.connect(**{**defaults, **given, "error_cb": note})
     except nats.errors.InvalidCallbackTypeError:
         raise  # the caller's mistake
     except (TimeoutError, OSError, nats.errors.Error) as err:
+        if refusals:
+            which = "check the user, its password or token, the credentials file, the certificates"
+            raise LoginRefusedError(f"no server let us in: {refusals[-1]!r}; {which}") from err
         raise NotReadyError(f"no server let us in within {within} s: {(last or [err])[0]!r}") from err
     if not client.is_connected:
         # nats-py 2.16 returns such a client when the server hangs up while it authenticates, and goes on trying.
@@ -90,17 +122,17 @@ async def flush(client: Client, *, within: float = 10.0) -> None:
     # In a task of its own, which nobody cancels: nats-py 2.16 stops reading for good when the PONG of a flush comes
     # that was cancelled or timed out (Client._process_pong).
     trip = asyncio.create_task(_round_trip(client))
-    _round_trips.add(trip)
+    _left_alone.add(trip)
     trip.add_done_callback(_forget)
     if not (await asyncio.wait({trip}, timeout=within))[0]:
         raise nats.errors.FlushTimeoutError
     trip.result()
 
 
-def _forget(trip: "asyncio.Task[None]") -> None:
-    _round_trips.discard(trip)
-    if not trip.cancelled():
-        trip.exception()  # retrieved, so that asyncio does not warn of it when nobody waits any more
+def _forget(task: "asyncio.Task[None]") -> None:
+    _left_alone.discard(task)
+    if not task.cancelled():
+        task.exception()  # retrieved, so that asyncio does not warn of it when nobody waits any more
 
 
 async def _round_trip(client: Client) -> None:
@@ -118,6 +150,42 @@ async def _round_trip(client: Client) -> None:
                 raise err
         await asyncio.sleep(LOOK_EVERY_S)
     raise nats.errors.ConnectionClosedError
+
+
+def _log_once(client: Client, error: Exception, log: Callable[[str], object], logged: set[str]) -> None:
+    """Write an error's line, unless one of its kind is in ``logged``, which is emptied when the client is back."""
+    if isinstance(error, nats.errors.UnexpectedEOF):
+        return  # the first attempt to reconnect says more, if it fails
+    kind, line = str(error) if type(error) is nats.errors.Error else type(error).__name__, repr(error)
+    if not client.is_connected:
+        tried = sum(server.reconnects for server in client.server_pool) + 1
+        if tried < len(client.server_pool) and not is_login_refused(error):
+            return  # another server may take it at the next attempt
+        kind = "refused" if is_login_refused(error) else "away"
+        line = f"{'the servers refuse the login' if kind == 'refused' else 'no server'}: {error!r}; trying on"
+    if kind not in logged:
+        logged.add(kind)
+        log(line)
+
+
+async def close(client: Client, *, drain: bool = False, within: float = CLOSE_WITHIN_S) -> None:
+    """Close a client, whatever its connection is like: no program's end depends on a server.
+
+    Args:
+        client: A nats-py client in any state.
+        drain: Whether its subscriptions first handle what they have received, if it is connected.
+        within: Seconds after which it is left to end by itself; a server that hangs takes no goodbye.
+    """
+    # A task, not asyncio.timeout: nats-py's close() may itself raise CancelledError when a server hangs.
+    ending = asyncio.ensure_future(client.drain() if drain and client.is_connected else client.close())
+    _left_alone.add(ending)
+    ending.add_done_callback(_forget)
+    await asyncio.wait({ending}, timeout=within)
+    error = ending.exception() if ending.done() and not ending.cancelled() else None
+    if error is not None and not (isinstance(error, _OF_CONNECTIONS) or is_send_failure(error)):
+        raise error
+    if drain and not client.is_closed:
+        await close(client, within=within)
 
 
 async def publish_if_connected(

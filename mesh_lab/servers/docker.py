@@ -10,7 +10,7 @@ from typing import Any
 
 from mesh_lab.errors import EngineRefusedError, NotReadyError, ServerExitedError, UnsupportedByBackendError
 from mesh_lab.observe.monitor import Monitor
-from mesh_lab.patterns.connection import ConnectOptions
+from mesh_lab.patterns.addresses import ConnectOptions
 from mesh_lab.servers.backend import MeshRequest, MeshServer, State
 from mesh_lab.servers.compose import CLIENT_PORT, MONITOR_PORT, SERVERS, Container, Engine, Project
 from mesh_lab.servers.config import USER

@@ -2,17 +2,16 @@
 
 import asyncio
 import os
-from pathlib import Path
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import urlsplit
 
-from mesh_lab.errors import NotReadyError, SettingsError, UnsupportedByBackendError
+from mesh_lab.errors import LoginRefusedError, NotReadyError, SettingsError, UnsupportedByBackendError
 from mesh_lab.patterns import connection
+from mesh_lab.patterns.addresses import CredentialsFile, options_from
 from mesh_lab.servers.backend import MeshRequest, MeshServer, State
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.workspace import Workspace
 
 URL_VARIABLE, CREDS_VARIABLE = "MESH_LAB_URL", "MESH_LAB_CREDS"
-_PORTS = {"ws": 80, "wss": 443}
 
 
 class ExternalServer(MeshServer):
@@ -43,29 +42,23 @@ class ExternalServer(MeshServer):
 async def start(request: MeshRequest) -> Mesh:
     """Return a mesh that stands for the servers at the addresses in ``MESH_LAB_URL``, separated by commas.
 
-    The first address may carry a user and password, or a token. ``MESH_LAB_CREDS`` names a credentials file.
+    An address may carry a user and password, or a token, which count for all. ``MESH_LAB_CREDS`` names a credentials
+    file.
     """
     if not (url := os.environ.get(URL_VARIABLE)):
         raise SettingsError(f"backend 'external' needs an address; set {URL_VARIABLE}=nats://host:4222")
-    found = [urlsplit(one if "://" in one else f"nats://{one}") for one in url.split(",")]
-    urls = [_address(parts) for parts in found]
-    options = connection.ConnectOptions(servers=urls)
+    options = options_from(url, setting=URL_VARIABLE)
+    urls = options["servers"]
     if credentials := os.environ.get(CREDS_VARIABLE):
-        if not await asyncio.to_thread(Path(credentials).is_file):
-            raise NotReadyError(f"MESH_LAB_CREDS names {credentials}, and no file is there; set it to a .creds file")
+        CredentialsFile(credentials, setting=CREDS_VARIABLE)
         options["user_credentials"] = credentials
-    if (user := found[0].username) is not None:
-        if (password := found[0].password) is None:
-            options["token"] = unquote(user)
-        else:
-            options["user"], options["password"] = unquote(user), unquote(password)
     try:
         client = await connection.connect(options)
-    except NotReadyError as err:
+    except (NotReadyError, LoginRefusedError) as err:
         where = ", ".join(address.partition("://")[2] for address in urls)
-        raise NotReadyError(f"MESH_LAB_URL names {where}: {err}") from err
+        raise type(err)(f"{URL_VARIABLE} names {where}: {err}") from err
     name = str(client._server_info.get("server_name", "external"))
-    await client.close()
+    await connection.close(client)
     labels = [name, *(f"{name}-{number}" for number in range(2, len(urls) + 1))]
     servers = {label: ExternalServer(label, url=address) for label, address in zip(labels, urls, strict=True)}
     options.pop("servers")
@@ -73,9 +66,3 @@ async def start(request: MeshRequest) -> Mesh:
     mesh = Mesh(servers, backend="external", credentials=options, workspace=workspace)
     await mesh.states()
     return mesh
-
-
-def _address(parts: SplitResult) -> str:
-    """Return an address with its port, and without credentials."""
-    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
-    return f"{parts.scheme}://{host}:{parts.port or _PORTS.get(parts.scheme, 4222)}"

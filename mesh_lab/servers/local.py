@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mesh_lab.errors import ProcessEndedError
-from mesh_lab.patterns.connection import ConnectOptions
+from mesh_lab.patterns.addresses import ConnectOptions
 from mesh_lab.servers import config
 from mesh_lab.servers.backend import MeshRequest
 from mesh_lab.servers.binary import find_server

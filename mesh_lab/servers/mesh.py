@@ -8,8 +8,15 @@ from typing import Any, Literal, Self, get_args
 
 from nats.aio.client import Client
 
-from mesh_lab.errors import MeshClosedError, NotReadyError, UnknownNameError, UnsupportedByBackendError
+from mesh_lab.errors import (
+    LoginRefusedError,
+    MeshClosedError,
+    NotReadyError,
+    UnknownNameError,
+    UnsupportedByBackendError,
+)
 from mesh_lab.patterns import connection
+from mesh_lab.patterns.addresses import ConnectOptions
 from mesh_lab.patterns.wait import run_shielded
 from mesh_lab.servers.backend import Backend, MeshServer, traits_of
 from mesh_lab.servers.layout import Layout
@@ -57,9 +64,9 @@ class Mesh:
         servers: Mapping[str, MeshServer],
         *,
         backend: Backend,
-        credentials: connection.ConnectOptions,
+        credentials: ConnectOptions,
         workspace: Workspace,
-        system: connection.ConnectOptions | None = None,
+        system: ConnectOptions | None = None,
         layout: Layout | None = None,
         links: Links | None = None,
     ) -> None:
@@ -92,7 +99,7 @@ class Mesh:
 
     def connect_options(
         self, *, to: str | None = None, region: str | None = None, system: bool = False
-    ) -> connection.ConnectOptions:
+    ) -> ConnectOptions:
         """Return the arguments with which ``nats.connect`` reaches this mesh; they hold the password.
 
         Args:
@@ -144,7 +151,8 @@ class Mesh:
             options: Any further arguments of ``nats.connect``.
 
         Raises:
-            NotReadyError: No server let the client in. Otherwise what :meth:`connect_options` raises.
+            NotReadyError: No server let the client in. LoginRefusedError: Every server refused it as this user.
+                Otherwise what :meth:`connect_options` raises.
         """
         if to is not None:
             options.setdefault("dont_randomize", True)
@@ -294,7 +302,7 @@ class Mesh:
 
     async def _end(self) -> None:
         # Whatever fails must not keep servers alive.
-        failures = await _failures(_close_client(client) for client in self._clients)
+        failures = await _failures(connection.close(client) for client in self._clients)
         if self.traits.temporary:
             # Killed, not stopped gracefully: nothing of a temporary store will be read again.
             failures += await _failures(asyncio.to_thread(server.kill) for server in self.servers.values())
@@ -332,14 +340,14 @@ class Mesh:
             await asyncio.to_thread(server.health)
             return
         # No other server in its place: the first failure is the end of it.
-        options: connection.ConnectOptions = {**self._credentials, "servers": [server.url]}
+        options: ConnectOptions = {**self._credentials, "servers": [server.url]}
         try:
             client = await connection.connect(options, within=ASK_WITHIN_S, name="health", allow_reconnect=False)
-        except NotReadyError:
+        except (NotReadyError, LoginRefusedError):
             server.was_healthy = False
         else:
             server.was_healthy = True
-            await _close_client(client)
+            await connection.close(client)
 
     def _check_open(self) -> None:
         if self.closed:
@@ -358,18 +366,6 @@ class Mesh:
             return self.servers[name]
         except KeyError as err:
             raise UnknownNameError(f"no server {name!r} in this mesh; there are {', '.join(self.servers)}") from err
-
-
-async def _close_client(client: Client) -> None:
-    """Close a client whatever state it is in; a server that hangs must not hold up the end of a lesson."""
-    try:
-        async with asyncio.timeout(2.0):
-            await client.close()
-    except OSError:  # a TimeoutError too
-        return
-    except RuntimeError as err:
-        if not connection.is_send_failure(err):
-            raise
 
 
 async def _failures(work: Iterable[Awaitable[None]]) -> list[BaseException]:

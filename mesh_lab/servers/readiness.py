@@ -5,9 +5,10 @@ ended. :func:`wait_for` runs probes one after the other, each until nothing is m
 """
 
 import asyncio
+import contextlib
 import json
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from nats.aio.client import Client
 
 from mesh_lab.errors import NotReadyError
 from mesh_lab.observe.monitor import Monitor
+from mesh_lab.patterns.connection import close
 from mesh_lab.patterns.wait import eventually
 from mesh_lab.servers.backend import MeshServer
 from mesh_lab.servers.layout import Layout
@@ -162,15 +164,25 @@ async def api_replies(view: View, *, server: str) -> str:
     region = view.layout.region_of(server)
     leaves = [leaf for leaf, there in view.layout.leaves.items() if there == region]
     try:
-        async with await view.connect(name="readiness", to=server) as client:
+        async with connected(view, to=server) as client:
             there = client.connected_url and client.connected_url.port == view.servers[server].port
             if server in view.monitors and not there:
                 return f"server {server!r} let nobody in, and a neighbour did"
             for domain in (None, *leaves):
                 await client.jetstream(timeout=0.5, domain=domain).account_info()
-    except (TimeoutError, nats.errors.Error) as err:
+    except (OSError, nats.errors.Error) as err:
         return f"JetStream's API, asked through {server!r}: {err!r}"
     return ""
+
+
+@contextlib.asynccontextmanager
+async def connected(view: View, *, to: str | None = None) -> AsyncIterator[Client]:
+    """Connect for as long as the context lasts; its end depends on no server."""
+    client = await view.connect(name="readiness", to=to)
+    try:
+        yield client
+    finally:
+        await close(client)
 
 
 async def reply_subjects_known(view: View) -> str:
@@ -226,9 +238,9 @@ async def placeable(view: View) -> str:
         return ""
     wish = {"name": NOWHERE, "subjects": [NOWHERE], "placement": {"tags": [NOWHERE]}}
     try:
-        async with await view.connect(name="readiness") as client:
+        async with connected(view) as client:
             reply = await client.request(f"$JS.API.STREAM.CREATE.{NOWHERE}", json.dumps(wish).encode(), timeout=0.5)
-    except (TimeoutError, nats.errors.Error, NotReadyError) as err:
+    except (OSError, nats.errors.Error) as err:
         return f"JetStream's API: {err!r}"
     refusal = str(json.loads(reply.data).get("error", {}).get("description", ""))
     return f"no place for streams: {refusal}" if any(reason in refusal for reason in NO_PLACE) else ""

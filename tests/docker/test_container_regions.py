@@ -9,7 +9,8 @@ import pytest
 from containers import leftovers
 
 from mesh_lab.observe.monitor import Monitor
-from mesh_lab.patterns.connection import ConnectOptions, connect
+from mesh_lab.patterns.addresses import ConnectOptions
+from mesh_lab.patterns.connection import connect
 from mesh_lab.patterns.jetstream_wait import wait_routable
 from mesh_lab.patterns.wait import eventually, retry
 from mesh_lab.servers.compose import Container, Project

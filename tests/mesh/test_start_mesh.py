@@ -20,6 +20,7 @@ import pytest
 from programs import killed_at_the_end
 
 from mesh_lab.errors import (
+    CredentialsError,
     MeshClosedError,
     NotReadyError,
     ServerExitedError,
@@ -403,7 +404,7 @@ async def test_an_external_mesh_that_is_not_there_is_named(monkeypatch) -> None:
         await start_mesh()
     assert "secret" not in str(caught.value)
     monkeypatch.setenv("MESH_LAB_CREDS", "/no/such.creds")
-    with pytest.raises(NotReadyError, match="/no/such.creds, and no file is there"):
+    with pytest.raises(CredentialsError, match="MESH_LAB_CREDS: /no/such.creds: no file is there"):
         await start_mesh()
 
 

@@ -26,8 +26,8 @@ FLOORS = {
 # `mesh_lab/__init__.py` names things of every floor and imports them when they are used.
 LAZY = {"__init__"}
 PORTABLE = {"orders", "patterns"}
-# zstd is Python 3.14's own `compression`, and `backports` before.
-THIRD_PARTY_OF_PORTABLE = {"nats", "msgspec", "uvloop", "backports", "compression"}
+# zstd is Python 3.14's own `compression`, and `backports` before; nkeys, an extra of nats-py, is for credentials files.
+THIRD_PARTY_OF_PORTABLE = {"nats", "msgspec", "uvloop", "backports", "compression", "nkeys"}
 NOTEBOOK_ONLY = {"IPython", "ipywidgets", "matplotlib", "nest_asyncio2"}
 TERMINAL_ONLY = {"rich"}  # tables and progress bars
 LOWEST_WITH_TABLES = 3

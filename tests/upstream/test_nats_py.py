@@ -8,6 +8,9 @@ no ``error_cb`` is given, and that defaults notice a silent server after minutes
 """
 
 import asyncio
+import contextlib
+import json
+import subprocess
 import sys
 import tomllib
 from collections.abc import AsyncIterator
@@ -21,6 +24,7 @@ from nats.js.errors import APIError
 from wire import Wire, wire
 from workarounds import ROOT, works_around
 
+from mesh_lab.errors import NotReadyError
 from mesh_lab.patterns.wait import eventually
 from mesh_lab.servers.start import start_mesh
 
@@ -130,6 +134,51 @@ async def test_connect_returns_although_the_server_hung_up(server: Wire) -> None
 
 
 @works_around(
+    "a client that its server tells why it hangs up is closed for good, though it may reconnect for ever",
+    "mesh_lab/orders/__main__.py:_run",
+    "mesh_lab/notebook/service_host.py:Host.run",
+)
+async def test_a_client_that_is_refused_later_does_not_dial_again(server: Wire) -> None:
+    client = await connect(server, max_reconnect_attempts=-1)
+    server.send("-ERR 'Authorization Violation'")
+    with contextlib.suppress(NotReadyError):
+        await eventually(lambda: client.is_closed, within=PATIENTLY)
+    closed = client.is_closed
+    await client.close()
+    assert closed
+    assert server.connections == 1
+
+
+@works_around(
+    "the user of an address is sent as it is escaped there, and to that one server alone",
+    "mesh_lab/patterns/addresses.py:options_from",
+)
+async def test_the_user_of_an_address_is_sent_as_it_is_escaped_there(server: Wire) -> None:
+    url = server.url.replace("://", "://shop%2F1:p%23@")
+    client = await nats.connect(url)
+    await client.close()
+    (sent,) = [json.loads(line.partition(" ")[2]) for line in server.lines if line.startswith("CONNECT")]
+    assert (sent["user"], sent["pass"]) == ("shop%2F1", "p%23")
+
+
+@works_around(
+    "reading a credentials file without a token never ends, and nothing else runs meanwhile",
+    "mesh_lab/patterns/addresses.py:CredentialsFile",
+)
+async def test_reading_a_file_without_a_token_does_not_end() -> None:
+    program = "import os; from nats.aio.client import Client; Client()._read_creds_user_jwt(os.devnull)"
+    process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
+    try:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(3.0)
+    except BaseException as err:
+        raise AssertionError("it ended") from err
+    finally:
+        process.kill()
+        process.wait()
+
+
+@works_around(
     "publish compares the payload with max_payload, without the headers that the server counts as well",
     "mesh_lab/patterns:compares the payload alone",
     "notebooks/01_publish_and_subscribe.ipynb:checks the payload alone",
@@ -227,7 +276,7 @@ async def test_a_client_of_a_server_that_hangs_does_not_dial_again(server: Wire)
 
 @works_around(
     "close() of a client that waits for its old connection to close raises CancelledError, though nobody cancelled",
-    "mesh_lab/notebook/service_host.py:_close",
+    "mesh_lab/patterns/connection.py:close",
 )
 async def test_closing_a_client_of_a_server_that_hangs_raises_that_it_was_cancelled(server: Wire) -> None:
     client = await _hanging(server)

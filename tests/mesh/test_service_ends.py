@@ -1,0 +1,258 @@
+"""What a service of the order mesh does without its servers, without its rights, and at its end."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import nats.js.errors
+import pytest
+from programs import killed_at_the_end
+
+from mesh_lab.orders.dataset import read_orders
+from mesh_lab.orders.event_store import WORKERS
+from mesh_lab.orders.order import STREAM
+from mesh_lab.orders.publisher import place_orders
+from mesh_lab.patterns.wait import eventually, retry
+from mesh_lab.security.accounts import Operator
+from mesh_lab.servers.mesh import Mesh
+from mesh_lab.servers.start import start_mesh
+
+SHOP = '{ user: "shop/1", password: "p%?#@word" }'
+LOGIN = "shop%2F1:p%25%3F%23%40word"
+
+
+class Program:
+    """A service that runs; ``said`` is its standard error so far."""
+
+    def __init__(self, process: "subprocess.Popen[str]", errors: Path) -> None:
+        self.process, self._errors = process, errors
+
+    @property
+    def said(self) -> str:
+        return self._errors.read_text()
+
+    def end(self, *, within: float = 9.0) -> dict[str, Any]:
+        """Send SIGTERM, and return the report."""
+        self.process.send_signal(signal.SIGTERM)
+        out, _ = self.process.communicate(timeout=within)
+        assert self.process.returncode == 0, self.said
+        assert "Traceback" not in self.said
+        (line,) = out.splitlines()
+        return json.loads(line)
+
+
+@contextlib.contextmanager
+def service(tmp_path: Path, *arguments: str, **variables: str) -> Iterator[Program]:
+    errors = tmp_path / f"{arguments[0]}-{len(list(tmp_path.iterdir()))}.txt"
+    command = [sys.executable, "-m", "mesh_lab.orders", *arguments]
+    with (
+        errors.open("w") as stderr,
+        killed_at_the_end(
+            subprocess.Popen(command, env={**os.environ, **variables}, text=True, stdout=subprocess.PIPE, stderr=stderr)
+        ) as process,
+    ):
+        yield Program(process, errors)
+
+
+def address(mesh: Mesh, server: str, login: str = LOGIN) -> str:
+    return mesh.servers[server].url.replace("://", f"://{login}@")
+
+
+def home(mesh: Mesh, name: str) -> list[str]:
+    """Return the servers to which clients of that name are connected and subscribed, of those that run."""
+    found = []
+    for server in mesh.servers.values():
+        if server.observe() == "running":
+            with contextlib.suppress(OSError):
+                connections = server.monitor.connz("subs=1")["connections"]
+                found += [server.name for c in connections if c.get("name") == name and c.get("subscriptions", 0) >= 2]
+    return found
+
+
+@pytest.fixture
+async def three() -> AsyncIterator[Mesh]:
+    async with await start_mesh(servers=3, users_config=SHOP) as mesh:
+        yield mesh
+
+
+@pytest.fixture
+async def one() -> AsyncIterator[Mesh]:
+    async with await start_mesh(servers=1, users_config=SHOP) as mesh:
+        yield mesh
+
+
+async def test_the_user_in_one_address_lets_a_service_move_to_servers_that_it_discovers(
+    three: Mesh, tmp_path: Path
+) -> None:
+    with service(tmp_path, "worker", "--replicas=3", NATS_URL=address(three, "n1")) as worker:
+        await eventually(lambda: home(three, "worker") == ["n1"], within=20.0, every=0.1)
+        await three.kill("n1")
+        await eventually(lambda: home(three, "worker"), within=5.0, every=0.1)
+        assert not any("authentication error" in three.logs(name, last=None) for name in ("n2", "n3"))
+        client = await three.connect()
+        await place_orders(client, read_orders(first=20))
+
+        async def done() -> bool:
+            info = await retry(lambda: client.jetstream(timeout=1.0).consumer_info(STREAM, WORKERS), within=10.0)
+            return not (info.num_pending or info.num_ack_pending)
+
+        await eventually(done, within=20.0, every=0.2)
+        assert worker.end() == {"service": "worker", "processed": 20, "rejected": 0}
+        assert "refuse the login" not in worker.said
+
+
+@pytest.mark.parametrize("what", ["worker", "read-model", "bulk-reader"])
+async def test_a_service_ends_in_good_order_while_there_is_no_server(one: Mesh, tmp_path: Path, what: str) -> None:
+    with service(tmp_path, what, "--url", address(one, "n1")) as program:
+        await eventually(lambda: home(one, what), within=20.0, every=0.1)
+        await one.kill("n1")
+        await eventually(lambda: "no server" in program.said, within=10.0)
+        await asyncio.sleep(0.5)  # in the middle of its attempts
+        began = time.monotonic()
+        assert program.end()["service"] == what
+        assert time.monotonic() - began < 7.0
+        assert len(program.said.splitlines()) == 1
+
+
+async def test_a_service_ends_in_good_order_while_its_server_hangs(one: Mesh, tmp_path: Path) -> None:
+    with service(tmp_path, "worker", "--url", address(one, "n1")) as worker:
+        await eventually(lambda: home(one, "worker"), within=20.0, every=0.1)
+        client = await one.connect()
+        await place_orders(client, read_orders(first=2_000))
+        await one.pause("n1")
+        try:
+            assert worker.end()["service"] == "worker"
+        finally:
+            await one.resume("n1")
+
+
+async def test_a_service_that_is_stopped_before_it_finds_a_server_ends_at_once(tmp_path: Path) -> None:
+    with service(tmp_path, "worker", "--url", "nats://127.0.0.1:9") as worker:
+        await asyncio.sleep(1.5)  # its own start
+        assert worker.end(within=3.0)["service"] == "worker"
+
+
+@pytest.mark.parametrize("what", ["worker", "read-model"])
+async def test_a_service_whose_user_is_removed_says_so_and_is_back_when_it_is_restored(
+    one: Mesh, tmp_path: Path, what: str
+) -> None:
+    with service(tmp_path, what, "--url", address(one, "n1")) as program:
+        await eventually(lambda: home(one, what), within=20.0, every=0.1)
+        before = one.logs("n1", last=None).count("authentication error")
+        await one.reload(users_config="{ user: other, password: x }")
+        await eventually(lambda: "authorization violation" in program.said.lower(), within=10.0)
+        await asyncio.sleep(3.0)  # several attempts
+        refused = one.logs("n1", last=None).count("authentication error") - before
+        assert 1 <= refused <= 20
+        assert len(program.said.splitlines()) <= 2
+        await one.reload(users_config=SHOP)
+        await eventually(lambda: home(one, what), within=10.0, every=0.1)
+        await eventually(lambda: "connected again" in program.said, within=5.0)
+        client = await one.connect()
+        await place_orders(client, read_orders(first=5))
+        assert program.end()["service"] == what
+
+
+async def test_a_service_that_is_refused_by_a_server_that_comes_back_says_so_once_and_ends(
+    one: Mesh, tmp_path: Path
+) -> None:
+    with service(tmp_path, "worker", "--url", address(one, "n1")) as worker:
+        await eventually(lambda: home(one, "worker"), within=20.0, every=0.1)
+        await one.kill("n1")
+        config = one.servers["n1"].config_file
+        config.write_text(config.read_text().replace("p%?#@word", "another"))
+        for file in config.parent.glob("*"):
+            if file.is_file() and "p%?#@word" in file.read_text(errors="replace"):
+                file.write_text(file.read_text().replace("p%?#@word", "another"))
+        await one.restart("n1")
+        await eventually(lambda: "refuse the login" in worker.said, within=10.0)
+        assert worker.said.count("refuse the login") == 1
+        assert worker.end()["service"] == "worker"
+
+
+async def test_a_service_whose_stream_is_deleted_makes_it_again_and_goes_on(one: Mesh, tmp_path: Path) -> None:
+    with service(tmp_path, "worker", "--url", address(one, "n1")) as worker:
+        await eventually(lambda: home(one, "worker"), within=20.0, every=0.1)
+        client = await one.connect()
+        js = client.jetstream(timeout=5.0)
+        await place_orders(client, read_orders(first=5))
+
+        async def through(orders: int) -> bool:
+            with contextlib.suppress(nats.js.errors.NotFoundError):
+                return (await js.stream_info(STREAM)).state.messages == 3 * orders
+            return False
+
+        await eventually(lambda: through(5), within=10.0)
+        await js.delete_stream(STREAM)
+        await eventually(lambda: "lost its stream" in worker.said, within=15.0)
+        await eventually(lambda: through(0), within=15.0)
+        await place_orders(client, read_orders(first=7))
+        await eventually(lambda: through(7), within=15.0)
+        assert worker.end() == {"service": "worker", "processed": 12, "rejected": 0}
+
+
+async def test_credentials_that_are_spoilt_and_restored(tmp_path: Path) -> None:
+    operator = Operator()
+    async with await start_mesh(servers=1, operator=operator) as mesh:
+        options = mesh.connect_options()
+        creds = tmp_path / "x.creds"
+        good = Path(options["user_credentials"]).read_text()
+        creds.write_text(good)
+        with service(tmp_path, "worker", "--url", mesh.urls[0], "--creds", str(creds)) as worker:
+            await eventually(lambda: home(mesh, "worker"), within=20.0, every=0.1)
+            creds.write_text("")
+            await mesh.restart("n1")
+            await eventually(lambda: "holds no user's token" in worker.said, within=10.0)
+            creds.write_text(good)
+            await eventually(lambda: home(mesh, "worker"), within=10.0, every=0.1)
+            assert worker.said.count("holds no user's token") == 1
+            assert worker.end()["service"] == "worker"
+
+
+def refusal(*arguments: str, within: float = 8.0, **variables: str) -> str:
+    """Return the one line with which a service ends that cannot begin."""
+    command = [sys.executable, "-m", "mesh_lab.orders", "worker", *arguments]
+    done = subprocess.run(command, env={**os.environ, **variables}, text=True, capture_output=True, timeout=within)
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+def test_settings_that_cannot_be_used_end_a_service_with_a_line_before_it_dials(tmp_path: Path) -> None:
+    bad, missing = tmp_path / "bad.creds", tmp_path / "none.creds"
+    bad.write_text("hello\n")
+    url = "nats://127.0.0.1:9"
+    assert refusal("--url", url, "--creds", str(bad)).startswith(f"worker: --creds: {bad}: holds no user's token")
+    assert refusal("--url", url, NATS_CREDS=str(missing)).startswith(f"worker: NATS_CREDS: {missing}: no file is there")
+    assert refusal("--url", url, "--creds", str(tmp_path)).startswith(
+        f"worker: --creds: {tmp_path}: is no regular file"
+    )
+    assert refusal("--url", "http://x").startswith("worker: --url: 'http://x' is no address of a server")
+    assert refusal(NATS_URL="nats://a:b:c").startswith("worker: NATS_URL: ")
+
+
+async def test_a_password_that_is_wrong_is_said_at_once(three: Mesh) -> None:
+    began = time.monotonic()
+    line = await asyncio.to_thread(refusal, "--url", address(three, "n1", "lab:wrong"))
+    assert line.startswith("worker: no server let us in: Error(\"nats: 'Authorization Violation'\"); check the user")
+    assert time.monotonic() - began < 4.0
+    line = await asyncio.to_thread(refusal, "--url", address(three, "n1", "no-token"))
+    assert "Authorization Violation" in line
+
+
+async def test_a_service_waits_for_a_server_that_is_about_to_start(one: Mesh, tmp_path: Path) -> None:
+    await one.kill("n1")
+    with service(tmp_path, "read-model", "--url", address(one, "n1")) as program:
+        await asyncio.sleep(2.0)  # it dials meanwhile
+        await one.restart("n1")
+        await eventually(lambda: home(one, "read-model"), within=10.0, every=0.1)
+        assert program.said == ""
+        assert program.end() == {"service": "read-model"}
