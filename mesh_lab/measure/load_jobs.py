@@ -18,6 +18,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from mesh_lab import processes
+from mesh_lab.patterns.connection import flush
 from mesh_lab.patterns.jetstream_wait import flush_through, wait_interest
 from mesh_lab.patterns.wait import retry
 from mesh_lab.patterns.windowed_publisher import WindowedPublisher
@@ -161,7 +162,7 @@ class Publish(NumberedJob[Sent], frozen=True, kw_only=True):
         for control in self.controls:
             # Messages of one connection stay in order: behind this one, nothing is on its way.
             await client.publish(control, b"end")
-        await client.flush()
+        await flush(client)
         return Sent(began_ns=began, ended_ns=ended)
 
 
@@ -206,7 +207,7 @@ class Receive(NumberedJob[Received], frozen=True, kw_only=True):
 
         subscription = await self.subscribe(client, note, queue=self.queue)
         await client.subscribe(self.control, cb=on_control)
-        await client.flush()
+        await flush(client)
         await parent.ready()  # returns when the publishers are done
         parent.stage = "the last messages"
         while not all_ended.is_set():

@@ -26,15 +26,16 @@ from nats.aio.client import Client
 from nats.aio.subscription import Subscription
 
 from mesh_lab import processes
+from mesh_lab.errors import CredentialsError, LoginRefusedError, NotReadyError
 from mesh_lab.patterns.addresses import ConnectOptions
-from mesh_lab.patterns.connection import close, connect
+from mesh_lab.patterns.connection import close, connect, flush, is_login_refused
 from mesh_lab.processes import CONNECT_VARIABLE
 from mesh_lab.tls import unpack
 
 READY_VARIABLE = "MESH_LAB_READY"
 SETTLE_S = 2.0
 """A main that waits for replies longer than this makes requests as its daily work."""
-ANNOUNCE_EVERY_S = 0.05
+ANNOUNCE_EVERY_S, AGAIN_S = 0.05, 1.0
 CELL_FILE = "<service"
 FINISH_S, CANCEL_S, CLOSE_S = 5.0, 1.0, 1.0
 """How long a main may take to handle what it has, to clean up when it is cancelled, and its connection to close."""
@@ -47,7 +48,7 @@ class Host:
 
     def __init__(self, main: Main) -> None:
         self._main = main
-        self._stop, self._confirmed = asyncio.Event(), asyncio.Event()
+        self._stop, self._confirmed, self._closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def run(self) -> None:
         """Run main to its end, or until SIGTERM, and close the connection; raises what main raised."""
@@ -56,20 +57,51 @@ class Host:
         # Main has its name and its connection; the credentials stay out of what it may print.
         packed, ready = json.loads(os.environ.pop(CONNECT_VARIABLE)), os.environ.pop(READY_VARIABLE)
         options = cast(ConnectOptions, unpack(packed))
-        client = await connect(options, name=os.environ["SERVICE_NAME"], error_cb=_log_error)
+        client: Client | None = await self._connect(options)
+        while client is not None and await self._serve(client, ready):
+            # nats-py 2.16 closes a client for good when a server says why it hangs up, as for a user that was removed.
+            why = f"the servers closed the connection: {client.last_error!r}"
+            sys.stderr.write(f"{why}; main(nc) begins again when they let it in\n")
+            client = await self._connect_again(options)
+
+    async def _connect(self, options: ConnectOptions, **more: Any) -> Client:
+        async def note_closed() -> None:
+            self._closed.set()
+
+        self._closed.clear()
+        name, log = os.environ["SERVICE_NAME"], lambda line: sys.stderr.write(f"{line}\n")
+        return await connect(options, name=name, closed_cb=note_closed, error_cb=_log_error, log=log, **more)
+
+    async def _connect_again(self, options: ConnectOptions) -> Client | None:
+        """Return a client as soon as the servers let one in again, ``None`` if main is to stop before that."""
+        while not self._stop.is_set():
+            with contextlib.suppress(LoginRefusedError, CredentialsError, NotReadyError):
+                return await self._connect(options, within=AGAIN_S)
+            await asyncio.sleep(AGAIN_S)
+        return None
+
+    async def _serve(self, client: Client, ready: str) -> bool:
+        """Run main with a client, close that, and return whether the servers shut it out: then main can begin again."""
         main: asyncio.Task[object] = asyncio.create_task(self._main(client))
-        stopping = asyncio.create_task(self._stop.wait())
+        ends = [asyncio.create_task(event.wait()) for event in (self._stop, self._closed)]
         try:
             await self._settle(client, main)
             await self._announce(client, main, ready)
-            await asyncio.wait({main, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({main, *ends}, return_when=asyncio.FIRST_COMPLETED)
+            if client.is_closed:  # a main that closes it returns
+                await asyncio.wait({main}, timeout=CANCEL_S)
             if not main.done():
                 await _finish(client, main)
         finally:
-            stopping.cancel()
+            shut_out = client.is_closed and is_login_refused(client.last_error) and not self._stop.is_set()
+            for end in ends:
+                end.cancel()
             await close(client, drain=True, within=CLOSE_S)
+        if shut_out and (not main.done() or main.cancelled() or main.exception()):
+            return True
         if main.done() and not main.cancelled():
             main.result()
+        return False
 
     def _over(self, main: "asyncio.Task[object]") -> bool:
         return main.done() or self._stop.is_set()
@@ -80,7 +112,7 @@ class Host:
         quiet = 0
         while quiet < 3 and not self._over(main) and time.monotonic() < deadline:
             try:
-                await client.flush(timeout=1)  # a round trip: replies to what main sent before are here, too
+                await flush(client, within=1.0)  # a round trip: replies to what main sent before are here, too
             except nats.errors.Error:
                 await asyncio.sleep(0.01)  # a closed connection refuses at once, and main must get on
                 continue
@@ -132,9 +164,9 @@ def _has_callback(sub: Subscription) -> bool:
 
 
 async def _log_error(error: Exception) -> None:
-    """Log an exception of a subscription's callback in full, and a connection error in one line."""
-    in_a_line = isinstance(error, (nats.errors.Error, OSError))
-    sys.stderr.write(f"{error!r}\n" if in_a_line else _traceback(error))
+    """Log an exception of a subscription's callback in full; what concerns the connection is logged by ``connect``."""
+    if not isinstance(error, (nats.errors.Error, OSError)):
+        sys.stderr.write(_traceback(error))
 
 
 def _load(path: Path) -> Main:

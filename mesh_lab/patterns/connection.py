@@ -23,14 +23,18 @@ LOOK_EVERY_S = 0.05  # how soon a wait notices that the client was closed
 NEVER_S = 10**8
 _left_alone: set["asyncio.Task[None]"] = set()  # asyncio itself holds only weak references to tasks
 
-CLOSE_WITHIN_S = 2.0
+CLOSE_WITHIN_S, QUICK_ATTEMPTS = 2.0, 5
 _OF_CONNECTIONS = (nats.errors.Error, OSError)  # a TimeoutError too
 _REFUSED = ("authorization violation", "authentication")  # as servers and nats-py say it, expired and revoked included
 
 
 def jittered_reconnect(servers: list[Server], _info: dict[str, Any]) -> tuple[Server, float]:
-    """Choose any server of the pool, and a wait of 50 to 250 ms, so that a dead server's clients do not dial as one."""
-    return random.choice(servers), random.uniform(0.05, 0.25)
+    """Choose any server of the pool, and a wait of 50 to 250 ms, so that a dead server's clients do not dial as one.
+
+    Where each of them failed some times already, the wait is up to 1 s: a server logs every login that it refuses.
+    """
+    patient = min(server.reconnects for server in servers) >= QUICK_ATTEMPTS
+    return random.choice(servers), random.uniform(0.5, 1.0) if patient else random.uniform(0.05, 0.25)
 
 
 def is_login_refused(err: BaseException | None) -> bool:

@@ -1,5 +1,6 @@
 """Services are processes: they are ready when they say so, end as they are told, and leave nothing behind."""
 
+import asyncio
 import json
 import os
 import signal
@@ -449,6 +450,64 @@ async def test_a_service_starts_while_a_server_is_down(services: Services) -> No
             await mesh.kill(server)
         with pytest.raises(NotReadyError, match=r"no server of the mesh runs, expected one at least"):
             services.scale("echo", 3)
+
+
+SILENT = """
+async def main(nc):
+    async def reply(msg):
+        await nc.publish("echo.out", os.environ["SERVICE_NAME"].encode())
+    await nc.subscribe("echo.in", cb=reply)
+    await asyncio.Event().wait()
+"""
+
+
+@pytest.mark.parametrize("cell", [SILENT, ECHO], ids=["waits", "iterates"])
+async def test_a_replica_whose_user_is_removed_says_so_and_works_again_when_it_is_restored(
+    services: Services, cell: str
+) -> None:
+    user = '{ user: service, password: "s3cret" }'
+    async with await start_mesh(servers=1, users_config=user) as mesh:
+        client = await mesh.connect()
+        heard = await collect(client, "echo.out")
+        mesh._credentials.update(user="service", password="s3cret")
+        run(services, "echo --replicas 2", cell)
+        await mesh.reload(users_config="")
+        # The server's last word reaches the client or not: it is closed for good, or refused when it reconnects.
+        said = ("main(nc) begins again", "the servers refuse the login")
+        await eventually(lambda: all(any(s in services.logs("echo", n) for s in said) for n in (1, 2)), within=10.0)
+        assert services["echo"].states == {1: "running", 2: "running"}
+        before = mesh.logs("n1", last=None).count("authentication error")
+        # Several attempts of each.
+        await asyncio.sleep(3.0)
+        assert mesh.logs("n1", last=None).count("authentication error") - before <= 20
+        await mesh.reload(users_config=user)
+
+        async def both_reply() -> bool:
+            heard.clear()
+            await client.publish("echo.in", b"x")
+            await asyncio.sleep(0.2)  # for the replies
+            return len(heard) == 2
+
+        await eventually(both_reply, within=10.0)
+        assert len(services.logs("echo", 1).splitlines()) <= 2
+        services.stop_all()
+        assert services["echo"].states == {1: "stopped", 2: "stopped"}
+        assert services.unreported_crashes() == ""
+
+
+async def test_a_replica_without_a_server_says_so_once_and_stops_at_once(services: Services) -> None:
+    async with await start_mesh(servers=1) as mesh:
+        run(services, "echo", ECHO)
+        await mesh.kill("n1")
+        await eventually(lambda: "no server" in services.logs("echo"), within=10.0)
+        # Several attempts.
+        await asyncio.sleep(1.5)
+        assert len(services.logs("echo", 1).splitlines()) == 1
+        began = time.monotonic()
+        services.stop_all()
+        assert time.monotonic() - began < services_module.STOP_S
+        assert services["echo"].states == {1: "stopped"}
+        services.scale("echo", 0)
 
 
 async def test_closing_the_mesh_ends_its_services_without_a_word(services: Services) -> None:
