@@ -60,8 +60,7 @@ class Host:
         client: Client | None = await self._connect(options)
         while client is not None and await self._serve(client, ready):
             # nats-py 2.16 closes a client for good when a server says why it hangs up, as for a user that was removed.
-            why = f"the servers closed the connection: {client.last_error!r}"
-            sys.stderr.write(f"{why}; main(nc) begins again when they let it in\n")
+            sys.stderr.write(f"shut out: {client.last_error!r}; main(nc) begins again when the servers let it in\n")
             client = await self._connect_again(options)
 
     async def _connect(self, options: ConnectOptions, **more: Any) -> Client:

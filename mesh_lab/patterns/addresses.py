@@ -7,7 +7,6 @@ user of an address for that one server alone, not for those that it discovers, a
 import base64
 import importlib.util
 import ssl
-from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TypedDict
@@ -95,15 +94,7 @@ class CredentialsFile:
     """
 
     def __init__(self, path: str | Path, *, setting: str = "user_credentials") -> None:
-        """Read the file once.
-
-        Args:
-            path: The file.
-            setting: What it was given as, for an error: ``"--creds"``.
-
-        Raises:
-            CredentialsError: It cannot be used, or the package that signs is missing.
-        """
+        """Read the file once; raise CredentialsError, which names ``setting``, if it or its signature cannot be had."""
         self._path, self._setting = Path(path), setting
         self.sign("")
 
@@ -116,12 +107,12 @@ class CredentialsFile:
         _, seed = self._read()
         try:
             import nkeys
+
+            return base64.b64encode(nkeys.from_seed(bytearray(seed)).sign(nonce.encode()))
         except ImportError as err:
             raise self._error(
                 'the package nkeys is missing, which signs with it; pip install "nats-py[nkeys]"'
             ) from err
-        try:
-            return base64.b64encode(nkeys.from_seed(bytearray(seed)).sign(nonce.encode()))
         except Exception as err:  # nkeys' own errors have no common class
             raise self._error(f"its seed is damaged ({err!r})") from err
 
@@ -135,16 +126,12 @@ class CredentialsFile:
             raise self._error(f"cannot be read ({err.strerror})") from err
         if not regular:
             raise self._error("is no regular file")
-        token, seed = _after(_TOKEN, lines), _after(_SEED, lines)
+        token, seed = (
+            next((below.strip() for line, below in pairwise(lines) if mark in line), b"") for mark in (_TOKEN, _SEED)
+        )
         if not token or not seed:
             raise self._error(f"holds no user's {'seed' if token else 'token'}")
         return token, seed
 
     def _error(self, what: str) -> CredentialsError:
-        expected = "expected a .creds file, as `nsc generate creds` writes it"
-        return CredentialsError(f"{self._setting}: {self._path}: {what}; {expected}")
-
-
-def _after(mark: bytes, lines: Sequence[bytes]) -> bytes:
-    """Return the line below the one with a mark, empty where there is none."""
-    return next((below.strip() for line, below in pairwise(lines) if mark in line), b"")
+        return CredentialsError(f"{self._setting}: {self._path}: {what}; expected a .creds file, as nsc generates it")

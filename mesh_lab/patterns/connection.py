@@ -175,10 +175,7 @@ def _log_once(client: Client, error: Exception, log: Callable[[str], object], lo
 async def close(client: Client, *, drain: bool = False, within: float = CLOSE_WITHIN_S) -> None:
     """Close a client, whatever its connection is like: no program's end depends on a server.
 
-    Args:
-        client: A nats-py client in any state.
-        drain: Whether its subscriptions first handle what they have received, if it is connected.
-        within: Seconds after which it is left to end by itself; a server that hangs takes no goodbye.
+    With ``drain``, its subscriptions first handle what they have received. After ``within`` seconds it is left alone.
     """
     # A task, not asyncio.timeout: nats-py's close() may itself raise CancelledError when a server hangs.
     ending = asyncio.ensure_future(client.drain() if drain and client.is_connected else client.close())
