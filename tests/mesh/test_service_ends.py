@@ -115,7 +115,7 @@ async def test_a_service_ends_in_good_order_while_there_is_no_server(one: Mesh, 
         await eventually(lambda: home(one, what), within=20.0, every=0.1)
         await one.kill("n1")
         await eventually(lambda: "no server" in program.said, within=10.0)
-        await asyncio.sleep(0.5)  # in the middle of its attempts
+        await asyncio.sleep(0.5)  # pacing: in the middle of its attempts
         began = time.monotonic()
         assert program.end()["service"] == what
         assert time.monotonic() - began < 7.0
@@ -136,7 +136,7 @@ async def test_a_service_ends_in_good_order_while_its_server_hangs(one: Mesh, tm
 
 async def test_a_service_that_is_stopped_before_it_finds_a_server_ends_at_once(tmp_path: Path) -> None:
     with service(tmp_path, "worker", "--url", "nats://127.0.0.1:9") as worker:
-        await asyncio.sleep(1.5)  # its own start
+        await asyncio.sleep(1.5)  # pacing: its own start
         assert worker.end(within=3.0)["service"] == "worker"
 
 
@@ -149,7 +149,7 @@ async def test_a_service_whose_user_is_removed_says_so_and_is_back_when_it_is_re
         before = one.logs("n1", last=None).count("authentication error")
         await one.reload(users_config="{ user: other, password: x }")
         await eventually(lambda: "authorization violation" in program.said.lower(), within=10.0)
-        await asyncio.sleep(3.0)  # several attempts
+        await asyncio.sleep(3.0)  # pacing: several attempts
         refused = one.logs("n1", last=None).count("authentication error") - before
         assert 1 <= refused <= 20
         assert len(program.said.splitlines()) <= 2
@@ -251,7 +251,7 @@ async def test_a_password_that_is_wrong_is_said_at_once(three: Mesh) -> None:
 async def test_a_service_waits_for_a_server_that_is_about_to_start(one: Mesh, tmp_path: Path) -> None:
     await one.kill("n1")
     with service(tmp_path, "read-model", "--url", address(one, "n1")) as program:
-        await asyncio.sleep(2.0)  # it dials meanwhile
+        await asyncio.sleep(2.0)  # pacing: it dials meanwhile
         await one.restart("n1")
         await eventually(lambda: home(one, "read-model"), within=10.0, every=0.1)
         assert program.said == ""

@@ -477,14 +477,14 @@ async def test_a_replica_whose_user_is_removed_says_so_and_works_again_when_it_i
         await eventually(lambda: all(any(s in services.logs("echo", n) for s in said) for n in (1, 2)), within=10.0)
         assert services["echo"].states == {1: "running", 2: "running"}
         before = mesh.logs("n1", last=None).count("authentication error")
-        await asyncio.sleep(3.0)  # several attempts of each
+        await asyncio.sleep(3.0)  # pacing: several attempts of each
         assert mesh.logs("n1", last=None).count("authentication error") - before <= 20
         await mesh.reload(users_config=user)
 
         async def both_reply() -> bool:
             heard.clear()
             await client.publish("echo.in", b"x")
-            await asyncio.sleep(0.2)  # for the replies
+            await asyncio.sleep(0.2)  # pacing: the replies
             return len(heard) == 2
 
         await eventually(both_reply, within=10.0)
@@ -499,7 +499,7 @@ async def test_a_replica_without_a_server_says_so_once_and_stops_at_once(service
         run(services, "echo", ECHO)
         await mesh.kill("n1")
         await eventually(lambda: "no server" in services.logs("echo"), within=10.0)
-        await asyncio.sleep(1.5)  # several attempts
+        await asyncio.sleep(1.5)  # pacing: several attempts
         assert len(services.logs("echo", 1).splitlines()) == 1
         began = time.monotonic()
         services.stop_all()
