@@ -52,8 +52,9 @@ class Reader:
         await self._open.enter_async_context(self._client.async_setup_kernel(env={**os.environ, "MESH_LAB_HOME": home}))
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, _: object, error: BaseException | None, *__: object) -> bool:
         await self._open.aclose()
+        return isinstance(error, CellTimeoutError | DeadKernelError)  # noted; nothing more can be run
 
     async def run(self, cell: NotebookNode, words: str, *, interrupt_after: float | None = None) -> bool:
         """Run a cell; note a fault, and return ``False``, unless it did as the notebook says.
@@ -97,7 +98,7 @@ async def twice(page: Page) -> list[str]:
         for cell in page.code:
             if await reader.run(cell, "first run"):
                 await reader.run(cell, "second run")
-        return reader.faults
+    return reader.faults
 
 
 async def paused(page: Page) -> list[str]:
@@ -106,7 +107,7 @@ async def paused(page: Page) -> list[str]:
         for cell in page.code:
             await asyncio.sleep(PAUSE_S)  # pacing: the reader reads
             await reader.run(cell, f"after {PAUSE_S:g} s")
-        return reader.faults
+    return reader.faults
 
 
 async def interrupted(page: Page) -> list[str]:
@@ -115,7 +116,7 @@ async def interrupted(page: Page) -> list[str]:
         for cell in page.code:
             await reader.run(cell, "interrupted", interrupt_after=INTERRUPT_AFTER_S)
             await reader.run(cell, "after an interrupt")
-        return reader.faults
+    return reader.faults
 
 
 async def sections(page: Page) -> list[str]:
@@ -128,7 +129,7 @@ async def sections(page: Page) -> list[str]:
                 await reader.run(cell, "set-up")
             for cell in cells:
                 await reader.run(cell, f"from {title[:40]!r}")
-            faults += reader.faults
+        faults += reader.faults
     return faults
 
 
