@@ -21,7 +21,7 @@ import nats.errors
 import nats.js.errors
 from nats.aio.client import Client
 
-from mesh_lab.errors import CredentialsError, LoginRefusedError, MeshLabError, NotReadyError
+from mesh_lab.errors import CredentialsError, LoginRefusedError, MeshLabError, NotReadyError, StreamReplacedError
 from mesh_lab.orders.bulk_lane import BulkCount, batched, count_bulk, create_bulk_lane, send_batches
 from mesh_lab.orders.dataset import read_orders
 from mesh_lab.orders.event_store import open_event_store
@@ -126,7 +126,8 @@ async def _run(options: argparse.Namespace) -> Report:
             report = await _until_stopped(service, stop, within=FINISH_S + 2 * CANCEL_S)
             return report or {"service": options.service}
         except Exception as err:
-            found_again = client.is_closed or is_transient(err) or isinstance(err, nats.js.errors.NotFoundError)
+            gone = isinstance(err, nats.js.errors.NotFoundError | StreamReplacedError)
+            found_again = client.is_closed or is_transient(err) or gone
             if not (found_again and options.opened and options.service in LASTING):
                 raise
             # nats-py 2.16 closes for good when a server says why it hangs up, as for a user that was removed.

@@ -101,7 +101,7 @@ class GroupBucket:
         self.members: dict[str, Entry[Presence]] = {}
         self.claims: dict[int, Entry[Claim]] = {}
         self.changed, self.caught_up = asyncio.Event(), asyncio.Event()
-        self._client, self._domain = client, domain
+        self._client, self.domain = client, domain
         self._js = client.jetstream(timeout=REPLY_WITHIN_S, domain=domain)
         self._name, self._stream, self._prefix = name, f"KV_{name}", f"$KV.{name}."
         # Servers map the API's prefix of a domain to that domain's buckets; without it, the nearest bucket is written.
@@ -131,11 +131,11 @@ class GroupBucket:
 
     async def _agree(self, group: Group) -> Group:
         """Return the group as its members agreed on it, which this call decides where it is the first."""
-        js = self._client.jetstream(timeout=CREATE_WITHIN_S, domain=self._domain)
+        js = self._client.jetstream(timeout=CREATE_WITHIN_S, domain=self.domain)
         try:
             info = await js.stream_info(group.stream)
         except nats.js.errors.NotFoundError as err:
-            raise await no_stream(self._client, group.stream, domain=self._domain) from err
+            raise await no_stream(self._client, group.stream, domain=self.domain) from err
         self.made, config = info.created, info.config
         spread = re.search(r"partition\(\s*(\d+)", config.subject_transform.dest if config.subject_transform else "")
         if spread is not None and int(spread[1]) != group.partitions:
@@ -208,7 +208,7 @@ class GroupBucket:
             nats.js.errors.NotFoundError: The bucket was deleted.
             StreamReplacedError: It was deleted and made again.
         """
-        reading = read_in_order(self._client, self._stream, prefetch=1_000, domain=self._domain)
+        reading = read_in_order(self._client, self._stream, prefetch=1_000, domain=self.domain)
         async with aclosing(reading) as batches:
             async for batch in batches:
                 for msg in batch:

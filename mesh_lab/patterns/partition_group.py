@@ -53,15 +53,12 @@ class Partition:
         leaving: Whether it takes no further message.
     """
 
-    def __init__(
-        self, bucket: GroupBucket, number: int, claim: Claim, revision: int, since: float, lease: float,
-        domain: str | None,
-    ):  # fmt: skip
+    def __init__(self, bucket: GroupBucket, number: int, claim: Claim, revision: int, since: float, lease: float):
         # The lease is counted from before the claim was written: for others, who saw it later, it ends later.
         self.number, self.fence, self.done = number, claim.fence, claim.done
         self.leaving = False
         self._bucket, self._claim, self._revision = bucket, claim, revision
-        self._lease, self._renewed_at, self._domain = lease, since, domain
+        self._lease, self._renewed_at = lease, since
         self._handling = self._lost = False
         self._working: asyncio.Task[None] | None = None
 
@@ -98,7 +95,7 @@ class Partition:
     async def _work(self, client: Client, group: Group, handle: "Handler") -> None:
         subject = group.subject.format(partition=self.number)
         messages = read_in_order(
-            client, group.stream, subject=subject, start=self.done + 1, prefetch=PREFETCH, domain=self._domain,
+            client, group.stream, subject=subject, start=self.done + 1, prefetch=PREFETCH, domain=self._bucket.domain,
             made=self._claim.made,
         )  # fmt: skip
         async with aclosing(messages):
@@ -180,7 +177,7 @@ class GroupMember:
         if "{partition}" not in subject.split("."):
             raise ValueError(f"subject {subject!r}, expected a token {{partition}} in it: 'orders.{{partition}}.>'")
         self.partitions: dict[int, Partition] = {}
-        self._client, self._name, self._lease, self._domain = client, name, lease, domain
+        self._client, self._name, self._lease = client, name, lease
         self._group = Group(stream, subject, partitions)
         self._bucket = GroupBucket(client, f"{stream}-{group}", domain=domain)
         self._instance = uuid.uuid4().hex
@@ -327,8 +324,6 @@ class GroupMember:
             return False
         except NoReplyError:
             return False  # perhaps it is ours: the view will show what the bucket holds
-        self.partitions[number] = partition = Partition(
-            self._bucket, number, claim, revision, since, self._lease, self._domain
-        )
+        self.partitions[number] = partition = Partition(self._bucket, number, claim, revision, since, self._lease)
         self._owning[number] = asyncio.create_task(partition.own(self._client, self._group, handle))
         return True

@@ -11,9 +11,9 @@ import datetime
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from functools import partial
-from typing import Self
+from typing import Self, TypeVar
 
 import msgspec
 import nats.errors
@@ -36,6 +36,7 @@ SILENT_S, ASK_EVERY_S, TELL_AFTER_S = 2 * HEARTBEAT_S, 2.0, 5.0
 LEAVING_S, FLUSH_WITHIN_S, CATCH_UP_S = 0.02, 5.0, 5.0
 _handing_back: set["asyncio.Task[None]"] = set()  # asyncio itself holds only weak references to tasks
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Outage:
@@ -51,6 +52,16 @@ class Outage:
         if not self._told and now - self._since >= TELL_AFTER_S:
             self._told = True
             _log.warning("%s: nothing for %.0f s (%s); it is asked again and again", self._name, now - self._since, why)
+
+    async def retry(self, request: Callable[[], Awaitable[T]]) -> T:
+        """Return what a request returns, and repeat it for as long as its error is transient."""
+
+        def transient(err: Exception) -> bool:
+            if tolerated := is_transient(err):
+                self.goes_on(str(err) or type(err).__name__)
+            return tolerated
+
+        return await retry(request, within=math.inf, every=RETRY_S, transient=transient)
 
     def over(self) -> None:
         """Note that all is well."""
@@ -190,8 +201,8 @@ class PullConsumer:
                 # Not at once: until all servers know that we are gone, our own last request would get it again.
                 await msg.nak(delay=HAND_BACK_S if self._ahead else None)
 
-    async def batches(self) -> AsyncGenerator[list[Msg], None]:
-        """Yield what has arrived, as soon as anything has.
+    async def batches(self, stop: asyncio.Event | None = None) -> AsyncGenerator[list[Msg], None]:
+        """Yield what has arrived, as soon as anything has, until half a second after ``stop`` is set.
 
         Raises:
             nats.js.errors.NotFoundError: The consumer or its stream was deleted, and is not back within a second.
@@ -199,7 +210,7 @@ class PullConsumer:
             UnsuitableConsumerError: A consumer that is no pull consumer took its place.
             nats.errors.ConnectionClosedError: The client was closed, by the program or because the server refuses it.
         """
-        while True:
+        while stop is None or not stop.is_set():
             if self._client.is_closed:
                 raise nats.errors.ConnectionClosedError
             await self._request()
@@ -338,13 +349,6 @@ async def read_in_order(
     """
     following, js = start, client.jetstream(timeout=2.0, domain=domain)
     outage = Outage(f"stream {stream!r}")
-
-    def is_tolerated(err: Exception) -> bool:
-        if is_transient(err):
-            outage.goes_on(str(err) or type(err).__name__)
-            return True
-        return False
-
     while True:
         # Held in memory by one server: losing it costs a new one, replicating it would cost every delivery.
         config = ConsumerConfig(
@@ -357,10 +361,8 @@ async def read_in_order(
             num_replicas=1,
         )
         try:
-            info = await retry(
-                partial(js.add_consumer, stream, config), within=math.inf, every=RETRY_S, transient=is_tolerated
-            )
-            made = await _stand_in(js, stream, made, following - 1, is_tolerated)
+            info = await outage.retry(partial(js.add_consumer, stream, config))
+            made = await _stand_in(js, stream, made, following - 1, outage)
         except nats.js.errors.NotFoundError as err:
             raise await no_stream(client, stream, domain=domain) from err
         outage.over()
@@ -386,16 +388,12 @@ async def read_in_order(
 
 
 async def _stand_in(
-    js: JetStreamContext,
-    stream: str,
-    made: datetime.datetime | None,
-    place: int,
-    transient: Callable[[Exception], bool],
+    js: JetStreamContext, stream: str, made: datetime.datetime | None, place: int, outage: Outage
 ) -> datetime.datetime | None:
     """Return when a stream was made; raise StreamReplacedError if it is another one, or does not reach a place."""
     deadline = time.monotonic() + CATCH_UP_S  # a new leader may not know of its last messages at once
     while True:
-        info = await retry(partial(js.stream_info, stream), within=math.inf, every=RETRY_S, transient=transient)
+        info = await outage.retry(partial(js.stream_info, stream))
         if made is not None and info.created != made:
             raise StreamReplacedError(
                 f"stream {stream!r} was deleted and made again at {info.created}; what was read up to message {place} "

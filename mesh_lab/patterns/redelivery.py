@@ -10,9 +10,11 @@ import contextlib
 import math
 import random
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -26,7 +28,7 @@ from mesh_lab.patterns.consumer_info import ConsumerSettings, matches, streams_t
 from mesh_lab.patterns.jetstream_api import is_transient
 from mesh_lab.patterns.jetstream_wait import EXPECTS_NO_STREAM
 from mesh_lab.patterns.pull_consumer import PullConsumer
-from mesh_lab.patterns.wait import cancel_and_join, retry
+from mesh_lab.patterns.wait import retry
 
 BREAKER_PAUSE_S = 0.1
 HOLD_EVERY_S, HOLD_AT_MOST_EVERY_S = 0.25, 0.05
@@ -104,25 +106,32 @@ async def consume_with_retries(
         PublishRefusedError: A letter is too large with its payload, which the stream would not keep either.
         nats.errors.ConnectionClosedError: The client was closed.
     """
-    backoff, stop = backoff or Backoff(), stop or asyncio.Event()
-
-    def check(settings: ConsumerSettings) -> None:
-        _check_consumer(settings, f"consumer {consumer!r} of stream {stream!r}", attempts)
-
+    name = f"consumer {consumer!r} of stream {stream!r}"
+    work = _Work(client, handle, dead, attempts, backoff or Backoff(), stop or asyncio.Event(), domain)
+    check = partial(_check_consumer, name, attempts)
     source = PullConsumer(client, stream, consumer, prefetch=1, ahead=False, domain=domain, check=check)
-    async with source, aclosing(source.batches()) as batches:
+    async with source, aclosing(source.batches(work.stop)) as batches:
         if source.settings is not None:
-            await _check_dead(client, stream, source.settings, dead, domain)
-        async with aclosing(_until_stopped(client, batches, stop)) as messages:
-            async for msg in messages:
-                wait_s = source.settings.shortest_wait_s if source.settings else math.inf
-                async with _held(msg, client, max(min(HOLD_EVERY_S, wait_s / 3), HOLD_AT_MOST_EVERY_S)):
-                    word = await _attempt(msg, handle, client, dead, attempts, backoff, stop, domain)
-                if word and not msg.is_acked:  # by the handler
-                    await _say(msg, client, word)
+            await _check_dead(work, stream, source.settings)
+        async for (msg,) in batches:
+            wait_s = source.settings.shortest_wait_s if source.settings else math.inf
+            async with _held(msg, client, max(min(HOLD_EVERY_S, wait_s / 3), HOLD_AT_MOST_EVERY_S)):
+                word = await _attempt(msg, work)
+            if word and not msg.is_acked:  # by the handler
+                await _say(msg, client, word)
 
 
-def _check_consumer(settings: ConsumerSettings, name: str, attempts: int) -> None:
+class _Work(NamedTuple):
+    client: Client
+    handle: Handle
+    dead: str
+    attempts: int
+    backoff: Backoff
+    stop: asyncio.Event
+    domain: str | None
+
+
+def _check_consumer(name: str, attempts: int, settings: ConsumerSettings) -> None:
     if settings.ack_policy != "explicit":
         raise UnsuitableConsumerError(
             f"{name} has ack_policy {settings.ack_policy!r}, expected 'explicit': each message is tried again by itself"
@@ -134,49 +143,21 @@ def _check_consumer(settings: ConsumerSettings, name: str, attempts: int) -> Non
         )
 
 
-async def _check_dead(client: Client, stream: str, settings: ConsumerSettings, dead: str, domain: str | None) -> None:
-    takers = await streams_that_take(client, dead, domain=domain)
+async def _check_dead(work: _Work, stream: str, settings: ConsumerSettings) -> None:
+    takers = await streams_that_take(work.client, work.dead, domain=work.domain)
     filters = settings.filters or [">"]
-    if takers and stream in takers and any(matches(dead, pattern) for pattern in filters):
+    if takers and stream in takers and any(matches(work.dead, pattern) for pattern in filters):
         raise UnsuitableConsumerError(
-            f"dead letters on {dead!r} would come back: stream {stream!r} takes them, and the consumer's filter, "
+            f"dead letters on {work.dead!r} would come back: stream {stream!r} takes them, and the consumer's filter, "
             f"{', '.join(filters)}, too; expected a subject of another stream, or outside of the filter"
         )
     if takers == []:  # of this account; another one may import the subject
+        ask = partial(work.client.request, work.dead, headers=EXPECTS_NO_STREAM, timeout=WORD_TIMEOUT_S)
         try:
-            await retry(
-                lambda: client.request(dead, headers=EXPECTS_NO_STREAM, timeout=WORD_TIMEOUT_S),
-                within=LISTENED_TO_WITHIN_S,
-            )
+            await retry(ask, within=LISTENED_TO_WITHIN_S)
         except NoRespondersError as err:
-            raise UnsuitableConsumerError(
-                f"no stream takes dead letters on {dead!r}, expected one: make it, or choose a subject that one takes"
-            ) from err
-
-
-async def _until_stopped(
-    client: Client, batches: AsyncGenerator[list[Msg], None], stop: asyncio.Event
-) -> AsyncGenerator[Msg, None]:
-    """Yield messages until ``stop`` is set; when cancelled meanwhile, give back what is on its way."""
-    stopping = asyncio.create_task(stop.wait())
-    try:
-        while not stop.is_set():
-            taking = asyncio.ensure_future(anext(batches))
-            try:
-                await asyncio.wait({taking, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            except asyncio.CancelledError:
-                await cancel_and_join(taking)
-                if not taking.cancelled() and taking.exception() is None:
-                    for msg in taking.result():
-                        await publish_if_connected(client, msg.reply, NAK)
-                raise
-            if not taking.done():
-                await cancel_and_join(taking)
-            if not taking.cancelled():
-                for msg in taking.result():
-                    yield msg
-    finally:
-        await cancel_and_join(stopping)
+            said = f"no stream takes dead letters on {work.dead!r}, expected one: make it, or choose another subject"
+            raise UnsuitableConsumerError(said) from err
 
 
 @contextlib.asynccontextmanager
@@ -205,51 +186,41 @@ async def _say(msg: Msg, client: Client, word: bytes) -> None:
             raise
 
 
-async def _attempt(
-    msg: Msg,
-    handle: Handle,
-    client: Client,
-    dead: str,
-    attempts: int,
-    backoff: Backoff,
-    stop: asyncio.Event,
-    domain: str | None,
-) -> bytes:
+async def _attempt(msg: Msg, work: _Work) -> bytes:
     """Return what to say of a message to its consumer, after an attempt or a burial."""
-    attempt = msg.metadata.num_delivered
+    attempt, attempts = msg.metadata.num_delivered, work.attempts
     if attempt > attempts:  # the worker that had it before died over it, or was killed, each time
-        return await _bury(msg, client, dead, f"no attempt of {attempts} came to an end", domain)
+        return await _bury(msg, work, f"no attempt of {attempts} came to an end")
     try:
-        while not await _is_handled(msg, handle, stop):
-            if stop.is_set():
+        while not await _is_handled(msg, work):
+            if work.stop.is_set():
                 return NAK
     except PoisonMessageError as err:
-        return await _bury(msg, client, dead, str(err), domain)
+        return await _bury(msg, work, str(err))
     except Exception as err:  # noqa: BLE001 (whatever it is, the message is tried again or kept with the reason)
         if msg.is_acked:
             return b""  # the handler acknowledged it, and failed after that
         if attempt >= attempts:
-            reason = f"{type(err).__name__}: {err} (attempt {attempt} of {attempts})"
-            return await _bury(msg, client, dead, reason, domain)
-        return NAK + b' {"delay": %d}' % int(backoff.delay(attempt) * 1e9)
+            return await _bury(msg, work, f"{type(err).__name__}: {err} (attempt {attempt} of {attempts})")
+        return NAK + b' {"delay": %d}' % int(work.backoff.delay(attempt) * 1e9)
     return ACK
 
 
-async def _is_handled(msg: Msg, handle: Handle, stop: asyncio.Event) -> bool:
+async def _is_handled(msg: Msg, work: _Work) -> bool:
     """Handle a message; or, where a breaker is open, wait until that is worth another try."""
     try:
-        await handle(msg)
+        await work.handle(msg)
     except CircuitOpenError as err:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(err.retry_after, BREAKER_PAUSE_S)):
-                await stop.wait()
+                await work.stop.wait()
         return False
     return True
 
 
-async def _bury(msg: Msg, client: Client, dead: str, reason: str, domain: str | None) -> bytes:
+async def _bury(msg: Msg, work: _Work, reason: str) -> bytes:
     """Keep a message as a dead letter, and only then return the word that takes it off its consumer."""
-    about, headers = msg.metadata, msg.headers or {}
+    client, dead, about, headers = work.client, work.dead, msg.metadata, msg.headers or {}
     # The server acts on headers of its own (Nats-Expected-…, Nats-TTL, …), which were meant for another stream.
     kept = [name for name in headers if _SENDABLE.fullmatch(name) and not name.lower().startswith("nats-")]
     ours = {
@@ -262,7 +233,7 @@ async def _bury(msg: Msg, client: Client, dead: str, reason: str, domain: str | 
     }
     if not await _is_kept(client, dead, msg.data, {name: headers[name] for name in kept} | ours):
         # It is too large: a letter without its payload, if the message stays in its stream.
-        js = client.jetstream(timeout=2.0, domain=domain)
+        js = client.jetstream(timeout=2.0, domain=work.domain)
         config = (await retry(lambda: js.stream_info(about.stream))).config
         if config.retention not in (None, RetentionPolicy.LIMITS):
             raise PublishRefusedError(
