@@ -33,7 +33,7 @@ from mesh_lab.patterns.wait import retry
 REQUEST_EXPIRES_NS, LONE_REQUEST_EXPIRES_NS, HEARTBEAT_NS = 30_000_000_000, 500_000_000, 500_000_000
 HEARTBEAT_S, RETRY_S, HAND_BACK_S = HEARTBEAT_NS / 1e9, 0.1, 0.25
 SILENT_S, ASK_EVERY_S, TELL_AFTER_S = 2 * HEARTBEAT_S, 2.0, 5.0
-LEAVING_S, FLUSH_WITHIN_S, CATCH_UP_S = 0.02, 5.0, 5.0
+LOOKS, LEAVING_S, FLUSH_WITHIN_S, CATCH_UP_S = 3, 0.02, 5.0, 5.0
 _handing_back: set["asyncio.Task[None]"] = set()  # asyncio itself holds only weak references to tasks
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -146,7 +146,8 @@ class PullConsumer:
         self._inbox = ""
         self._subscription: Subscription | None = None
         self._buffer, self._requested = list[Msg](), 0
-        self._replied_at = self._alive_at = self._asked_at = self._pause_until = time.monotonic()
+        self._replied_at = self._alive_at = self._asked_at = time.monotonic()
+        self._requested_at = self._pause_until = 0.0
         self._arrived = asyncio.Event()
         self._gone = False
         self._refused: tuple[str, str] | None = None
@@ -160,8 +161,9 @@ class PullConsumer:
             UnsuitableConsumerError: It is a push consumer, or one with priority groups.
             nats.errors.ConnectionClosedError: The client was closed.
         """
-        if self._lost_after is None:
-            await self._look()
+        for _ in range(LOOKS if self._lost_after is None else 0):
+            if self.settings is None:
+                await self._look()
         self._subscription = await retry(self._subscribe)
         self._replied_at = self._alive_at = time.monotonic()
         return self
@@ -234,24 +236,24 @@ class PullConsumer:
                 if self._lost_after is not None:
                     raise nats.js.errors.NotFoundError(code=404, description=f"{self._name} was deleted")
                 await self._look()  # perhaps it is there again
-            if arrived := len(self._buffer):
+            if self._buffer:
                 self._outage.over()
-                self._requested = max(0, self._requested - arrived)
                 if self._ahead:
                     await self._request()  # the line is busy while the caller works
                 batch, self._buffer = self._buffer, []  # after the last wait, or a cancellation would lose it
+                self._requested = max(0, self._requested - len(batch))
                 yield batch
                 self._replied_at = self._alive_at = time.monotonic()  # nobody listened meanwhile
 
     async def _request(self) -> None:
-        room = self._prefetch - self._requested
+        room = self._prefetch - self._requested + len(self._buffer) * self._ahead
         if room < max(1, self._prefetch // 2) or time.monotonic() < self._pause_until:
             return
         heartbeat = min(HEARTBEAT_NS, self._expires_ns // 2)
         request = {"batch": room, "expires": self._expires_ns, "idle_heartbeat": heartbeat}
         if await publish_if_connected(self._client, self._subject, msgspec.json.encode(request), reply=self._inbox):
             self._requested += room
-            self._replied_at = time.monotonic()
+            self._replied_at = self._requested_at = time.monotonic()
 
     async def _look(self) -> None:
         """Ask for the consumer's settings, and fit the requests to them."""
@@ -305,13 +307,12 @@ class PullConsumer:
         if status == "100":
             return
         self._last_word = f"{status} {text}".strip()
-        self._pause_until = self._replied_at + RETRY_S
+        self._pause_until = RETRY_S + (self._requested_at if status in ("404", "408") else self._replied_at)
+        self._arrived.set()
         if status == "409" and "Deleted" in text:
             self._gone = True
-            self._arrived.set()
         elif status == "400" or text.startswith(("Exceeded MaxRequest", "Consumer is push based")):
             self._refused = (status, text)
-            self._arrived.set()
         else:  # the request expired, or it is its server's or leader's end: what is missing of it will not come
             unmet = headers.get("Nats-Pending-Messages")
             self._requested = max(0, self._requested - int(unmet)) if unmet else 0
