@@ -141,10 +141,7 @@ async def _names(client: Client, subject: str, what: str, request: dict[str, str
 
 
 def _listed(names: list[str], what: str) -> str:
-    if not names:
-        return f"no {what}"
-    more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
-    return ", ".join(repr(name) for name in sorted(names)[:SHOWN_NAMES]) + more
+    return ", ".join(map(repr, sorted(names)[:SHOWN_NAMES])) + " …" * (len(names) > SHOWN_NAMES) or f"no {what}"
 
 
 async def _ask(client: Client, subject: str, request: bytes = b"") -> _Reply:

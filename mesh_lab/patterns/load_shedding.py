@@ -17,6 +17,7 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from mesh_lab.patterns.connection import publish_if_connected
 from mesh_lab.patterns.token_bucket import TokenBucket
 from mesh_lab.patterns.wait import cancel_and_join
 
@@ -114,8 +115,8 @@ class AdmissionController:
             msg, since = await self._turns.get()
             try:
                 await self._turn(msg, time.monotonic() - since)
-            except (nats.errors.Error, RuntimeError):
-                self.unsent_replies += 1  # the requester's timeout ends it, and the next turn may fare better
+            except nats.errors.Error:
+                self.unsent_replies += 1
             finally:
                 self._in_hand -= 1
                 self._turns.task_done()
@@ -133,7 +134,7 @@ class AdmissionController:
             await self._refuse(msg, 503, f"waited {waited_s:.3f} s for its turn", self._longest_wait)
         else:
             try:
-                await self._reply(msg, await self._work(msg))
+                sent = await self._reply(msg, await self._work(msg))
             except asyncio.CancelledError as err:
                 if (this := asyncio.current_task()) is not None and this.cancelling():
                     raise
@@ -141,7 +142,7 @@ class AdmissionController:
             except Exception as err:  # noqa: BLE001 - one request's error goes to its requester, and ends no worker
                 await self._refuse(msg, 500, repr(err))
             else:
-                self.answered += 1
+                self.answered += sent
 
     async def _refuse(self, msg: Msg, code: int, why: str, again_s: float | None = None) -> None:
         self.refused += 1
@@ -150,6 +151,7 @@ class AdmissionController:
             headers[RETRY_AFTER] = f"{again_s:.3f}"
         await self._reply(msg, b"", headers)
 
-    async def _reply(self, msg: Msg, payload: bytes, headers: dict[str, str] | None = None) -> None:
-        if msg.reply:
-            await self._client.publish(msg.reply, payload, headers=headers)
+    async def _reply(self, msg: Msg, payload: bytes, headers: dict[str, str] | None = None) -> bool:
+        sent = not msg.reply or await publish_if_connected(self._client, msg.reply, payload, headers=headers)
+        self.unsent_replies += not sent  # the requester's timeout ends it, and the next turn may fare better
+        return sent
