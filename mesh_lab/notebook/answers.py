@@ -1,15 +1,18 @@
 """Look at a reader's answer: untouched, of the wrong kind, stuck, or raising, and at which line."""
 
+import asyncio
 import dis
 import inspect
 import re
 import reprlib
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import CodeType, FrameType, FunctionType
+from functools import partial
+from types import CodeType, FrameType, FunctionType, MethodType
 from typing import Literal
 
 Kind = Literal["async function", "function", "async generator", "text", "dict", "anything"]
@@ -31,6 +34,8 @@ def untouched(answer: object) -> bool:
 
 def files_of(answer: object) -> frozenset[str]:
     """Return the file names, in a notebook one for each cell, of the code that an answer brings along."""
+    while isinstance(answer, partial | MethodType):
+        answer = answer.func if isinstance(answer, partial) else answer.__func__
     if isinstance(answer, FunctionType):
         return frozenset({inspect.unwrap(answer).__code__.co_filename, answer.__code__.co_filename})
     return frozenset[str]().union(*map(files_of, _members(answer)))
@@ -102,6 +107,9 @@ class StuckError(Exception):
     """The answer blocks the event loop, so that no timeout of asyncio can reach it."""
 
 
+BLOCKED_S = 8.0  # a check may take longer, and the event loop has its turn all the while
+
+
 @contextmanager
 def interrupted_when_stuck(files: frozenset[str], *, after: float) -> Iterator[None]:
     """Raise :class:`StuckError` inside the answer's own code when it holds the event loop for too long.
@@ -110,7 +118,8 @@ def interrupted_when_stuck(files: frozenset[str], *, after: float) -> Iterator[N
 
     Args:
         files: What :func:`files_of` says of the answer.
-        after: Seconds; then again each second, for an answer that catches it.
+        after: Seconds in all, or :data:`BLOCKED_S` without a turn of the event loop; then again each second, for an
+            answer that catches it.
     """
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
@@ -122,18 +131,29 @@ def interrupted_when_stuck(files: frozenset[str], *, after: float) -> Iterator[N
                 raise StuckError
             frame = frame.f_back
 
+    loop, ends = asyncio.get_running_loop(), time.monotonic() + after
+    turn: asyncio.TimerHandle | None = None
+
+    def put_off() -> None:
+        nonlocal turn
+        if (left := ends - time.monotonic()) > 0:
+            signal.setitimer(signal.ITIMER_REAL, min(left, BLOCKED_S), 1.0)
+            turn = loop.call_later(BLOCKED_S / 4, put_off)
+
     before = signal.signal(signal.SIGALRM, on_alarm)
-    signal.setitimer(signal.ITIMER_REAL, after, 1.0)
+    put_off()
     try:
         yield
     finally:
+        if turn is not None:
+            turn.cancel()
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
 
-def alone(error: BaseException) -> BaseException:
-    """Return the only exception of a group, and any other exception as it is."""
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+def first_of(error: BaseException) -> BaseException:
+    """Return the first exception of a group, and any other exception as it is."""
+    while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
 

@@ -149,11 +149,13 @@ async def _tried(task: _Exercise, mesh: Mesh, answer: object) -> str:
         await watch.look_around(began)
         return words
     except Exception as raised:  # noqa: BLE001 - whatever the reader's code raises becomes their verdict
-        error = answers.alone(raised)
+        error = answers.first_of(raised)
         if isinstance(error, NotYet):
             raise error from None
         situation = f"{trial.case}, and " if trial.case else ""
-        if isinstance(error, answers.StuckError) or (isinstance(error, TimeoutError) and deadline.expired()):
+        if isinstance(error, answers.StuckError):
+            raise NotYet(f"{situation}it blocked the event loop and never gave it a turn", task.expects) from error
+        if isinstance(error, TimeoutError) and deadline.expired():
             raise NotYet(f"{situation}no answer after {task.within:g} s", task.expects) from error
         said, line = answers.last_line(error, files)
         if error is not raised and answers.last_line(raised, files)[1] is not None:

@@ -1,14 +1,16 @@
 """The checks of notebook 05: placement, what a majority waits for, and collecting from the edge."""
 
 import time
+from collections.abc import Collection
 from functools import partial
 from typing import Any
 
 from nats.js import JetStreamContext
-from nats.js.api import Placement, StreamConfig, StreamInfo
+from nats.js.api import Placement, StreamConfig, StreamInfo, StreamSource
 from nats.js.errors import NotFoundError
 
 from mesh_lab.notebook.exercises import NotYet, Trial, exercise
+from mesh_lab.orders import encode, read_orders
 from mesh_lab.patterns import eventually, retry, wait_routable, wait_stream
 
 # Short, because a request that meets an election is never answered; what may be asked twice is, by retry().
@@ -39,6 +41,8 @@ async def places_a_backup(trial: Trial, answer: Any) -> str:
         mirrored = info.config.mirror.name if info.config.mirror else None
         seen = f"a mirror of {mirrored}" if mirrored else "sources" if info.config.sources else "no mirror"
         raise NotYet(f"BACKUP has {seen}", f"a mirror of {FOLLOWED}: whole, in order, with the same numbers")
+    _expect_whole(info.config.mirror, "BACKUP", ("orders.eu.*.placed", "orders.eu.>", "orders.>"))
+    _expect_nothing_dropped(info.config, "BACKUP")
     place = info.cluster.name if info.cluster else None
     if place != AWAY:
         raise NotYet(f"BACKUP lives in {place}", f"{AWAY}: when {HOME} is lost, the copy must not be")
@@ -61,7 +65,28 @@ async def _have_followed(trial: Trial, js: JetStreamContext) -> None:
     except NotFoundError:
         client = await trial.client(region=HOME)
         home = Placement(cluster=HOME)
-        await trial.stream(client, FOLLOWED, subjects=["orders.eu.*.placed"], num_replicas=3, placement=home)
+        followed = await trial.stream(client, FOLLOWED, subjects=["orders.eu.*.placed"], num_replicas=3, placement=home)
+        for order in read_orders(first=12):
+            if order.region == HOME:
+                await retry(partial(followed.publish, order.subject("placed"), encode(order)))
+
+
+def _expect_whole(source: StreamSource, stream: str, every: Collection[str]) -> None:
+    """Raise NotYet unless a stream gets all of what it follows; each subject in ``every`` matches all of that."""
+    if source.opt_start_seq or source.opt_start_time:
+        raise NotYet(f"{stream} leaves out what was stored before a start", "all of it, from the first message on")
+    if source.filter_subject and source.filter_subject not in (">", *every):
+        raise NotYet(f"{stream} takes only {source.filter_subject}", "all of it, without a filter")
+    if source.subject_transforms:
+        raise NotYet(f"{stream} takes some subjects, or renames them", "all of it, as it is")
+
+
+def _expect_nothing_dropped(config: StreamConfig, stream: str) -> None:
+    for limit in ("max_msgs", "max_bytes", "max_age", "max_msgs_per_subject", "max_msg_size"):
+        if (value := getattr(config, limit)) not in (None, 0, -1):
+            raise NotYet(f"{stream} has {limit} {value:g}", "no limit: it is to keep all that it follows")
+    if config.retention not in (None, "limits"):
+        raise NotYet(f"{stream} has retention {config.retention}", "limits: whoever reads it takes nothing away")
 
 
 async def _info(js: JetStreamContext, stream: str, seen: str, expected: str) -> StreamInfo:
@@ -74,6 +99,7 @@ async def _info(js: JetStreamContext, stream: str, seen: str, expected: str) -> 
 
 # 5.2
 
+ASKED_MS = (40.0, 70.0)
 CASES: tuple[tuple[float, list[float], float], ...] = (
     (0, [], 0),
     (5, [], 10),
@@ -81,8 +107,12 @@ CASES: tuple[tuple[float, list[float], float], ...] = (
     (30, [40, 10], 80),
     (0, [50, 5, 20, 10], 20),
     (10, [3, 80, 70, 90], 160),
+    (7, [100, 9, 11, 10], 34),
+    (0.5, [2.5, 1.5], 4),
+    (1, [0, 0], 2),
+    (0, [6, 6, 1, 6], 12),
+    (0, list(ASKED_MS), 80),
 )
-ASKED_MS = (40.0, 70.0)
 
 
 @exercise(
@@ -98,8 +128,9 @@ async def predicts_the_wait(trial: Trial, answer: Any) -> str:
     """Ask for some cases, then slow two links and compare the last answer with the servers'."""
     for to_leader, followers, wanted in CASES:
         said = answer(to_leader, list(followers))
-        if not isinstance(said, int | float) or abs(said - wanted) > 1e-6:
-            asked = f"{len(followers) + 1} replicas, followers at {followers} ms, leader at {to_leader} ms"
+        if not isinstance(said, int | float) or not abs(said - wanted) <= 1e-6:
+            copies = f"{len(followers) + 1} replicas" if followers else "1 replica"
+            asked = f"{copies}, followers at {followers} ms, leader at {to_leader} ms"
             raise NotYet(f"for {asked}, {said!r} was returned", f"{wanted:g}")
     said = answer(0.0, list(ASKED_MS))
     js = await _context(trial, "CHECK-5-2")
@@ -143,7 +174,7 @@ async def _publish_ms(js: JetStreamContext) -> float:
     "5.3",
     title="collect from the edge",
     answer="async function",
-    expects="a stream ALL-RETURNS in the regions, which sources the store's RETURNS",
+    expects="a stream ALL-RETURNS in the regions, which follows the store's RETURNS",
     hint="A source in another domain is named with external=ExternalStream(api=…); the API of a domain is below "
     "$JS.<domain>.API.",
     within=90.0,
@@ -157,9 +188,15 @@ async def collects_from_the_edge(trial: Trial, answer: Any) -> str:
     for number in range(3):
         await store.publish(f"returns.{number}", b"a CD")
     await retry(lambda: answer(js))
-    info = await _info(js, "ALL-RETURNS", "no stream ALL-RETURNS in the regions", "one that sources RETURNS")
-    if (api := _source_api(info.config)) != STORE_API:
-        raise NotYet(f"ALL-RETURNS sources {api}", f"RETURNS by the API of the store's domain, {STORE_API}")
+    info = await _info(
+        js, "ALL-RETURNS", "no stream ALL-RETURNS in the regions", "one that follows the store's RETURNS"
+    )
+    source = _followed(info.config)
+    _expect_whole(source, "ALL-RETURNS", ("returns.*", "returns.>"))
+    _expect_nothing_dropped(info.config, "ALL-RETURNS")
+    if info.config.subjects:
+        listened = ", ".join(info.config.subjects)
+        raise NotYet(f"ALL-RETURNS listens to {listened} itself, too", "what the store has stored, each once")
     for number in range(3, 6):
         await store.publish(f"returns.{number}", b"a CD")
     came = 0
@@ -176,12 +213,17 @@ async def collects_from_the_edge(trial: Trial, answer: Any) -> str:
     return "the store needs no permission and no wait to sell; the headquarters asks when it can be heard"
 
 
-def _source_api(config: StreamConfig) -> str:
-    sources = [source for source in config.sources or [] if source.name == "RETURNS"]
-    if not sources:
-        return "no stream RETURNS"
-    external = sources[0].external
-    return external.api if external else "a stream RETURNS of the regions"
+def _followed(config: StreamConfig) -> StreamSource:
+    """Return the source or the mirror that leads to the store's stream."""
+    named = [one for one in [*(config.sources or []), config.mirror] if one and one.name == "RETURNS"]
+    apis = [one.external.api if one.external else "a stream RETURNS of the regions" for one in named]
+    if apis != [STORE_API]:
+        others = sorted(set(apis) - {STORE_API})
+        seen = others[0] if others else "the store's RETURNS twice" if apis else "no stream RETURNS"
+        raise NotYet(f"ALL-RETURNS follows {seen}", f"RETURNS by the API of the store's domain, {STORE_API}, once")
+    if config.sources and len(config.sources) > 1:
+        raise NotYet(f"ALL-RETURNS has {len(config.sources)} sources", "one: the store's RETURNS")
+    return named[0]
 
 
 # What they share

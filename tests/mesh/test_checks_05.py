@@ -2,11 +2,14 @@
 
 import asyncio
 import contextlib
+import json
 
 import pytest
 from exercise_cells import ExerciseCells, refused
-from nats.js.api import ExternalStream, Placement, StreamSource
+from nats.js.api import ExternalStream, Placement, StreamConfig, StreamSource
 from nats.js.errors import NotFoundError
+
+from mesh_lab.notebook.exercises import check
 
 CELLS = ExerciseCells(
     "05_grow_the_mesh",
@@ -16,7 +19,14 @@ CELLS = ExerciseCells(
     ExternalStream=ExternalStream,
 )
 HOME = StreamSource(name="ORDERS-EU")
-STORE = StreamSource(name="RETURNS", external=ExternalStream(api="$JS.store-berlin.API"))
+
+
+def edge(**options):
+    return StreamSource(name="RETURNS", external=ExternalStream(api="$JS.store-berlin.API"), **options)
+
+
+STORE = edge()
+ALL = {"name": "ALL-RETURNS", "sources": [STORE], "num_replicas": 3}
 
 test_the_cell_for_the_reader_is_not_attempted, test_the_solution_in_the_notebook_is_correct = CELLS.tests("regions")
 
@@ -29,6 +39,7 @@ def making(**settings):
 
 
 US = Placement(cluster="us")
+BACKUP = {"name": "BACKUP", "mirror": HOME, "num_replicas": 3, "placement": US}
 
 
 @pytest.mark.parametrize(
@@ -42,12 +53,47 @@ US = Placement(cluster="us")
             {"name": "BACKUP", "mirror": StreamSource(name="ORDERS-US"), "num_replicas": 3, "placement": US},
             "BACKUP has a mirror of ORDERS-US; expected a mirror of ORDERS-EU",
         ),
+        (
+            BACKUP | {"mirror": StreamSource(name="ORDERS-EU", opt_start_seq=2)},
+            "BACKUP leaves out what was stored before a start; expected all of it",
+        ),
+        (
+            BACKUP | {"mirror": StreamSource(name="ORDERS-EU", filter_subject="orders.eu.000001.placed")},
+            "BACKUP takes only orders.eu.000001.placed; expected all of it, without a filter",
+        ),
+        (BACKUP | {"max_msgs": 10}, "BACKUP has max_msgs 10; expected no limit"),
+        (BACKUP | {"max_age": 3_600}, "BACKUP has max_age 3600; expected no limit"),
+        (BACKUP | {"max_bytes": 10_000_000}, "BACKUP has max_bytes 1e+07; expected no limit"),
+        (BACKUP | {"max_msgs_per_subject": 1}, "BACKUP has max_msgs_per_subject 1; expected no limit"),
+        (BACKUP | {"name": "BACKUP-EU"}, "no stream BACKUP on the servers"),
     ],
-    ids=["at home", "one copy", "sources", "no mirror", "another stream"],
 )
 async def test_a_backup_in_the_wrong_place_or_of_the_wrong_kind_is_refused(regions, settings, said):
-    verdict = await refused("5.1", making(**settings))
-    assert said in verdict
+    try:
+        assert said in await refused("5.1", making(**settings))
+    finally:
+        await remove(regions, "BACKUP-EU")
+
+
+async def remove(mesh, stream):
+    client = await mesh.connect()
+    with contextlib.suppress(NotFoundError):
+        await client.jetstream().delete_stream(stream)
+
+
+async def test_other_ways_to_place_a_backup_are_right(regions):
+    async def by_configuration(js):
+        await js.add_stream(StreamConfig(**BACKUP, storage="memory"))
+
+    async def by_request(js):
+        placed = {"mirror": {"name": "ORDERS-EU"}, "num_replicas": 3, "placement": {"cluster": "us"}}
+        config = {"name": "BACKUP", "retention": "limits", "storage": "file", **placed}
+        reply = await js._nc.request("$JS.API.STREAM.CREATE.BACKUP", json.dumps(config).encode(), timeout=10)
+        assert "error" not in json.loads(reply.data), reply.data
+
+    for answer in (by_configuration, by_request):
+        verdict = await check("5.1", answer)
+        assert verdict.state == "correct", verdict
 
 
 async def test_a_backup_that_was_never_made_is_refused(regions):
@@ -55,6 +101,21 @@ async def test_a_backup_that_was_never_made_is_refused(regions):
         await js.account_info()
 
     assert "no stream BACKUP" in await refused("5.1", forget)
+
+
+def needed(followers, *, key=None, more=0):
+    """Return the latency of the follower that completes a majority."""
+    sorted_ms = sorted(followers, key=key)
+    return sorted_ms[min((len(followers) + 1) // 2 - 1 + more, len(followers) - 1)] if followers else 0
+
+
+async def test_other_ways_to_predict_the_wait_are_right(regions):
+    def by_waiting(to_leader_ms, followers_ms):
+        acked = [0, *sorted(followers_ms)]  # the leader has it at once
+        return float(2 * to_leader_ms + 2 * acked[len(acked) // 2])
+
+    verdict = await check("5.2", by_waiting)
+    assert verdict.state == "correct", verdict
 
 
 @pytest.mark.parametrize(
@@ -68,8 +129,23 @@ async def test_a_backup_that_was_never_made_is_refused(regions):
             "50.0 was returned; expected 20",
         ),
         (lambda to_leader, followers: "soon", "'soon' was returned"),
+        (
+            lambda to_leader, followers: {},
+            "for 1 replica, followers at [] ms, leader at 0 ms, {} was returned; expected 0",
+        ),
+        (lambda to_leader, followers: float("nan"), "nan was returned; expected 0"),
+        (lambda to_leader, followers: to_leader + 2 * needed(followers), "5 was returned; expected 10"),
+        (lambda to_leader, followers: 2 * to_leader + needed(followers), "10 was returned; expected 20"),
+        (lambda to_leader, followers: 2 * max(to_leader, needed(followers)), "60 was returned; expected 80"),
+        (lambda to_leader, followers: 2 * (to_leader + int(needed(followers))), "3.0 was returned; expected 4"),
+        (lambda to_leader, followers: 2 * (to_leader + needed(followers, key=str)), "was returned; expected"),
+        (lambda to_leader, followers: 2 * (to_leader + needed(sorted(set(followers)))), "was returned; expected 12"),
+        (lambda to_leader, followers: 2 * (to_leader + needed(followers, more=1)), "80 was returned; expected 20"),
+        (
+            lambda to_leader, followers: 2 * (to_leader + sorted(followers)[len(followers) // 2 - 1]),
+            "it raised IndexError",
+        ),
     ],
-    ids=["the slowest", "one way", "the fastest of five", "the mean", "nothing"],
 )
 async def test_a_wrong_prediction_is_refused(regions, answer, said):
     verdict = await refused("5.2", answer)
@@ -81,7 +157,7 @@ async def test_a_wrong_prediction_is_refused(regions, answer, said):
     [
         (
             {"name": "ALL-RETURNS", "sources": [StreamSource(name="RETURNS")], "num_replicas": 3},
-            "sources a stream RETURNS of the regions",
+            "follows a stream RETURNS of the regions; expected RETURNS by the API of the store's domain",
         ),
         (
             {
@@ -89,19 +165,46 @@ async def test_a_wrong_prediction_is_refused(regions, answer, said):
                 "sources": [StreamSource(name="RETURNS", external=ExternalStream(api="$JS.store-hamburg.API"))],
                 "num_replicas": 3,
             },
-            "sources $JS.store-hamburg.API",
+            "follows $JS.store-hamburg.API; expected RETURNS by the API",
         ),
         ({"name": "ALL-RETURNS", "sources": [STORE]}, "ALL-RETURNS has 1 copy; expected 3"),
-        ({"name": "ALL-RETURNS", "subjects": ["returns.*"], "num_replicas": 3}, "sources no stream RETURNS"),
+        ({"name": "ALL-RETURNS", "subjects": ["returns.*"], "num_replicas": 3}, "follows no stream RETURNS"),
+        (ALL | {"subjects": ["returns.*"]}, "ALL-RETURNS listens to returns.* itself, too; expected what the store"),
+        (ALL | {"max_msgs": 100}, "ALL-RETURNS has max_msgs 100; expected no limit"),
+        (ALL | {"max_age": 60}, "ALL-RETURNS has max_age 60; expected no limit"),
+        (ALL | {"sources": [edge(opt_start_seq=2)]}, "ALL-RETURNS leaves out what was stored before a start"),
+        (ALL | {"sources": [edge(filter_subject="returns.1")]}, "ALL-RETURNS takes only returns.1; expected all"),
+        (ALL | {"sources": [edge(), StreamSource(name="ORDERS-EU")]}, "ALL-RETURNS has 2 sources; expected one"),
+        (
+            {"name": "ALL-RETURNS", "mirror": StreamSource(name="RETURNS"), "num_replicas": 3},
+            "follows a stream RETURNS of",
+        ),
         ({"name": "OTHER", "subjects": ["nothing"]}, "no stream ALL-RETURNS"),
     ],
-    ids=["no domain", "another domain", "one copy", "listens itself", "another name"],
 )
 async def test_a_collection_that_misses_something_is_refused(regions, settings, said):
     try:
         assert said in await refused("5.3", making(**settings))
     finally:
-        if settings["name"] == "OTHER":
-            client = await regions.connect()
-            with contextlib.suppress(NotFoundError):
-                await client.jetstream().delete_stream("OTHER")
+        await remove(regions, "OTHER")
+
+
+async def test_a_collection_that_is_copied_once_is_refused(regions):
+    async def copies(js):
+        await js.add_stream(name="ALL-RETURNS", subjects=["copied.*"], num_replicas=3)
+        for number in range(6):
+            await js.publish(f"copied.{number}", b"a CD")
+
+    assert "ALL-RETURNS follows no stream RETURNS; expected RETURNS by the API" in await refused("5.3", copies)
+
+
+async def test_a_mirror_of_the_stores_stream_collects_as_well(regions):
+    async def mirrors(js):
+        await js.add_stream(name="ALL-RETURNS", mirror=STORE, num_replicas=3)
+
+    async def with_a_filter_for_all(js):
+        await js.add_stream(StreamConfig(**ALL | {"sources": [edge(filter_subject="returns.>")]}))
+
+    for answer in (mirrors, with_a_filter_for_all):
+        verdict = await check("5.3", answer)
+        assert verdict.state == "correct", verdict

@@ -2,13 +2,14 @@ import asyncio
 import contextlib
 import re
 import threading
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from mesh_lab.errors import MeshClosedError, UnknownNameError
-from mesh_lab.notebook import exercises
+from mesh_lab.notebook import answers, exercises
 from mesh_lab.notebook.answers import untouched
 from mesh_lab.notebook.exercises import NotYet, Verdict, check, exercise, hint, progress
 
@@ -224,7 +225,36 @@ async def test_an_answer_that_blocks_the_event_loop_is_ended(doubling):
     async def blocks(number):
         threading.Event().wait(30)
 
-    assert repr(await check("2.2", blocks)) == "not yet: no answer after 0.2 s; expected the number doubled"
+    blocked = "not yet: it blocked the event loop and never gave it a turn; expected the number doubled"
+    assert repr(await check("2.2", blocks)) == blocked
+
+
+async def test_an_answer_that_blocks_the_event_loop_is_ended_long_before_the_check_is(monkeypatch):
+    monkeypatch.setattr(answers, "BLOCKED_S", 0.2)
+
+    @exercise("1.1", title="wait", hint="", expects="an end", within=300.0)
+    async def waits(trial, answer):
+        await asyncio.sleep(0.5)  # work: longer than the loop may be blocked
+        await answer()
+        return "it ended"
+
+    async def blocks():
+        threading.Event().wait(30)
+
+    assert "it blocked the event loop" in repr(await check("1.1", blocks))
+
+    async def takes_its_time():
+        for _ in range(6):
+            await asyncio.sleep(0.1)  # work
+
+    assert (await check("1.1", takes_its_time)).state == "correct"
+
+
+async def test_a_method_and_a_function_with_arguments_filled_in_are_shown_with_their_line(doubling):
+    async def broken(number, divisor):
+        return number / divisor
+
+    assert "it raised ZeroDivisionError: division by zero (line" in repr(await check("2.2", partial(broken, divisor=0)))
 
 
 async def test_a_timeout_of_the_answer_itself_is_an_exception_like_any_other(doubling):
@@ -316,7 +346,7 @@ async def test_an_answer_that_catches_everything_is_still_ended(doubling):
             threading.Event().wait(30)
         threading.Event().wait(30)
 
-    assert "no answer after 0.2 s" in repr(await check("2.2", stubborn))
+    assert "it blocked the event loop" in repr(await check("2.2", stubborn))
 
 
 def test_a_wrong_answer_says_what_was_seen_and_what_was_expected():
