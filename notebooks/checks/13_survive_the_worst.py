@@ -1,13 +1,13 @@
 """Checks of notebook 13: an audit that finds what is wrong, and servers replaced while orders flow."""
 
 import asyncio
-from typing import Any
+from typing import Any, NamedTuple
 
 from mesh_lab import Mesh
 from mesh_lab.chaos import Attempt, Outcome, Stored, Writers, audit, caught_up, read_stream
 from mesh_lab.notebook.exercises import MachineClock, NotYet, Trial, exercise
 from mesh_lab.orders import STREAM, open_event_store
-from mesh_lab.patterns import eventually, wait_routable
+from mesh_lab.patterns import cancel_and_join, eventually, wait_routable
 
 # 13.1
 
@@ -22,22 +22,72 @@ BAD_DAY: dict[str, tuple[Outcome, int]] = {
     "000007": ("unknown", 3),
     "000008": ("stored", 0),
     "000009": ("stored", 1),
+    "000010": ("refused", 1),
+    "000011": ("refused", 2),
+    "000012": ("unknown", 2),
 }
-STRANGERS = {"999998": 1, "999999": 2}
-WRONG = {
-    "lost": {"000002", "000008"},
-    "unexpected": {"999998", "999999"},
-    "doubled": {"000006", "000007", "999999"},
-}
-QUIET_DAY = {"000001", "000009"}
+STRANGERS = {"999998": 1, "999999": 2, "9": 1}
+ORDERS_ON_A_LONG_DAY = 2_000
 
 
-def _story(id_: str) -> str:
-    """Return in words what is known of an order."""
-    if id_ not in BAD_DAY:
-        return f"never sent, stored {STRANGERS.get(id_, 0)} times"
-    outcome, copies = BAD_DAY[id_]
-    return f"{outcome}, says its writer; in the stream {copies} times"
+class _Day(NamedTuple):
+    """What became of each order, how often strangers' are stored, and whether the first copies come first."""
+
+    name: str
+    orders: dict[str, tuple[Outcome, int]]
+    strangers: dict[str, int]
+    backwards: bool = False
+
+    def wrong(self) -> dict[str, set[str]]:
+        """Return what there is to find."""
+        copies = {**{id_: number for id_, (_, number) in self.orders.items()}, **self.strangers}
+        return {
+            "lost": {id_ for id_, (outcome, number) in self.orders.items() if outcome == "stored" and not number},
+            "unexpected": set(self.strangers),
+            "doubled": {id_ for id_, number in copies.items() if number > 1},
+        }
+
+    def told(self) -> tuple[list[Attempt], list[Stored]]:
+        """Return the attempts, of two writers, and the messages, with what came again after what came once."""
+        attempts = [
+            Attempt(f"w{at % 2}", at // 2, id_, at * 1.0, at + 0.5, outcome)
+            for at, (id_, (outcome, _)) in enumerate(self.orders.items())
+        ]
+        numbers = {**{id_: number for id_, (_, number) in self.orders.items()}, **self.strangers}
+        copies = [id_ for again in range(max(numbers.values(), default=0)) for id_ in numbers if numbers[id_] > again]
+        if self.backwards:
+            copies, attempts = copies[::-1], attempts[::-1]
+        return attempts, [Stored(seq, id_) for seq, id_ in enumerate(copies, start=1)]
+
+    def story(self, id_: str) -> str:
+        """Return in words what is known of an order."""
+        if id_ not in self.orders:
+            return f"never sent, stored {self._times(self.strangers.get(id_, 0))}"
+        outcome, copies = self.orders[id_]
+        return f"{outcome}, says its writer; in the stream {self._times(copies)}"
+
+    @staticmethod
+    def _times(number: int) -> str:
+        return "once" if number == 1 else f"{number} times"
+
+
+def _renamed(orders: dict[str, tuple[Outcome, int]]) -> dict[str, tuple[Outcome, int]]:
+    return {f"kühl-{10 - at}": of for at, of in enumerate(orders.values())}
+
+
+DAYS = (
+    _Day("on a quiet day", {"000001": ("stored", 1), "000009": ("stored", 1)}, {}),
+    _Day("on a bad day", BAD_DAY, STRANGERS),
+    _Day("on another bad day", _renamed(BAD_DAY), {"fremd": 3}, backwards=True),
+    _Day("on a day on which nothing was sent", {}, {**STRANGERS, "000001": 1}),
+    _Day("on a day after which the stream is empty", {id_: (of, 0) for id_, (of, _) in BAD_DAY.items()}, {}),
+    _Day("on a day without orders", {}, {}),
+    _Day(
+        "on a long day",
+        {f"{n:06}": ("stored", int(n not in (7, 1_999)) + (n == 1_500)) for n in range(ORDERS_ON_A_LONG_DAY)},
+        {},
+    ),
+)
 
 
 @exercise(
@@ -49,35 +99,23 @@ def _story(id_: str) -> str:
     "many. collections.Counter counts.",
 )
 async def finds_what_is_wrong(trial: Trial, answer: Any) -> str:
-    """Show it a quiet day and a bad one."""
-    attempts = [
-        Attempt("w1", number, id_, number * 1.0, number + 0.5, outcome)
-        for number, (id_, (outcome, _)) in enumerate(BAD_DAY.items())
-    ]
-    numbers = {**{id_: copies for id_, (_, copies) in BAD_DAY.items()}, **STRANGERS}
-    # The first copies of all, then the second ones: what came again came later.
-    copies = [id_ for again in range(max(numbers.values())) for id_, number in numbers.items() if number > again]
-    stored = [Stored(seq, id_) for seq, id_ in enumerate(copies, start=1)]
-    quiet = [a for a in attempts if a.id in QUIET_DAY], [s for s in stored if s.id in QUIET_DAY]
-    _expect_findings(answer, "on a quiet day", *quiet, {kind: set() for kind in WRONG})
-    _expect_findings(answer, "on a bad day", attempts, stored, WRONG)
+    """Show it quiet days and bad ones."""
+    for day in DAYS:
+        trial.case = day.name
+        attempts, stored = day.told()
+        found, wrong = answer(attempts, stored), day.wrong()
+        if not isinstance(found, dict) or set(found) != set(wrong):
+            kind = "None" if found is None else type(found).__name__
+            seen = f"a dictionary with {sorted(map(str, found))}" if isinstance(found, dict) else kind
+            raise NotYet(f"{day.name}, {seen} was returned", "a dictionary with lost, unexpected and doubled")
+        for kind, expected in wrong.items():
+            if not isinstance(found[kind], set | frozenset):
+                raise NotYet(f"{kind} is a {type(found[kind]).__name__}", "a set of ids")
+            if missing := sorted(expected - found[kind]):
+                raise NotYet(f"{day.name}, {missing[0]} is not among {kind}: {day.story(missing[0])}", "it there")
+            if more := sorted(map(str, found[kind] - expected)):
+                raise NotYet(f"{day.name}, {more[0]} is among {kind}: {day.story(more[0])}", "it elsewhere, or nowhere")
     return "what nobody was promised cannot be lost"
-
-
-def _expect_findings(
-    answer: Any, day: str, attempts: list[Attempt], stored: list[Stored], wrong: dict[str, set[str]]
-) -> None:
-    found = answer(list(attempts), list(stored))
-    if not isinstance(found, dict) or set(found) != set(wrong):
-        seen = sorted(map(str, found)) if isinstance(found, dict) else type(found).__name__
-        raise NotYet(f"{day}, {seen} was returned", "a dictionary with lost, unexpected and doubled")
-    for kind, expected in wrong.items():
-        if not isinstance(found[kind], set):
-            raise NotYet(f"{kind} is a {type(found[kind]).__name__}", "a set of ids")
-        if missing := sorted(expected - found[kind]):
-            raise NotYet(f"{day}, {missing[0]} is not among {kind}: {_story(missing[0])}", "it there")
-        if more := sorted(map(str, found[kind] - expected)):
-            raise NotYet(f"{day}, {more[0]} is among {kind}: {_story(more[0])}", "it elsewhere, or nowhere")
 
 
 # 13.2
@@ -85,6 +123,7 @@ def _expect_findings(
 LONGEST_GAP_S = 3.0
 TRIES = 3
 PAUSE_S = 0.1  # far more than the few messages of a hand-over take
+ROLLED_WITHIN_S = 60.0
 
 
 @exercise(
@@ -99,29 +138,34 @@ async def replaces_every_server(trial: Trial, answer: Any) -> str:
     """Let two writers write to a mesh while it is rolled.
 
     A leader that hands over while the machine stalls may find no peer that listens, and then it takes an election:
-    such a gap is no verdict, and the servers are replaced again.
+    such a gap is no verdict, and the servers are replaced again; unless the answer left it nobody to hand over to.
     """
     for _ in range(TRIES):
         with MachineClock() as clock:
-            gap_s = await _longest_gap_s(trial, answer)
+            gap_s, how = await _longest_gap_s(trial, answer)
         if gap_s <= LONGEST_GAP_S:
             return "three servers are new, and no order waited for an election"
-        if clock.longest_pause_s < PAUSE_S:
+        if how or clock.longest_pause_s < PAUSE_S:
             break
-    seen = f"for more than {LONGEST_GAP_S:.0f} s nothing was acknowledged"
-    raise NotYet(seen, "servers that hand over before they go")
+    seen = f"{how}for more than {LONGEST_GAP_S:.0f} s nothing was acknowledged"
+    raise NotYet(seen, "servers that hand over before they go, one at a time")
 
 
-async def _longest_gap_s(trial: Trial, answer: Any) -> float:
-    """Return for how long at most nothing was acknowledged, when the answer did replace every server."""
+async def _longest_gap_s(trial: Trial, answer: Any) -> tuple[float, str]:
+    """Return for how long at most nothing was acknowledged, and what the answer did that no server can hand over in."""
     async with await trial.own_mesh(servers=3) as own:
         client = await trial.client(on=own)
         await open_event_store(client, replicas=3)
         await wait_routable(client, STREAM)
         before = await asyncio.to_thread(_starts, own)
+        seen = list[frozenset[tuple[str, str]]]()
         async with Writers(own, number=2) as writing:
             await eventually(lambda: len(writing.history) >= 100, within=30.0)
-            await answer(own)
+            looking = asyncio.create_task(_look_on(own, seen))
+            try:
+                await trial.returns(answer(own), "roll did not return", "that it does", within=ROLLED_WITHIN_S)
+            finally:
+                await cancel_and_join(looking)
             gone = [name for name, server in own.servers.items() if server.state != "running"]
             if not gone:
                 done = len(writing.history)
@@ -137,7 +181,20 @@ async def _longest_gap_s(trial: Trial, answer: Any) -> float:
         found = audit(writing.history, await read_stream(client, STREAM))
         if found.broken:
             raise NotYet(f"orders are {' and '.join(found.broken)}", "each acknowledged order stored once")
-        return max((gap.length_s for gap in writing.history.gaps()), default=0.0)
+        return max((gap.length_s for gap in writing.history.gaps()), default=0.0), _in_words(seen)
+
+
+async def _look_on(mesh: Mesh, seen: list[frozenset[tuple[str, str]]]) -> None:
+    """Note which servers do not run, and what they are instead."""
+    while True:
+        seen.append(frozenset((name, one.state) for name, one in mesh.servers.items() if one.state != "running"))
+        await asyncio.sleep(0.01)  # pacing
+
+
+def _in_words(seen: list[frozenset[tuple[str, str]]]) -> str:
+    if any(state == "killed" for down in seen for _, state in down):
+        return "servers were killed, and "
+    return "several servers were down at once, and " if max(map(len, seen), default=0) > 1 else ""
 
 
 def _starts(mesh: Mesh) -> dict[str, str]:
