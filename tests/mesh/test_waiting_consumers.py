@@ -17,7 +17,7 @@ from mesh_lab.patterns.wait import cancel_and_join, eventually
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import start_mesh
 
-BOSS = "{ user: boss, password: boss }"
+BOSS = "{ user: boss, password: boss }, "
 DESK = "{{ user: desk, password: desk{} }}"
 MAY_NOT_ASK = ', permissions: { publish: { deny: ["$JS.API.>"] } }'
 KINDS = ("pulling", "retrying", "reading", "member")
