@@ -108,6 +108,11 @@ async def ask_read_model(client: Client, *, within: float = 2.0) -> Summary:
     Raises:
         nats.errors.NoRespondersError: No read model runs.
         nats.errors.TimeoutError: None replied in time.
+        OrderFormatError: Something else replied.
     """
     reply = await client.request(SUBJECT, timeout=within)
-    return msgspec.json.decode(reply.data, type=Summary)
+    try:
+        return msgspec.json.decode(reply.data, type=Summary)
+    except (msgspec.DecodeError, UnicodeDecodeError) as err:
+        seen = f"{reply.data[:80]!r} on {SUBJECT!r}, expected a summary"
+        raise OrderFormatError(f"{seen}: another service replies there, or a read model of another version") from err

@@ -6,7 +6,6 @@ all, as one for a consumer that is idle does.
 
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
 
 import msgspec
 from nats.aio.client import Client
@@ -19,7 +18,6 @@ from mesh_lab.patterns.wait import retry
 REPLY_WITHIN_S, RETRY_EVERY_S = 1.0, 0.2
 LISTED_WITHIN_S = 1.0  # a consumer's own leader may confirm it before the meta leader lists it
 SHOWN_NAMES = 10
-T = TypeVar("T")
 
 
 class ConsumerSettings(msgspec.Struct, frozen=True):
@@ -83,7 +81,7 @@ async def ask_consumer(
             ask, within=LISTED_WITHIN_S, every=RETRY_EVERY_S, transient=lambda err: isinstance(err, NotFoundError)
         )
     except NotFoundError as err:
-        there = await _names(client, f"{api_prefix(domain)}.CONSUMER.NAMES.{stream}", "consumers")
+        there = await _names(client, f"{api_prefix(domain)}.CONSUMER.NAMES.{stream}")
         if there is None:
             raise await no_stream(client, stream, domain=domain) from err
         said = f"consumer not found: {consumer!r} of stream {stream!r}, which has {_listed(there, 'consumers')}"
@@ -109,7 +107,7 @@ async def ask_consumer(
 
 async def no_stream(client: Client, stream: str, *, domain: str | None = None) -> NotFoundError:
     """Return the error for a stream that is not there, with the names of those there are."""
-    there = await _names(client, f"{api_prefix(domain)}.STREAM.NAMES", "streams") or []
+    there = await _names(client, f"{api_prefix(domain)}.STREAM.NAMES") or []
     where = f" in domain {domain!r}" if domain else ""
     said = f"stream not found: {stream!r}; there are {_listed(there, 'streams')}{where}"
     return NotFoundError(code=404, err_code=10059, description=said)
@@ -117,7 +115,7 @@ async def no_stream(client: Client, stream: str, *, domain: str | None = None) -
 
 async def streams_that_take(client: Client, subject: str, *, domain: str | None = None) -> list[str] | None:
     """Return the names of the streams that store a subject; ``None`` when no server replies or nobody may ask."""
-    return await _names(client, f"{api_prefix(domain)}.STREAM.NAMES", "streams", {"subject": subject})
+    return await _names(client, f"{api_prefix(domain)}.STREAM.NAMES", msgspec.json.encode({"subject": subject}))
 
 
 def matches(subject: str, pattern: str) -> bool:
@@ -128,16 +126,14 @@ def matches(subject: str, pattern: str) -> bool:
     return len(tokens) == len(wanted) and all(w in ("*", t) for t, w in zip(tokens, wanted, strict=True))
 
 
-async def _names(client: Client, subject: str, what: str, request: dict[str, str] | None = None) -> list[str] | None:
+async def _names(client: Client, subject: str, request: bytes = b"") -> list[str] | None:
     try:
-        reply = await _ask(client, subject, msgspec.json.encode(request) if request else b"")
-    except NotFoundError:
-        return None
+        reply = await _ask(client, subject, request)
     except Exception as err:
-        if not is_transient(err):
+        if not isinstance(err, NotFoundError) and not is_transient(err):
             raise
         return None
-    return getattr(reply, what) or []
+    return reply.streams or reply.consumers or []
 
 
 def _listed(names: list[str], what: str) -> str:

@@ -286,8 +286,8 @@ class PullConsumer:
             return
         if now - self._asked_at > ASK_EVERY_S:
             await self._look()
-        connected = self._client.is_connected
-        self._outage.goes_on(self._last_word if connected else "no server is connected", since=self._alive_at)
+        why = self._last_word if self._client.is_connected else "no server is connected"
+        self._outage.goes_on(why, since=self._alive_at)
 
     async def _on_message(self, msg: Msg) -> None:
         headers = msg.headers
