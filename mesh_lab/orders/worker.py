@@ -7,6 +7,7 @@ as long as its ``duplicate_window``. After that an event may be stored a second 
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -17,6 +18,7 @@ from mesh_lab.orders.order import STREAM, Event, Order, decode, next_events
 from mesh_lab.patterns.connection import publish_if_connected
 from mesh_lab.patterns.jetstream_api import Ack
 from mesh_lab.patterns.pull_consumer import PullConsumer
+from mesh_lab.patterns.redelivery import expect_retries
 from mesh_lab.patterns.windowed_publisher import Failure, WindowedPublisher
 
 HOLD_EVERY_S = 1.25  # a quarter of the group's ack_wait
@@ -45,7 +47,7 @@ class Worker:
         Raises:
             PublishRefusedError: The stream refused an event.
             UnknownOutcomeError: No reply came for an event within the retry budget.
-            UnsuitableConsumerError: The group's consumer is no pull consumer.
+            UnsuitableConsumerError: The group's consumer is no pull consumer with explicit acknowledgement.
             nats.js.errors.NotFoundError: The group's consumer is not there, or was deleted.
             nats.errors.ConnectionClosedError: The client was closed.
         """
@@ -67,7 +69,8 @@ class Worker:
             raise group.exceptions[0] from None
 
     async def _take_orders(self) -> None:
-        async with PullConsumer(self._client, STREAM, WORKERS, prefetch=PREFETCH) as consumer:
+        check = partial(expect_retries, f"consumer {WORKERS!r} of stream {STREAM!r}", 0)
+        async with PullConsumer(self._client, STREAM, WORKERS, prefetch=PREFETCH, check=check) as consumer:
             if consumer.settings is not None:
                 self._hold_every_s = min(HOLD_EVERY_S, consumer.settings.shortest_wait_s / 4)
             async for batch in consumer.batches():

@@ -108,7 +108,7 @@ async def consume_with_retries(
     """
     name = f"consumer {consumer!r} of stream {stream!r}"
     work = _Work(client, handle, dead, attempts, backoff or Backoff(), stop or asyncio.Event(), domain)
-    check = partial(_check_consumer, name, attempts)
+    check = partial(expect_retries, name, attempts)
     source = PullConsumer(client, stream, consumer, prefetch=1, ahead=False, domain=domain, check=check)
     async with source, aclosing(source.batches(work.stop)) as batches:
         if source.settings is not None:
@@ -131,7 +131,8 @@ class _Work(NamedTuple):
     domain: str | None
 
 
-def _check_consumer(name: str, attempts: int, settings: ConsumerSettings) -> None:
+def expect_retries(name: str, attempts: int, settings: ConsumerSettings) -> None:
+    """Raise UnsuitableConsumerError for a consumer that does not deliver each message by itself, often enough."""
     if settings.ack_policy != "explicit":
         raise UnsuitableConsumerError(
             f"{name} has ack_policy {settings.ack_policy!r}, expected 'explicit': each message is tried again by itself"

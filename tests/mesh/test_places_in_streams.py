@@ -15,7 +15,7 @@ from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import StreamConfig
 
-from mesh_lab.errors import GroupMismatchError, StreamReplacedError
+from mesh_lab.errors import GroupMismatchError, OrderFormatError, StreamReplacedError, UnsuitableConsumerError
 from mesh_lab.orders.bulk_lane import BulkCount, batched, count_bulk, create_bulk_lane, send_batches
 from mesh_lab.orders.dataset import read_orders
 from mesh_lab.orders.event_store import create_event_store, create_worker_group, open_event_store, read_order
@@ -430,3 +430,19 @@ def test_the_time_of_a_streams_making_survives_the_groups_bucket() -> None:
 
     made = datetime.datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=datetime.UTC)
     assert msgspec.json.decode(msgspec.json.encode(Claim(made=made)), type=Claim).made == made
+
+
+async def test_a_worker_refuses_a_group_that_acknowledges_for_it(client: Client, js) -> None:
+    await create_event_store(js)
+    await js.add_consumer(STREAM, durable_name="workers", ack_policy="all", filter_subject="orders.*.*.placed")
+    with pytest.raises(UnsuitableConsumerError, match="'workers' of stream 'ORDERS' has ack_policy 'all', expected"):
+        await Worker(client).run()
+
+
+async def test_a_reply_that_is_no_summary_is_told(client: Client, js) -> None:
+    async def answer(msg: Msg) -> None:
+        await msg.respond(b"ok")
+
+    await client.subscribe("read_model.summary", cb=answer)
+    with pytest.raises(OrderFormatError, match=r"b'ok' on 'read_model.summary', expected a summary"):
+        await ask_read_model(client)
