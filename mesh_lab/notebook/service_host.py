@@ -29,6 +29,7 @@ from mesh_lab import processes
 from mesh_lab.errors import CredentialsError, LoginRefusedError, NotReadyError
 from mesh_lab.patterns.addresses import ConnectOptions
 from mesh_lab.patterns.connection import close, connect, flush, is_login_refused
+from mesh_lab.patterns.pull_consumer import PullConsumer
 from mesh_lab.processes import CONNECT_VARIABLE
 from mesh_lab.tls import unpack
 
@@ -146,6 +147,12 @@ async def _finish(client: Client, main: "asyncio.Task[object]") -> None:
         if all(sub._pending_next_msgs_calls for sub in by_hand):  # asks for messages that will not come
             break
         await asyncio.wait({main}, timeout=0.01)
+    # One that handles message after message ends by itself when it is done with the one in hand.
+    pulling = [getattr(sub._cb, "__self__", None) for sub in list(client._subs.values())]
+    for consumer in (one_by_one := [one for one in pulling if isinstance(one, PullConsumer) and not one.ahead]):
+        consumer.stop()
+    if one_by_one:
+        await asyncio.wait({main}, timeout=max(deadline - time.monotonic(), 0.0))
     main.cancel()
     await asyncio.wait({main}, timeout=CANCEL_S)
 

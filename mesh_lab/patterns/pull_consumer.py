@@ -100,6 +100,7 @@ class PullConsumer:
     what it requested ahead, it does not keep alive: a ``prefetch`` should be done within ``ack_wait``.
 
     Attributes:
+        ahead: As given.
         settings: The consumer's, as the servers told them last; ``None`` before they did, or if the client may not ask.
     """
 
@@ -136,7 +137,7 @@ class PullConsumer:
         """
         if prefetch < 1:
             raise ValueError(f"prefetch={prefetch}, expected 1 or more")
-        self._client, self._most, self._ahead, self._lost_after = client, prefetch, ahead, lost_after
+        self._client, self._most, self.ahead, self._lost_after = client, prefetch, ahead, lost_after
         self._prefetch = prefetch
         self._longest_ns = self._expires_ns = REQUEST_EXPIRES_NS if ahead else LONE_REQUEST_EXPIRES_NS
         self._subject = f"{api_prefix(domain)}.CONSUMER.MSG.NEXT.{stream}.{consumer}"
@@ -149,7 +150,7 @@ class PullConsumer:
         self._replied_at = self._alive_at = self._asked_at = time.monotonic()
         self._requested_at = self._pause_until = 0.0
         self._arrived = asyncio.Event()
-        self._gone = False
+        self._gone = self._stopped = False
         self._refused: tuple[str, str] | None = None
         self._last_word, self._outage = "no reply", Outage(self._name)
 
@@ -185,7 +186,7 @@ class PullConsumer:
         await asyncio.shield(handing_back)
 
     async def _hand_back(self, subscription: Subscription) -> None:
-        while not self._ahead and self._requested and not self._buffer and self._client.is_connected:
+        while not self.ahead and self._requested and not self._buffer and self._client.is_connected:
             if time.monotonic() - self._replied_at > 2 * self._expires_ns / 1e9:
                 break  # it went with its server
             await asyncio.sleep(LEAVING_S)
@@ -201,7 +202,7 @@ class PullConsumer:
             await subscription.drain()  # type: ignore[no-untyped-call]
             for msg in self._buffer:
                 # Not at once: until all servers know that we are gone, our own last request would get it again.
-                await msg.nak(delay=HAND_BACK_S if self._ahead else None)
+                await msg.nak(delay=HAND_BACK_S if self.ahead else None)
 
     async def batches(self, stop: asyncio.Event | None = None) -> AsyncGenerator[list[Msg], None]:
         """Yield what has arrived, as soon as anything has, until half a second after ``stop`` is set.
@@ -212,7 +213,7 @@ class PullConsumer:
             UnsuitableConsumerError: A consumer that is no pull consumer took its place.
             nats.errors.ConnectionClosedError: The client was closed, by the program or because the server refuses it.
         """
-        while stop is None or not stop.is_set():
+        while not self._stopped and not (stop and stop.is_set()):
             if self._client.is_closed:
                 raise nats.errors.ConnectionClosedError
             await self._request()
@@ -238,15 +239,20 @@ class PullConsumer:
                 await self._look()  # perhaps it is there again
             if self._buffer:
                 self._outage.over()
-                if self._ahead:
+                if self.ahead:
                     await self._request()  # the line is busy while the caller works
                 batch, self._buffer = self._buffer, []  # after the last wait, or a cancellation would lose it
                 self._requested = max(0, self._requested - len(batch))
                 yield batch
                 self._replied_at = self._alive_at = time.monotonic()  # nobody listened meanwhile
 
+    def stop(self) -> None:
+        """End :meth:`batches` when the caller is done with what was yielded."""
+        self._stopped = True
+        self._arrived.set()
+
     async def _request(self) -> None:
-        room = self._prefetch - self._requested + len(self._buffer) * self._ahead
+        room = self._prefetch - self._requested + len(self._buffer) * self.ahead
         if room < max(1, self._prefetch // 2) or time.monotonic() < self._pause_until:
             return
         heartbeat = min(HEARTBEAT_NS, self._expires_ns // 2)
