@@ -17,7 +17,7 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from mesh_lab.patterns.connection import publish_if_connected
+from mesh_lab.patterns.connection import is_send_failure
 from mesh_lab.patterns.token_bucket import TokenBucket
 from mesh_lab.patterns.wait import cancel_and_join
 
@@ -152,6 +152,12 @@ class AdmissionController:
         await self._reply(msg, b"", headers)
 
     async def _reply(self, msg: Msg, payload: bytes, headers: dict[str, str] | None = None) -> bool:
-        sent = not msg.reply or await publish_if_connected(self._client, msg.reply, payload, headers=headers)
-        self.unsent_replies += not sent  # the requester's timeout ends it, and the next turn may fare better
-        return sent
+        try:
+            if msg.reply:
+                await self._client.publish(msg.reply, payload, headers=headers)
+        except (nats.errors.OutboundBufferLimitError, RuntimeError) as err:
+            if not is_send_failure(err):
+                raise
+            self.unsent_replies += 1  # the requester's timeout ends it, and the next turn may fare better
+            return False
+        return True

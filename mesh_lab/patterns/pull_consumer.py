@@ -293,6 +293,8 @@ class PullConsumer:
         if now - self._asked_at > ASK_EVERY_S:
             await self._look()
         why = self._last_word if self._client.is_connected else "no server is connected"
+        if (error := self._client.last_error) is not None:  # such as of a right that was taken away
+            why += f"; the connection's last error: {error}"
         self._outage.goes_on(why, since=self._alive_at)
 
     async def _on_message(self, msg: Msg) -> None:
@@ -308,11 +310,12 @@ class PullConsumer:
         self._replied_at = time.monotonic()
         status, text = headers["Status"], headers.get("Description", "")
         if status in ("100", "404", "408"):  # a heartbeat, or the end of a request that got less than it asked for
-            self._alive_at = self._replied_at
+            self._alive_at, self._last_word = self._replied_at, "no reply"
             self._outage.over()
         if status == "100":
             return
-        self._last_word = f"{status} {text}".strip()
+        if self._alive_at < self._replied_at:
+            self._last_word = f"{status} {text}".strip()
         self._pause_until = RETRY_S + (self._requested_at if status in ("404", "408") else self._replied_at)
         self._arrived.set()
         if status == "409" and "Deleted" in text:
