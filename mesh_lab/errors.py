@@ -122,7 +122,7 @@ class InvariantBrokenError(MeshLabError, AssertionError):
 
 
 class PublishRefusedError(MeshLabError, RuntimeError):
-    """The server refused a message: it is not stored, and would be refused again.
+    """A message was refused, or nobody took it for long: it is not stored, and would be refused again.
 
     Attributes:
         code: As in HTTP, 400 for the caller's mistake; 0 where the server was not asked, as for a message too large.
@@ -140,6 +140,14 @@ class UnknownOutcomeError(MeshLabError, TimeoutError):
     def __init__(self, message: str, *, waited_s: float = 0.0) -> None:
         super().__init__(message)
         self.waited_s = waited_s
+
+
+class BatchForgottenError(UnknownOutcomeError):
+    """A server has forgotten a batch, as after its restart; beyond what was acknowledged, any of it may be stored."""
+
+
+class AlreadyStoredError(MeshLabError, ValueError):
+    """The stream has a message under the same ``Nats-Msg-Id``: sent again, it is stored no second time."""
 
 
 class BatchEndedError(MeshLabError, ConnectionError):

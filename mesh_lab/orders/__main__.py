@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Coroutine
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ import nats.js.errors
 from nats.aio.client import Client
 
 from mesh_lab.errors import CredentialsError, LoginRefusedError, MeshLabError, NotReadyError, StreamReplacedError
+from mesh_lab.orders.bulk import OrderBatch
 from mesh_lab.orders.bulk_lane import BulkCount, batched, count_bulk, create_bulk_lane, send_batches
 from mesh_lab.orders.dataset import read_orders
 from mesh_lab.orders.event_store import open_event_store
@@ -48,7 +50,8 @@ async def publish(client: Client, options: argparse.Namespace, stop: asyncio.Eve
     await open_event_store(client, replicas=options.replicas)
     started, stored = time.perf_counter(), list[Ack]()
     await _until_stopped(place_orders(client, orders, on_stored=stored.append), stop)
-    return {"service": "publisher", "acknowledged": len(stored), "elapsed_s": time.perf_counter() - started}
+    duplicates = sum(ack.duplicate for ack in stored)
+    return _published("publisher", len(stored), duplicates, time.perf_counter() - started)
 
 
 async def work(client: Client, options: argparse.Namespace, stop: asyncio.Event) -> Report:
@@ -75,9 +78,20 @@ async def publish_bulk(client: Client, options: argparse.Namespace, stop: asynci
     """Send the orders in the bulk lane, many to a message, and end."""
     batches = list(batched(read_orders(options.file, first=options.first)))
     await create_bulk_lane(client.jetstream(timeout=10.0), replicas=options.replicas)
-    started = time.perf_counter()
-    sent = await _until_stopped(send_batches(client, batches, compression="zstd"), stop)
-    return {"service": "bulk-publisher", "acknowledged": sent, "elapsed_s": time.perf_counter() - started}
+    started, counts = time.perf_counter(), Counter[bool]()  # by whether they are duplicates
+
+    def note(ack: Ack, batch: OrderBatch) -> None:
+        counts[ack.duplicate] += len(batch)
+
+    await _until_stopped(send_batches(client, batches, compression="zstd", on_stored=note), stop)
+    return _published("bulk-publisher", counts.total(), counts[True], time.perf_counter() - started)
+
+
+def _published(service: str, acknowledged: int, duplicates: int, elapsed_s: float) -> Report:
+    if duplicates:
+        words = "orders were in the stream already, under the same ids, and are not stored again"
+        sys.stderr.write(f"{service}: {duplicates:,} of {acknowledged:,} {words}\n")
+    return {"service": service, "acknowledged": acknowledged, "duplicates": duplicates, "elapsed_s": elapsed_s}
 
 
 async def read_bulk(client: Client, options: argparse.Namespace, stop: asyncio.Event) -> Report:

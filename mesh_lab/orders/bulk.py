@@ -17,6 +17,7 @@ import msgspec
 
 from mesh_lab.errors import OrderFormatError
 from mesh_lab.orders.order import Order, Token
+from mesh_lab.patterns.jetstream_api import MALFORMED
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -34,9 +35,6 @@ CONTENT_TYPES: dict[Encoding, str] = {
 _ENCODINGS = {content_type: encoding for encoding, content_type in CONTENT_TYPES.items()}
 LARGEST_BATCH_BYTES = 64 * 2**20
 """A compressed message that grows beyond this is no batch but an attack or an accident."""
-
-# What msgspec raises for bytes: a TypeError is a list as the key of a map, a RecursionError lists in lists in lists.
-MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, TypeError, RecursionError)
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Cents = Annotated[int, msgspec.Meta(ge=0)]

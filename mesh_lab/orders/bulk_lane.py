@@ -6,7 +6,8 @@ silently.
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from hashlib import blake2b
 
 import msgspec
 from nats.aio.client import Client
@@ -24,7 +25,8 @@ from mesh_lab.orders.bulk import (
     encode_batch,
     headers_of,
 )
-from mesh_lab.orders.order import Order, Totals
+from mesh_lab.orders.order import REASON_CHARACTERS, Order, Token, Totals
+from mesh_lab.patterns.jetstream_api import Ack
 from mesh_lab.patterns.pull_consumer import position, read_in_order
 from mesh_lab.patterns.windowed_publisher import WindowedPublisher
 
@@ -53,29 +55,39 @@ async def send_batches(
     encoding: Encoding = "columns",
     compression: Compression = "",
     window: int = WINDOW,
+    on_stored: Callable[[Ack, OrderBatch], None] | None = None,
 ) -> int:
     """Store batches, one message each, and return the number of their orders.
 
     Args:
         client: A connected nats-py client.
-        batches: What to send; a batch's region, first id and length make its ``Nats-Msg-Id``.
+        batches: What to send; a batch's region and ids make its ``Nats-Msg-Id``.
         encoding: As for :func:`mesh_lab.orders.bulk.encode_batch`, like the compression.
         compression: ``"zstd"``, or ``""`` for none.
         window: Batches whose acknowledgement may be outstanding.
+        on_stored: Called with the acknowledgement of each batch, which tells a duplicate, and the batch.
 
     Raises:
-        PublishRefusedError: The stream refused a batch.
+        OrderFormatError: A batch's region is no token of a subject; those before it are sent.
+        PublishRefusedError: The stream refused a batch, or nobody took it within the retry budget.
         UnknownOutcomeError: No reply came for a batch within the retry budget.
+        nats.errors.ConnectionClosedError: The client was closed; what was not acknowledged may be stored.
     """
     headers = headers_of(encoding, compression)
     orders = 0
     async with WindowedPublisher(client, window=window) as publisher:
         for batch in batches:
+            try:
+                msgspec.convert(batch.region, Token)
+            except msgspec.ValidationError as err:
+                raise OrderFormatError(f"a batch of region {batch.region!r}: {err}") from err
+            ids = blake2b("\n".join(batch.ids).encode(), digest_size=16).hexdigest()
             await publisher.publish(
                 f"bulk.{batch.region}",
                 encode_batch(batch, encoding, compression),
-                msg_id=f"{batch.region}.{batch.ids[0]}.{len(batch)}",
+                msg_id=f"{batch.region}.{ids}",
                 headers=headers,
+                on_stored=None if on_stored is None else lambda ack, batch=batch: on_stored(ack, batch),  # type: ignore[misc]
             )
             orders += len(batch)
     return orders
@@ -167,7 +179,8 @@ async def _count_message(msg: Msg, count: BulkCount, rejections: WindowedPublish
         count.add(batch)
     for order in rejected:
         seq = position(msg).stream_seq
-        note = msgspec.json.encode(RejectionNote(seq, order))
+        shown = msgspec.structs.replace(order, reason=order.reason[:REASON_CHARACTERS])  # it may quote what came
+        note = msgspec.json.encode(RejectionNote(seq, shown))
         # A worker that reads the stream again stores the same note again, under the same id.
         await rejections.publish(REJECTED, note, msg_id=f"{STREAM}.{seq}.{order.place}")
     count.rejected += len(rejected)

@@ -3,6 +3,7 @@
 import datetime
 import lzma
 from collections.abc import Iterator
+from hashlib import blake2b
 from importlib import resources
 from pathlib import Path
 
@@ -19,7 +20,8 @@ def read_orders(path: Path | None = None, *, first: int | None = None) -> Iterat
     """Yield the orders of the data set in the order of its rows.
 
     The data set names no regions: odd customers shop in ``eu``, even ones in ``us``. An order's id is the number of its
-    row, ``"000001"`` to ``"069659"``.
+    row, ``"000001"`` to ``"069659"``. In the ids of another file's orders, a digest of its text comes first, so
+    that each file has ids of its own, and the same ones when it is read again.
 
     Args:
         path: A file in the same format instead of the one that comes with the package.
@@ -34,14 +36,15 @@ def read_orders(path: Path | None = None, *, first: int | None = None) -> Iterat
     lines = text.decode("ascii", "replace").splitlines()
     if lines and lines[0].split()[:1] != ["customer_id"]:
         raise OrderFormatError(f"{source} line 1: {lines[0].strip()!r}, expected the header with {COLUMNS}")
+    prefix = f"{blake2b(text, digest_size=6).hexdigest()}-" if path else ""
     for row, line in enumerate(lines[1:][:first], start=1):
         try:
-            yield _order(row, line.split())
+            yield _order(f"{prefix}{row:06d}", line.split())
         except ValueError as err:
             raise OrderFormatError(f"{source} line {row + 1}: {err}; seen {line.strip()!r}") from err
 
 
-def _order(row: int, fields: list[str]) -> Order:
+def _order(id_: str, fields: list[str]) -> Order:
     if len(fields) != 4:
         raise ValueError(f"{len(fields)} columns, expected 4 ({COLUMNS})")
     customer, day, cds, value = fields
@@ -55,7 +58,7 @@ def _order(row: int, fields: list[str]) -> Order:
     if not (dollars.isdigit() and point and cents.isdigit() and len(cents) == 2):
         raise ValueError(f"dollar value {value!r}, expected dollars and cents such as 11.77")
     return Order(
-        id=f"{row:06d}",
+        id=id_,
         region=REGIONS[(int(customer) + 1) % 2],
         customer=int(customer),
         day=datetime.date.fromisoformat(day),

@@ -13,6 +13,7 @@ EVENTS: tuple[Event, ...] = get_args(Event)
 _EVENT_BY_NAME: dict[str, Event] = {event: event for event in EVENTS}
 STREAM = "ORDERS"
 ALL_SUBJECTS = "orders.*.*.*"
+REASON_CHARACTERS = 300
 PAYMENT_LIMIT_CENTS = 500_000
 """The payment provider of this course declines more: about four times the largest real order."""
 
@@ -60,7 +61,8 @@ def decode(payload: bytes) -> Order:
     try:
         return _decoder.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError) as err:
-        raise OrderFormatError(f"not an order: {err}; seen {payload[:120]!r}") from err
+        # The reason may hold as much of the payload as somebody likes, for example the name of an unknown field.
+        raise OrderFormatError(f"not an order: {str(err)[:REASON_CHARACTERS]}; seen {payload[:120]!r}") from err
 
 
 def event_of(subject: str) -> Event:

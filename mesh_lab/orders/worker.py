@@ -9,22 +9,28 @@ import asyncio
 from collections.abc import Callable
 from functools import partial
 
+import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from mesh_lab.errors import OrderFormatError
+from mesh_lab.errors import OrderFormatError, PublishRefusedError
 from mesh_lab.orders.event_store import WORKERS
-from mesh_lab.orders.order import STREAM, Event, Order, decode, next_events
+from mesh_lab.orders.order import STREAM, Event, Order, decode, encode, next_events
 from mesh_lab.patterns.connection import publish_if_connected
-from mesh_lab.patterns.jetstream_api import Ack
+from mesh_lab.patterns.jetstream_api import TOO_LARGE, Ack
 from mesh_lab.patterns.pull_consumer import PullConsumer
 from mesh_lab.patterns.redelivery import expect_retries
 from mesh_lab.patterns.windowed_publisher import Failure, WindowedPublisher
 
 HOLD_EVERY_S = 1.25  # a quarter of the group's ack_wait
 PREFETCH, WINDOW = 500, 2_000  # orders requested ahead of the work, and events that may be outstanding
+REPORT_CHARACTERS, PLAIN_BYTES = 1_000, 1_000  # a real order has about 100
 REJECTED = "rejected.orders"
 """Subject of reports about messages that are no orders; the stream keeps the message itself."""
+
+
+# A message, its order, and the events that are to be stored one after the other, or why one is not.
+_Step = tuple[Msg, Order, tuple[Event, ...] | Failure]
 
 
 class Worker:
@@ -35,7 +41,7 @@ class Worker:
         self._client = client
         self._in_hand: set[str] = set()  # reply subjects of orders whose events are not all stored
         self._hold_every_s = HOLD_EVERY_S
-        self._steps: asyncio.Queue[tuple[Msg, Order, tuple[Event, ...]] | Failure] = asyncio.Queue()
+        self._steps: asyncio.Queue[_Step] = asyncio.Queue()
         self._idle = asyncio.Event()
 
     async def run(self, *, stop: asyncio.Event | None = None) -> None:
@@ -45,7 +51,7 @@ class Worker:
             stop: Set it to stop gracefully. Without it, cancel the task: orders in hand go to other workers.
 
         Raises:
-            PublishRefusedError: The stream refused an event.
+            PublishRefusedError: The stream refused an event, other than one of a message that is too large itself.
             UnknownOutcomeError: No reply came for an event within the retry budget.
             UnsuitableConsumerError: The group's consumer is no pull consumer with explicit acknowledgement.
             nats.js.errors.NotFoundError: The group's consumer is not there, or was deleted.
@@ -64,6 +70,8 @@ class Worker:
                 steps.cancel()
                 holding.cancel()
         except BaseExceptionGroup as group:
+            if self._client.is_closed:
+                raise nats.errors.ConnectionClosedError from group
             if len(group.exceptions) > 1:
                 raise
             raise group.exceptions[0] from None
@@ -97,34 +105,44 @@ class Worker:
         try:
             order = decode(msg.data)
         except OrderFormatError as err:
-            # Redelivered, it would be no order either: it is reported instead.
-            await publish_if_connected(self._client, REJECTED, f"{msg.subject}: {err}".encode())
-            await publish_if_connected(self._client, msg.reply, b"+TERM")
-            self.rejected += 1
+            await self._reject(msg, err)
             return
         self._in_hand.add(msg.reply)
         self._steps.put_nowait((msg, order, next_events(order)))
 
+    async def _reject(self, msg: Msg, why: Exception) -> None:
+        """Report a message that comes to nothing: redelivered, it would be no order either."""
+        report = f"{msg.subject}: {why}"[:REPORT_CHARACTERS].encode("utf-8", "backslashreplace")
+        if await publish_if_connected(self._client, REJECTED, report):  # or else it comes again, after ack_wait
+            await publish_if_connected(self._client, msg.reply, b"+TERM")
+            self.rejected += 1
+
     async def _take_steps(self, publisher: WindowedPublisher) -> None:
         """Store the events of each order one after the other, those of different orders side by side."""
         while True:
-            step = await self._steps.get()
-            if isinstance(step, Exception):
-                raise step
-            msg, order, events = step
-            if not events:
+            msg, order, events = await self._steps.get()
+            if isinstance(events, Exception):
+                if getattr(events, "err_code", 0) != TOO_LARGE:
+                    raise events
+                await self._reject(msg, events)
+            elif events:
+                # An event carries the whole order; of one that somebody padded, without the padding.
+                payload = msg.data if len(msg.data) <= PLAIN_BYTES else encode(order)
+                subject, msg_id = order.subject(events[0]), order.msg_id(events[0])
+                on_stored, on_failed = self._next_step(msg, order, events[1:])
+                try:
+                    await publisher.publish(subject, payload, msg_id=msg_id, on_stored=on_stored, on_failed=on_failed)
+                    continue
+                except PublishRefusedError as err:
+                    await self._reject(msg, err)
+            else:
                 await publish_if_connected(self._client, msg.reply, b"+ACK")  # one that gets lost comes again
                 self.processed += 1
-                self._in_hand.discard(msg.reply)
-                self._idle.set()
-                continue
-            await publisher.publish(
-                order.subject(events[0]),
-                msg.data,  # an event carries the whole order, unchanged
-                msg_id=order.msg_id(events[0]),
-                on_stored=self._next_step(msg, order, events[1:]),
-                on_failed=self._steps.put_nowait,
-            )
+            self._in_hand.discard(msg.reply)
+            self._idle.set()
 
-    def _next_step(self, msg: Msg, order: Order, events: tuple[Event, ...]) -> Callable[[Ack], None]:
-        return lambda _ack: self._steps.put_nowait((msg, order, events))
+    def _next_step(
+        self, msg: Msg, order: Order, events: tuple[Event, ...]
+    ) -> tuple[Callable[[Ack], None], Callable[[Failure], None]]:
+        put = self._steps.put_nowait
+        return (lambda _ack: put((msg, order, events))), (lambda why: put((msg, order, why)))

@@ -6,18 +6,24 @@ A batch has 1,000 messages at most, and a server drops a batch that gets no mess
 
 import secrets
 from collections.abc import Sequence
+from itertools import count
 from typing import NamedTuple
 
 import msgspec
 import nats.errors
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 
-from mesh_lab.errors import PublishRefusedError, UnknownOutcomeError
-from mesh_lab.patterns.jetstream_api import PublishReply, is_transient
+from mesh_lab.errors import AlreadyStoredError, PublishRefusedError, UnknownOutcomeError
+from mesh_lab.patterns.connection import first_reply, publish_if_connected
+from mesh_lab.patterns.jetstream_api import NOBODY, ApiError, PublishReply, is_transient, publish_reply, words_after
 from mesh_lab.patterns.wait import retry
 
 MOST_MESSAGES = 1_000
 RETRY_EVERY_S = 0.15
+INCOMPLETE, DUPLICATE = 10176, 10201
+"""``err_code`` of a batch that the leader has only a part of, as where it is a new one; and of one stored before."""
+INCOMPLETE_TRIES, SHOWN_BYTES = 3, 120
 
 
 class BatchMessage(NamedTuple):
@@ -43,7 +49,8 @@ async def publish_together(
     """Store messages of one stream as a whole and return the server's acknowledgement.
 
     What fails before the last message leaves is tried again as a new batch. After an unknown outcome, send the same
-    messages again under their ``Nats-Msg-Id``: ``err_code`` 10201 says that the stream has them.
+    messages again under their ``Nats-Msg-Id``: :class:`~mesh_lab.errors.AlreadyStoredError` says that the stream has
+    them. The stream may be in any JetStream domain that its subjects reach: no request to an API is made.
 
     Args:
         client: A connected nats-py client.
@@ -53,63 +60,94 @@ async def publish_together(
 
     Raises:
         ValueError: There are no messages or too many.
-        PublishRefusedError: The server refused the batch: none of it is stored.
+        PublishRefusedError: The server refused the batch, or nobody took it for as long as ``retry_for``, or one of its
+            messages is too large with its headers, the batch's own included, or malformed: none of it is stored.
+        AlreadyStoredError: A message of the batch was stored before under its ``Nats-Msg-Id``; nothing is stored anew.
         UnknownOutcomeError: No reply came to the last message, or none of a stream: all is stored, or nothing.
+        nats.errors.ConnectionClosedError: The client was closed; after the last message, the outcome is unknown.
     """
     if not 1 <= len(messages) <= MOST_MESSAGES:
         raise ValueError(f"{len(messages):,} messages in an atomic batch, expected 1 to {MOST_MESSAGES:,}")
+    tries = count(1)
     try:
         return await retry(
             lambda: _attempt(client, messages, answer_within),
             within=retry_for,
             every=RETRY_EVERY_S,
-            transient=lambda err: isinstance(err, _NotStored),
+            # A leader changes once; a message that the stream refuses in the middle is missing each time.
+            transient=lambda err: (
+                isinstance(err, _NotStored) and (err.refusal.err_code != INCOMPLETE or next(tries) < INCOMPLETE_TRIES)
+            ),
         )
     except _NotStored as err:
-        problem = f"{messages[0].subject}: {err}, for {retry_for:g} s; nothing of the batch is stored"
-        raise PublishRefusedError(problem) from err
+        refusal = err.refusal
+        words = words_after(refusal, retry_for) if refusal.code else f"{err}, for {retry_for:g} s"
+        if refusal.err_code == INCOMPLETE:
+            words = f"{refusal}, {INCOMPLETE_TRIES} times: the stream refuses a message in the middle"
+        problem = f"{messages[0].subject}: {words}; nothing of the batch is stored"
+        raise PublishRefusedError(problem, code=refusal.code, err_code=refusal.err_code) from err
 
 
 class _NotStored(Exception):
     """Nothing of the batch is stored, and a later try may succeed."""
 
+    def __init__(self, message: str, refusal: ApiError | None = None) -> None:
+        super().__init__(message)
+        self.refusal = refusal or ApiError()
+
 
 async def _attempt(client: Client, messages: Sequence[BatchMessage], answer_within: float) -> BatchAck:
-    batch, last = secrets.token_hex(11), len(messages)
+    batch, last, heard = secrets.token_hex(11), len(messages), ""
+
+    def accept(msg: Msg) -> PublishReply | None:
+        """Take the stream's reply, which to the first message of several is empty, and note somebody else's."""
+        nonlocal heard
+        reply = PublishReply() if number < last and not msg.data else publish_reply(msg)
+        if reply is None:
+            heard = f", but {msg.data[:SHOWN_BYTES]!r}, which is no stream's"
+        return reply
+
     for number, message in enumerate(messages, start=1):
-        headers = {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number), **(message.headers or {})}
+        headers = {**(message.headers or {}), "Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)}
         if number == last:
             headers["Nats-Batch-Commit"] = "1"
         elif number > 1:
-            await client.publish(message.subject, message.payload, headers=headers)
+            if not await publish_if_connected(client, message.subject, message.payload, headers=headers):
+                raise _NotStored("the client is not connected")
             continue
         # The first one is a request, so that a stream without this ability costs one message and not a thousand.
         try:
-            msg = await client.request(message.subject, message.payload, timeout=answer_within, headers=headers)
+            reply = await first_reply(
+                client, message.subject, message.payload, accept=accept, within=answer_within, headers=headers
+            )
+        except nats.errors.ConnectionReconnectingError as err:
+            raise _NotStored("the client is not connected") from err
         except nats.errors.NoRespondersError as err:
-            raise _NotStored("nobody takes the subject: no stream listens to it, or it has no leader") from err
+            raise _NotStored(NOBODY.description, NOBODY) from err
         except nats.errors.TimeoutError as err:
             if number < last:
-                raise _NotStored(f"no answer in {answer_within:g} s") from err
+                raise _NotStored(f"no answer in {answer_within:g} s{heard}") from err
             raise UnknownOutcomeError(
-                f"{message.subject}: no answer to the end of the batch in {answer_within:g} s; all of it is stored or "
-                "nothing: read the stream, or send it again if its messages carry a Nats-Msg-Id",
+                f"{message.subject}: no answer to the end of the batch in {answer_within:g} s{heard}; all of it is "
+                "stored or nothing: read the stream, or send it again if its messages carry a Nats-Msg-Id",
                 waited_s=answer_within,
             ) from err
-        answer = msgspec.json.decode(msg.data, type=PublishReply) if msg.data else PublishReply()
-        if (error := answer.error) is not None:
-            if is_transient(error):
-                raise _NotStored(f"{error.description} (err_code {error.err_code})")
+        if (error := reply.error) is not None:
+            if is_transient(error) or error.err_code == INCOMPLETE:
+                raise _NotStored(str(error), error)
+            if error.err_code == DUPLICATE:
+                raise AlreadyStoredError(f"{message.subject}: {error}; nothing of the batch is stored anew")
             refusal = f"{message.subject}: {error}; nothing of the batch is stored"
             raise PublishRefusedError(refusal, code=error.code, err_code=error.err_code)
-        if number < last and msg.data:
+        if number < last and reply.stream:
             raise UnknownOutcomeError(
-                f"{message.subject}: the first message of a batch was answered {msg.data[:120]!r}, expected an empty "
-                "answer: the stream knows no batches (nats-server 2.12 does), and may have stored this message alone"
+                f"{message.subject}: the first message of a batch was acknowledged as number {reply.seq} of "
+                f"{reply.stream!r}, expected an empty answer: the stream knows no batches (nats-server 2.12 does), and "
+                "has this message alone"
             )
-    if not answer.stream or answer.count != last:
+    if (reply.batch, reply.count) != (batch, last):
         raise UnknownOutcomeError(
-            f"{messages[-1].subject}: the end of a batch of {last} was answered {msg.data[:120]!r}, expected its "
-            "acknowledgement: somebody else answers on the subject"
+            f"{messages[-1].subject}: the end of a batch of {last} was acknowledged as number {reply.seq} of "
+            f"{reply.stream!r} with a count of {reply.count}: read the stream"
         )
-    return BatchAck(answer.stream, answer.seq, answer.count)
+    return BatchAck(reply.stream, reply.seq, reply.count)

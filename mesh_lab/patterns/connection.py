@@ -6,22 +6,28 @@ come and go, that is first a stampede, then slow, and in the end final.
 """
 
 import asyncio
+import contextlib
 import inspect
 import random
 import ssl
-from collections.abc import Callable
-from typing import Any
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
 
 import nats
 import nats.errors
 from nats.aio.client import Client, Server
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 
 from mesh_lab.errors import CredentialsError, LoginRefusedError, NotReadyError, PublishRefusedError
 from mesh_lab.patterns.addresses import ConnectOptions, CredentialsFile
 
+T = TypeVar("T")
 LOOK_EVERY_S = 0.05  # how soon a wait notices that the client was closed
 NEVER_S = 10**8
-_left_alone: set["asyncio.Task[None]"] = set()  # asyncio itself holds only weak references to tasks
+Inbox = tuple[str, Subscription]
+_left_alone: set["asyncio.Task[Any]"] = set()  # asyncio itself holds only weak references to tasks
 
 CLOSE_WITHIN_S, QUICK_ATTEMPTS = 2.0, 5
 _OF_CONNECTIONS = (nats.errors.Error, OSError)  # a TimeoutError too
@@ -130,30 +136,28 @@ async def flush(client: Client, *, within: float = 10.0) -> None:
     trip.add_done_callback(_forget)
     if not (await asyncio.wait({trip}, timeout=within))[0]:
         raise nats.errors.FlushTimeoutError
-    trip.result()
+    if not trip.result():
+        raise nats.errors.ConnectionClosedError
 
 
-def _forget(task: "asyncio.Task[None]") -> None:
+def _forget(task: "asyncio.Task[Any]") -> None:
     _left_alone.discard(task)
     if not task.cancelled():
         task.exception()  # retrieved, so that asyncio does not warn of it when nobody waits any more
 
 
-async def _round_trip(client: Client) -> None:
+async def _round_trip(client: Client) -> bool:
+    """Return ``True`` when a PONG has come, ``False`` when the client was closed before."""
     while not client.is_closed:
+        connection = client.stats["reconnects"]
         if client.is_connected:
-            connection = client.stats["reconnects"]
             flushing = asyncio.ensure_future(client.flush(timeout=NEVER_S))
             while not flushing.done() and not client.is_closed and client.stats["reconnects"] == connection:
                 await asyncio.wait({flushing}, timeout=LOOK_EVERY_S)
-            if flushing.cancel():
-                continue  # no PONG of an earlier connection comes any more
-            if (err := flushing.exception()) is None:
-                return
-            if not is_send_failure(err):
-                raise err
+            if not flushing.cancel() and flushing.exception() is None:  # else no PONG of its connection comes any more
+                return True
         await asyncio.sleep(LOOK_EVERY_S)
-    raise nats.errors.ConnectionClosedError
+    return False
 
 
 def _log_once(client: Client, error: Exception, log: Callable[[str], object], logged: set[str]) -> None:
@@ -190,35 +194,124 @@ async def close(client: Client, *, drain: bool = False, within: float = CLOSE_WI
 
 
 async def publish_if_connected(
-    client: Client, subject: str, payload: bytes = b"", *, reply: str = "", headers: dict[str, str] | None = None
+    client: Client, subject: str, payload: bytes = b"", *, reply: str = "", headers: Mapping[str, str] | None = None
 ) -> bool:
-    """Publish a message and return ``True``; return ``False`` while the connection can take nothing.
+    """Publish a message and return ``True``; return ``False`` while the client is not connected.
 
     The arguments are those of ``client.publish``, which would keep every copy of a message while it reconnects.
 
     Raises:
-        PublishRefusedError: The message is larger than the server takes.
+        PublishRefusedError: The message is larger than the server takes, or its subject or a header is malformed.
+        nats.errors.ConnectionClosedError: The client was closed, or is being drained.
     """
+    if client.is_closed:
+        raise nats.errors.ConnectionClosedError
     if not client.is_connected:
         return False
     try:
-        await client.publish(subject, payload, reply=reply, headers=headers)
+        # nats-py 2.16 compares the payload alone, and the server, which counts the headers as well, hangs up for good.
+        if message_bytes(payload, headers) > client.max_payload:
+            raise nats.errors.MaxPayloadError
+        await client.publish(subject, payload, reply=reply, headers=headers)  # type: ignore[arg-type]  # only read
     except nats.errors.MaxPayloadError as err:
-        raise too_large(client, subject, payload) from err
-    except (nats.errors.OutboundBufferLimitError, RuntimeError) as err:
+        lines = message_bytes(b"", headers)
+        size = f"{len(payload):,} bytes" + (f" and {lines:,} of headers" if lines else "")
+        raise PublishRefusedError(f"{subject}: {size}, the server takes {client.max_payload:,}") from err
+    except (nats.errors.BadSubjectError, nats.errors.BadHeaderError, UnicodeEncodeError) as err:
+        raise PublishRefusedError(f"{subject!r}: {err}, in the subject or the headers {dict(headers or {})!r}") from err
+    except nats.errors.ConnectionDrainingError as err:
+        raise nats.errors.ConnectionClosedError from err
+    except nats.errors.OutboundBufferLimitError:
+        return False
+    except (RuntimeError, OSError) as err:
         if not is_send_failure(err):
             raise
-        return False
+        # It is in nats-py's buffer by now, which it sends when it is connected again.
     return True
 
 
-def too_large(client: Client, subject: str, payload: bytes) -> PublishRefusedError:
-    """Return the error for a message that is larger than the server takes."""
-    return PublishRefusedError(f"{subject}: {len(payload):,} bytes, the server takes {client.max_payload:,}")
+def message_bytes(payload: bytes, headers: Mapping[str, str] | None) -> int:
+    """Return the size of a message as the server counts it: its payload, and its headers as nats-py writes them."""
+    if headers is None:
+        return len(payload)
+    lines = sum(len(name.strip().encode()) + len(value.strip().encode()) + 4 for name, value in headers.items())
+    return len("NATS/1.0\r\n\r\n") + lines + len(payload)
+
+
+async def first_reply(
+    client: Client,
+    subject: str,
+    payload: bytes = b"",
+    *,
+    accept: Callable[[Msg], T | None],
+    within: float,
+    headers: Mapping[str, str] | None = None,
+) -> T:
+    """Publish a message once and return what ``accept`` makes of the first reply that it does not pass over (``None``).
+
+    Whoever listens to a stream's subject as well may reply, and ``client.request`` would return that.
+
+    Raises:
+        PublishRefusedError: The message cannot be sent.
+        nats.errors.NoRespondersError: Nobody listens to the subject.
+        nats.errors.TimeoutError: No such reply came ``within`` as many seconds.
+        nats.errors.ConnectionReconnectingError: The client was not connected all the time; nothing was sent.
+        nats.errors.ConnectionClosedError: The client was closed.
+    """
+    replied: asyncio.Future[T | None] = asyncio.get_running_loop().create_future()
+
+    async def note(msg: Msg) -> None:
+        found = None if (nobody := is_no_responders(msg)) else accept(msg)
+        if not replied.done() and (nobody or found is not None):
+            replied.set_result(found)
+
+    deadline = time.monotonic() + within
+    inbox, subscription = await open_inbox(client, note)
+    try:
+        while not await publish_if_connected(client, subject, payload, reply=inbox, headers=headers):
+            if time.monotonic() >= deadline:
+                raise nats.errors.ConnectionReconnectingError
+            await asyncio.sleep(LOOK_EVERY_S)
+        while not replied.done():
+            if client.is_closed:
+                raise nats.errors.ConnectionClosedError
+            if (left := deadline - time.monotonic()) <= 0:
+                raise nats.errors.TimeoutError
+            await asyncio.wait({replied}, timeout=min(left, LOOK_EVERY_S))
+    finally:
+        await unsubscribe(subscription)
+    if (reply := replied.result()) is None:
+        raise nats.errors.NoRespondersError
+    return reply
+
+
+def is_no_responders(msg: Msg) -> bool:
+    """Return whether a reply is the server's word that nobody listens to the subject."""
+    return not msg.data and (msg.headers or {}).get("Status") == "503"
+
+
+async def open_inbox(client: Client, note: Callable[[Msg], Awaitable[None]], *, tail: str = "") -> Inbox:
+    """Return a new inbox, and the subscription to it or to what ``tail`` names below it; a closed client raises."""
+    while True:
+        inbox = client.new_inbox()
+        try:
+            return inbox, await client.subscribe(inbox + tail, cb=note, pending_msgs_limit=0, pending_bytes_limit=0)
+        except nats.errors.ConnectionDrainingError as err:
+            raise nats.errors.ConnectionClosedError from err
+        except (RuntimeError, OSError) as err:  # a subscription is left behind, to which nobody replies
+            if not is_send_failure(err):
+                raise
+        await asyncio.sleep(LOOK_EVERY_S)
+
+
+async def unsubscribe(subscription: Subscription) -> None:
+    """End a subscription; a connection that is closed, gone or going has ended it, or tells the next server."""
+    with contextlib.suppress(nats.errors.Error, RuntimeError, ConnectionError):
+        await subscription.unsubscribe()
 
 
 def is_send_failure(err: BaseException) -> bool:
     """Return whether a client raised only because its connection can take nothing at this moment."""
     # uvloop's, for a connection that nats-py considers alive until it reads its end; then it reconnects.
     closed = isinstance(err, RuntimeError) and "closed" in str(err)
-    return closed or isinstance(err, nats.errors.OutboundBufferLimitError)
+    return closed or isinstance(err, nats.errors.OutboundBufferLimitError | ConnectionResetError | BrokenPipeError)

@@ -5,10 +5,11 @@ It serves patterns that speak the protocol themselves: nats-py's request for eac
 
 import msgspec
 import nats.errors
+from nats.aio.msg import Msg
 from nats.js.api import DEFAULT_PREFIX
 from nats.js.errors import APIError, NoStreamResponseError, ServiceUnavailableError
 
-from mesh_lab.patterns.connection import is_send_failure
+from mesh_lab.patterns.connection import is_no_responders, is_send_failure
 
 
 class ApiError(msgspec.Struct, frozen=True):
@@ -33,8 +34,31 @@ class Ack(msgspec.Struct, frozen=True):
 class PublishReply(Ack, frozen=True):
     """A stream's reply to a message, or to the end of a batch of ``count`` messages; an acknowledgement or an error."""
 
+    batch: str = ""
     count: int = 0
     error: ApiError | None = None
+
+
+NOBODY = ApiError(503, description="nobody takes the subject: no stream listens to it, or it has no leader")
+"""The server's word, in an empty reply."""
+# What msgspec raises for bytes: a TypeError is a list as the key of a map, a RecursionError lists in lists in lists.
+MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, TypeError, RecursionError)
+_decoder = msgspec.json.Decoder(PublishReply)
+
+
+def publish_reply(msg: Msg) -> PublishReply | None:
+    """Return what a stream, or the server in its place, replied to a message; ``None`` if it is somebody else's reply.
+
+    Whoever subscribes to a stream's subject gets the reply subject of each message, and may reply as well.
+    """
+    if is_no_responders(msg):
+        return PublishReply(error=NOBODY)
+    try:
+        reply = _decoder.decode(msg.data)
+    except MALFORMED:
+        return None
+    known = reply.error.err_code > 0 if reply.error is not None else reply.stream and reply.seq > 0
+    return reply if known else None
 
 
 # Numbers and codes are those of https://github.com/nats-io/nats-server/blob/main/server/errors.json. The code says
@@ -48,6 +72,8 @@ PERMANENT_ERR_CODES = frozenset(
     | {10028, 10047, 10077}
 )
 """The server's code for these is 500 or 503 all the same."""
+TOO_LARGE = 10054
+"""``err_code`` of a message, headers included, above the stream's ``max_msg_size``."""
 WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
 """``err_code`` of a conditional write that came too late; 10164 where several were under way on a replicated stream."""
 
@@ -59,6 +85,13 @@ _NO_REPLY = (
     nats.errors.StaleConnectionError,
     nats.errors.ConnectionReconnectingError,
 )
+
+
+def words_after(error: ApiError, waited_s: float) -> str:
+    """Return what to say of a transient error that still was the reply after a time of trying again."""
+    if error is NOBODY:
+        return f"nobody took the subject in {waited_s:g} s: no stream listens to it, or it has no leader"
+    return f"still refused after {waited_s:g} s: {error}"
 
 
 def api_prefix(domain: str | None) -> str:

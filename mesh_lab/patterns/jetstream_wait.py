@@ -9,16 +9,17 @@ import contextlib
 
 import nats.errors
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import Header, StreamInfo
 from nats.js.errors import NotFoundError
 
 from mesh_lab.errors import NotReadyError
-from mesh_lab.patterns.connection import flush
-from mesh_lab.patterns.jetstream_api import api_prefix
-from mesh_lab.patterns.wait import eventually, retry
+from mesh_lab.patterns.connection import first_reply, flush
+from mesh_lab.patterns.jetstream_api import api_prefix, publish_reply
+from mesh_lab.patterns.wait import eventually, retry, unless_closed
 
-REPLY_WITHIN_S, API_TIMEOUT_S = 0.5, 3.0
+REPLY_WITHIN_S, API_TIMEOUT_S, PROBE_EVERY_S = 0.5, 3.0, 0.05
 LISTED_WITHIN_S, INTEREST_WITHIN_S = 1.0, 3.0
 # A message that expects to land in another stream is refused (err_code 10060) before it is stored.
 EXPECTS_NO_STREAM: dict[str, str] = {Header.EXPECTED_STREAM.value: "_"}
@@ -41,7 +42,9 @@ async def wait_routable(
     Raises:
         ValueError: No domain has that name.
         TimeoutError: No reply came in time.
+        nats.js.errors.APIError: The servers still had no leader, or were still busy with the request.
         nats.js.errors.NotFoundError: There is no such stream.
+        nats.errors.ConnectionClosedError: The client was closed.
     """
     prefix = api_prefix(domain)
     if consumer is not None:
@@ -49,7 +52,7 @@ async def wait_routable(
         await _wait_reply(client, f"{prefix}.CONSUMER.MSG.NEXT.{stream}.{consumer}", within, payload=b"{")
         return
     js = client.jetstream(timeout=min(within, API_TIMEOUT_S), domain=domain)
-    config = (await retry(lambda: wait_stream(js, stream), within=within)).config
+    config = (await unless_closed(client, retry(lambda: wait_stream(js, stream), within=within))).config
     for subject in config.subjects or []:
         await _wait_reply(client, subject.replace("*", "_").replace(">", "_"), within, headers=EXPECTS_NO_STREAM)
     if config.allow_direct:  # an empty request gets "408 Empty Request"
@@ -100,14 +103,20 @@ async def wait_stream(js: JetStreamContext, stream: str) -> StreamInfo:
     )
 
 
+def _is_of_jetstream(msg: Msg) -> bool | None:
+    """Return ``True`` for a status or a stream's reply, ``None`` for that of others who listen to the subject."""
+    return "Status" in (msg.headers or {}) or publish_reply(msg) is not None or None
+
+
 async def _wait_reply(
     client: Client, subject: str, within: float, *, payload: bytes = b"", headers: dict[str, str] | None = None
 ) -> None:
     async def is_replied_to() -> bool:
         try:
-            await client.request(subject, payload, timeout=REPLY_WITHIN_S, headers=headers)
-        except (nats.errors.NoRespondersError, nats.errors.TimeoutError):
+            return await first_reply(
+                client, subject, payload, accept=_is_of_jetstream, within=REPLY_WITHIN_S, headers=headers
+            )
+        except (nats.errors.NoRespondersError, nats.errors.TimeoutError, nats.errors.ConnectionReconnectingError):
             return False
-        return True
 
-    await eventually(is_replied_to, within=within)
+    await eventually(is_replied_to, within=within, every=PROBE_EVERY_S)

@@ -23,9 +23,9 @@ from nats.js.api import RetentionPolicy
 from nats.js.errors import APIError
 
 from mesh_lab.errors import CircuitOpenError, PoisonMessageError, PublishRefusedError, UnsuitableConsumerError
-from mesh_lab.patterns.connection import publish_if_connected
+from mesh_lab.patterns.connection import message_bytes, publish_if_connected
 from mesh_lab.patterns.consumer_info import ConsumerSettings, matches, streams_that_take
-from mesh_lab.patterns.jetstream_api import is_transient
+from mesh_lab.patterns.jetstream_api import TOO_LARGE, is_transient
 from mesh_lab.patterns.jetstream_wait import EXPECTS_NO_STREAM
 from mesh_lab.patterns.pull_consumer import PullConsumer
 from mesh_lab.patterns.wait import retry
@@ -37,7 +37,6 @@ BURY_WITHIN_S = 20.0  # longer than an election
 LISTENED_TO_WITHIN_S = 3.0
 ACK, NAK, TERM, IN_PROGRESS = b"+ACK", b"-NAK", b"+TERM", b"+WPI"
 REASON_CHARACTERS = 500
-TOO_LARGE = 10054  # err_code of "message size exceeds maximum allowed"
 _SENDABLE = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # what nats-py takes as the name of a header
 
 Handle = Callable[[Msg], Awaitable[object]]
@@ -255,9 +254,7 @@ def letter_id(msg: Msg) -> str:
 async def _is_kept(client: Client, dead: str, payload: bytes, headers: dict[str, str]) -> bool:
     """Store a letter; return ``False`` if it is too large for the server or for the stream."""
     headers = {name: value.encode("utf-8", "backslashreplace").decode() for name, value in headers.items()}
-    # nats-py compares the payload alone, and the server, which counts the headers, would hang up.
-    lines = sum(len(f"{name}: {value}\r\n".encode()) for name, value in headers.items())
-    if len(payload) + lines + len("NATS/1.0\r\n\r\n") > client.max_payload:
+    if message_bytes(payload, headers) > client.max_payload:
         return False
     js = client.jetstream(timeout=2.0)
     try:

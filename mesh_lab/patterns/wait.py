@@ -7,7 +7,11 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar, overload
 
+import nats.errors
+from nats.aio.client import Client
+
 from mesh_lab.errors import NotReadyError
+from mesh_lab.patterns.connection import LOOK_EVERY_S
 from mesh_lab.patterns.jetstream_api import is_transient
 
 T = TypeVar("T")
@@ -83,6 +87,21 @@ async def retry(
             if not transient(err) or time.monotonic() >= deadline:
                 raise
         await asyncio.sleep(every * random.uniform(0.5, 1.5))
+
+
+async def unless_closed(client: Client, request: Coroutine[Any, Any, T]) -> T:
+    """Return what a client's request returns, or raise ConnectionClosedError at once when the client is closed.
+
+    nats-py itself lets a request wait for its time-out then.
+    """
+    task = asyncio.ensure_future(request)
+    try:
+        while not (await asyncio.wait({task}, timeout=LOOK_EVERY_S))[0]:
+            if client.is_closed:
+                raise nats.errors.ConnectionClosedError
+    finally:
+        await cancel_and_join(task)
+    return task.result()
 
 
 async def cancel_and_join(*tasks: "asyncio.Future[Any]", again_after: float = 1.0) -> None:

@@ -2,6 +2,7 @@
 
 ``js.publish`` costs a round trip for each message, and the futures of ``js.publish_async`` have no time limit. Here,
 every message is *stored*, *refused* (and would be again), or *unknown*: without a reply in time, it may be stored.
+The stream may be in any JetStream domain that the subject reaches: no request to an API is made.
 
 A message without a reply is sent again under the same ``Nats-Msg-Id``, which is safe for as long as the stream's
 ``duplicate_window`` (two minutes by default). It lands behind what was sent after it: a publisher that has to keep the
@@ -15,21 +16,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
-import msgspec
+import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from mesh_lab.errors import PublishRefusedError, UnknownOutcomeError
-from mesh_lab.patterns.connection import publish_if_connected
-from mesh_lab.patterns.jetstream_api import Ack, ApiError, PublishReply, is_transient
+from mesh_lab.patterns.connection import open_inbox, publish_if_connected, unsubscribe
+from mesh_lab.patterns.jetstream_api import Ack, ApiError, is_transient, publish_reply, words_after
 from mesh_lab.patterns.wait import cancel_and_join
 
 SWEEP_S = 0.05
 SHOWN_BYTES = 120
 Failure = PublishRefusedError | UnknownOutcomeError
-# An empty reply: no leader takes the stream's subject at this moment, or no stream ever did.
-_NO_LEADER = PublishReply(error=ApiError(503))
 
 
 @dataclass(slots=True)
@@ -41,6 +40,8 @@ class _Outstanding:
     on_failed: Callable[[Failure], None] | None
     give_up_at: float
     resend_at: float
+    unanswered: int = 0  # copies on their way; while there is one, or was one that got no reply, it may be stored
+    refusal: ApiError | None = None  # of the last copy, and transient
     other_reply: bytes = b""  # the beginning of a reply that is no stream's
 
     @property
@@ -80,17 +81,14 @@ class WindowedPublisher:
         self._client, self._window = client, window
         self._ack_timeout, self._retry_for = ack_timeout, retry_for
         self._inbox = client.new_inbox()
-        self._decoder = msgspec.json.Decoder(PublishReply)
         self._outstanding: dict[str, _Outstanding] = {}
-        self._failures: list[Failure] = []
+        self._failures: list[Failure | nats.errors.ConnectionClosedError] = []
         self._number, self._changed = 0, asyncio.Event()
         self._subscription: Subscription | None = None
         self._sweeper: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        self._subscription = await self._client.subscribe(
-            f"{self._inbox}.*", cb=self._on_reply, pending_msgs_limit=0, pending_bytes_limit=0
-        )
+        self._inbox, self._subscription = await open_inbox(self._client, self._on_reply, tail=".*")
         self._sweeper = asyncio.create_task(self._sweep())
         self._sweeper.add_done_callback(lambda _: self._changed.set())
         return self
@@ -102,8 +100,8 @@ class WindowedPublisher:
         finally:
             if self._sweeper is not None:
                 await cancel_and_join(self._sweeper)
-            if self._subscription is not None and not self._client.is_closed:
-                await self._subscription.unsubscribe()
+            if self._subscription is not None:
+                await unsubscribe(self._subscription)
 
     @property
     def outstanding(self) -> int:
@@ -131,8 +129,10 @@ class WindowedPublisher:
             on_failed: Called with the error otherwise; without it, the next ``publish`` or ``flush`` raises the error.
 
         Raises:
-            PublishRefusedError: This message is too large, or an earlier one was refused.
+            PublishRefusedError: This message is too large with its headers, or its subject or a header is malformed; or
+                an earlier one was refused, or nobody took it within the retry budget.
             UnknownOutcomeError: An earlier message got no reply within the retry budget.
+            nats.errors.ConnectionClosedError: The client was closed; what is outstanding may be stored.
         """
         while len(self._outstanding) >= self._window:
             await self._change()
@@ -152,8 +152,7 @@ class WindowedPublisher:
         reply = f"{self._inbox}.{self._number}"
         self._outstanding[reply] = message
         try:
-            # If the connection takes nothing now, the sweeper sends it when it does.
-            await publish_if_connected(self._client, subject, payload, reply=reply, headers=message.headers)
+            await self._send(reply, message)  # if the connection takes nothing now, the sweeper sends it when it does
         except BaseException:
             self._outstanding.pop(reply, None)  # the caller learns it now: it must not be sent again later
             raise
@@ -162,14 +161,21 @@ class WindowedPublisher:
         """Wait until the outcome of every message published so far is known.
 
         Raises:
-            PublishRefusedError: A message was refused.
+            PublishRefusedError: A message was refused, or nobody took it within the retry budget.
             UnknownOutcomeError: A message got no reply within the retry budget.
+            nats.errors.ConnectionClosedError: The client was closed; what was outstanding may be stored.
         """
         while self._outstanding:
             await self._change()
         self._check_sweeper()
         if self._failures:
             raise self._failures[0]
+
+    async def _send(self, reply: str, message: _Outstanding) -> None:
+        sent = await publish_if_connected(
+            self._client, message.subject, message.payload, reply=reply, headers=message.headers
+        )
+        message.unanswered += sent
 
     async def _change(self) -> None:
         """Wait until the outcome of some message is known."""
@@ -189,22 +195,22 @@ class WindowedPublisher:
         message = self._outstanding.get(msg.subject)
         if message is None:  # a second reply, to a copy that was sent again
             return
-        try:
-            reply = self._decoder.decode(msg.data) if msg.data else _NO_LEADER
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            reply = PublishReply()
-        if (error := reply.error) is not None:
-            if is_transient(error):
-                message.resend_at = time.monotonic() + random.uniform(0.05, 0.25)
-            else:
-                refusal = PublishRefusedError(f"{message.name}: {error}", code=error.code, err_code=error.err_code)
-                self._end(msg.subject, refusal)
-        elif reply.stream and reply.seq > 0:
+        if (reply := publish_reply(msg)) is None:  # another subscriber's, and the stream's own may still come
+            message.other_reply = msg.data[:SHOWN_BYTES]
+        elif (error := reply.error) is None:
             self.stored += 1
             self.duplicates += reply.duplicate
             self._end(msg.subject, reply)
-        else:  # another subscriber's, and the stream's own may still come
-            message.other_reply = msg.data[:SHOWN_BYTES]
+        elif is_transient(error):
+            message.unanswered -= 1
+            message.refusal = error
+            message.resend_at = time.monotonic() + random.uniform(0.05, 0.25)
+        elif message.unanswered > 1:
+            problem = f"{message.name}: {error}; an earlier copy, which got no reply, may be stored"
+            self._end(msg.subject, UnknownOutcomeError(problem))
+        else:
+            refusal = PublishRefusedError(f"{message.name}: {error}", code=error.code, err_code=error.err_code)
+            self._end(msg.subject, refusal)
 
     def _end(self, reply: str, end: Ack | Failure) -> None:
         """Settle a message with its outcome, and call back."""
@@ -216,29 +222,39 @@ class WindowedPublisher:
         elif message.on_failed is not None:
             message.on_failed(end)
         else:
-            self._failures.append(end)
+            self._failures.append(nats.errors.ConnectionClosedError() if self._client.is_closed else end)
 
     async def _sweep(self) -> None:
-        """Send again what is due, and give up on what has timed out."""
+        """Send again what is due, give up on what has timed out, and on everything when the client is closed."""
         while True:
             await asyncio.sleep(SWEEP_S)
-            now = time.monotonic()
-            due = [item for item in self._outstanding.items() if item[1].resend_at <= now]
+            now, closed = time.monotonic(), self._client.is_closed
+            due = [item for item in self._outstanding.items() if closed or item[1].resend_at <= now]
             for reply, message in due:
                 if reply not in self._outstanding:
                     continue  # its reply came while another one was sent
-                if message.give_up_at <= now:
-                    other = f", but {message.other_reply!r}, which is no stream's" if message.other_reply else ""
-                    problem = (
-                        f"{message.name}: no answer in {self._retry_for} s{other}; "
-                        "it may be stored: read the stream before sending it under another id"
-                    )
-                    self._end(reply, UnknownOutcomeError(problem, waited_s=self._retry_for))
+                if closed or message.give_up_at <= now:
+                    self._end(reply, self._given_up(message))
                 elif self._client.is_connected:
                     message.resend_at = now + self._ack_timeout
                     try:
-                        await publish_if_connected(
-                            self._client, message.subject, message.payload, reply=reply, headers=message.headers
-                        )
+                        await self._send(reply, message)
                     except PublishRefusedError as err:  # too large: published while the client reconnected
                         self._end(reply, err)
+                    except nats.errors.ConnectionClosedError:
+                        break  # the next turn sees it
+
+    def _given_up(self, message: _Outstanding) -> Failure:
+        """Return what became of a message that nobody has acknowledged, with the last that was heard of it."""
+        closed, refusal = self._client.is_closed, message.refusal or ApiError()
+        if not message.unanswered and not closed:
+            words = words_after(refusal, self._retry_for) if refusal.code else f"not sent in {self._retry_for:g} s"
+            problem = f"{message.name}: {words}; it is not stored"
+            return PublishRefusedError(problem, code=refusal.code, err_code=refusal.err_code)
+        words = "the client was closed" if closed else f"no answer in {self._retry_for} s"
+        if message.other_reply:
+            words += f", but {message.other_reply!r}, which is no stream's"
+        elif message.refusal:
+            words += f", last heard of another copy: {refusal}"
+        problem = f"{message.name}: {words}; it may be stored: read the stream before sending it under another id"
+        return UnknownOutcomeError(problem, waited_s=0.0 if closed else self._retry_for)

@@ -11,6 +11,7 @@ import pytest
 from nats.aio.client import Client
 from programs import killed_at_the_end
 
+from mesh_lab.errors import OrderFormatError
 from mesh_lab.orders.bulk import OrderBatch, encode_batch, headers_of
 from mesh_lab.orders.bulk_lane import (
     REJECTED_STREAM,
@@ -103,6 +104,27 @@ async def _other(mesh: Mesh, leader: str) -> Client:
     return await mesh.connect(to=next(name for name in mesh.servers if name != leader))
 
 
+async def test_batches_of_other_orders_are_not_taken_for_one_another(client: Client, lane) -> None:
+    orders = [order for order in read_orders(first=400) if order.region == "eu"]
+    duplicates: list[bool] = []
+    batches = [OrderBatch.of([orders[0], *orders[start : start + 50]]) for start in (1, 51, 1)]
+    await send_batches(client, batches, on_stored=lambda ack, batch: duplicates.append(ack.duplicate))
+    assert duplicates == [False, False, True]
+    with pytest.raises(OrderFormatError, match="a batch of region 'e u'"):
+        await send_batches(client, [msgspec.structs.replace(batches[0], region="e u")])
+
+
+async def test_a_long_reason_ends_no_reader(client: Client, lane) -> None:
+    await client.jetstream().publish("bulk.eu", b"1", headers={"Content-Type": "x" * 900_000})
+    await client.jetstream().publish(
+        "bulk.eu", b'[{"%b":1}]' % (b"x" * 900_000), headers={"Content-Type": "application/json"}
+    )
+    count = BulkCount()
+    await count_bulk(client, count, until=2)
+    assert count.rejected == 2
+    assert not client.is_closed
+
+
 async def test_publisher_and_reader_run_as_services_of_their_own(mesh: Mesh, client: Client, lane) -> None:
     options = mesh.connect_options()
     urls = [url.replace("://", f"://{options['user']}:{options['password']}@") for url in options["servers"]]
@@ -111,7 +133,8 @@ async def test_publisher_and_reader_run_as_services_of_their_own(mesh: Mesh, cli
     reading = [*command, "bulk-reader", f"--until={EVERYTHING.orders}"]
     with killed_at_the_end(subprocess.Popen(reading, env=environment, stdout=subprocess.PIPE, text=True)) as reader:
         done = subprocess.run([*command, "bulk-publisher"], env=environment, capture_output=True, text=True, timeout=60)
-        assert json.loads(done.stdout)["acknowledged"] == EVERYTHING.orders, done.stderr
+        sent = json.loads(done.stdout)
+        assert (sent["acknowledged"], sent["duplicates"]) == (EVERYTHING.orders, 0), done.stderr
         report = json.loads(reader.communicate(timeout=30)[0])
     assert (report["orders"], report["cents"]) == (EVERYTHING.orders, EVERYTHING.cents)
     assert (report["doubled"], report["rejected"]) == (0, 0)

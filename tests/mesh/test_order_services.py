@@ -17,7 +17,7 @@ import pytest
 from nats.aio.client import Client
 from programs import killed_at_the_end
 
-from mesh_lab.errors import ProcessEndedError, PublishRefusedError, WrongTotalsError
+from mesh_lab.errors import OrderFormatError, ProcessEndedError, PublishRefusedError, WrongTotalsError
 from mesh_lab.orders.dataset import EVERYTHING, read_orders
 from mesh_lab.orders.event_store import WORKERS, create_event_store, create_worker_group, open_event_store, read_order
 from mesh_lab.orders.job import run_orders
@@ -26,7 +26,7 @@ from mesh_lab.orders.publisher import place_orders
 from mesh_lab.orders.read_model import Summary, ask_read_model, serve_read_model
 from mesh_lab.orders.worker import REJECTED, Worker
 from mesh_lab.patterns.jetstream_wait import wait_routable
-from mesh_lab.patterns.wait import eventually
+from mesh_lab.patterns.wait import cancel_and_join, eventually
 from mesh_lab.security.certificates import Authority
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import start_mesh
@@ -138,6 +138,94 @@ async def test_bytes_that_are_no_text_are_reported_as_well(client: Client, store
     finally:
         working.cancel()
         await asyncio.wait({working})
+
+
+@pytest.mark.parametrize("padding", ["full", "nearly full", "unknown field"])
+async def test_a_message_too_large_to_be_passed_on_ends_no_worker(mesh: Mesh, store, padding: str) -> None:
+    async with await mesh.connect() as own:
+        reports = await own.subscribe(REJECTED)
+        first, second = read_orders(first=2)
+        padded = encode(first).ljust(own.max_payload - (30 if padding == "nearly full" else 0))
+        if padding == "unknown field":  # of which the reason quotes the name
+            padded = b'{"%b":1}' % (b"x" * (own.max_payload - 6))
+        await store.publish(first.subject("placed"), padded)
+        await store.publish(second.subject("placed"), encode(second))
+        worker = Worker(own)
+        working = asyncio.create_task(worker.run())
+        rejected = int(padding == "unknown field")
+        await eventually(lambda: (worker.processed, worker.rejected) == (2 - rejected, rejected), within=20.0)
+        await cancel_and_join(working)
+        assert not own.is_closed
+        if rejected:
+            assert len((await reports.next_msg(timeout=5.0)).data) < 2_000
+        info = await store.consumer_info(STREAM, WORKERS)
+        assert (info.num_pending, info.num_ack_pending) == (0, 0)
+        assert (await store.get_last_msg(STREAM, second.subject("shipped"))).data == encode(second)
+
+
+async def test_an_event_above_the_streams_own_limit_is_reported_and_terminated(client: Client, store) -> None:
+    reports = await client.subscribe(REJECTED)
+    one, other = read_orders(first=2)
+    await store.publish(one.subject("placed"), encode(one))
+    await store.publish(other.subject("placed"), encode(other))
+    config = (await store.stream_info(STREAM)).config
+    config.max_msg_size = len(encode(one)) + 10  # the id in the headers of an event does not fit any more
+    await store.update_stream(config)
+    worker = Worker(client)
+    working = asyncio.create_task(worker.run())
+    await eventually(lambda: worker.rejected == 2, within=20.0)
+    await cancel_and_join(working)
+    assert b"message size exceeds maximum allowed" in (await reports.next_msg(timeout=5.0)).data
+
+
+async def test_a_worker_whose_client_is_closed_says_so(mesh: Mesh, store) -> None:
+    own = await mesh.connect()
+    await place_orders(own, read_orders(first=500))
+    working = asyncio.create_task(Worker(own).run())
+    await asyncio.sleep(0.05)  # work: it has orders in hand
+    await own.close()
+    with pytest.raises(nats.errors.ConnectionClosedError, match="closed"):
+        await asyncio.wait_for(working, 5.0)
+
+
+@pytest.mark.parametrize("wrong", [{"id": "a b"}, {"id": "*"}, {"region": "eu.>"}, {"id": "a\r\nPUB x 0"}, {"cds": 0}])
+async def test_an_order_that_readers_would_refuse_is_not_placed(mesh: Mesh, store, wrong: dict[str, object]) -> None:
+    # As the services connect, which leave it to the orders that a subject is one.
+    async with await mesh.connect(skip_subject_validation=True) as own:
+        good = next(read_orders(first=1))
+        with pytest.raises(OrderFormatError, match=f"not an order: .*{next(iter(wrong))}"):
+            await place_orders(own, [good, msgspec.structs.replace(good, **wrong), good])
+        assert not own.is_closed
+    assert (await store.stream_info(STREAM)).state.messages == 1
+
+
+async def test_each_file_has_ids_of_its_own_and_a_second_time_is_told(mesh: Mesh, store, tmp_path: Path) -> None:
+    options = mesh.connect_options()
+    urls = [url.replace("://", f"://{options['user']}:{options['password']}@") for url in options["servers"]]
+
+    def publish(file: Path, service: str) -> tuple[dict[str, object], str]:
+        command = [sys.executable, "-m", "mesh_lab.orders", service, "--replicas=3", "--file", str(file)]
+        environment = {**os.environ, "NATS_URL": ",".join(urls)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        return json.loads(done.stdout), done.stderr
+
+    files = [tmp_path / "monday.txt", tmp_path / "tuesday.txt"]
+    for number, file in enumerate(files):
+        rows = [f" {customer:05d} 19970101  1   {number + 1}1.77\n" for customer in range(1, 51)]
+        file.write_text(HEADER + "".join(rows))
+    try:
+        for service in ("publisher", "bulk-publisher"):
+            for file, duplicates in ((files[0], 0), (files[1], 0), (files[0], 50)):
+                report, complaint = await asyncio.to_thread(publish, file, service)
+                assert (report["acknowledged"], report["duplicates"]) == (50, duplicates)
+                told = f"{service}: 50 of 50 orders were in the stream already, under the same ids"
+                assert (told in complaint) is (duplicates > 0)
+        assert (await store.stream_info(STREAM)).state.messages == 100
+        assert (await store.stream_info("BULK")).state.messages == 4
+    finally:
+        for stream in ("BULK", "REJECTED"):
+            with contextlib.suppress(nats.js.errors.NotFoundError):
+                await store.delete_stream(stream)
 
 
 async def test_a_worker_whose_event_is_refused_ends_also_when_it_has_to_stop(client: Client, store) -> None:

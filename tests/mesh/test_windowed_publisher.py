@@ -1,6 +1,7 @@
 """The windowed publisher knows the end of every message, whatever happens to the servers."""
 
 import asyncio
+import contextlib
 
 import nats.errors
 import pytest
@@ -9,9 +10,10 @@ from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 
 from mesh_lab.errors import PublishRefusedError, UnknownOutcomeError
-from mesh_lab.patterns.jetstream_wait import wait_routable
+from mesh_lab.patterns.jetstream_wait import flush_through, wait_routable
 from mesh_lab.patterns.wait import eventually, retry
 from mesh_lab.patterns.windowed_publisher import WindowedPublisher
+from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import start_mesh
 
 
@@ -70,33 +72,100 @@ async def test_a_publisher_that_goes_on_learns_of_each_failure_by_its_kind(clien
                 on_failed=lambda err, n=n: failed.update({n: type(err)}),
             )
     assert stored == [0, 1]
-    assert failed == {2: PublishRefusedError, 3: UnknownOutcomeError, 4: PublishRefusedError}
+    assert failed == dict.fromkeys((2, 3, 4), PublishRefusedError)
     assert (await js.stream_info("PUB6")).state.messages == 2
 
 
-async def test_a_payload_above_the_servers_limit_is_refused_with_both_sizes(client: Client) -> None:
-    await _stream(client, "PUB4")
-    async with WindowedPublisher(client) as publisher:
-        with pytest.raises(PublishRefusedError, match=r"PUB4.x: 2,000,000 bytes, the server takes 1,048,576"):
-            await publisher.publish("PUB4.x", bytes(2_000_000), msg_id="1")
+@pytest.mark.parametrize(
+    ("over", "headers"),
+    [(1_000_000, {}), (1, {}), (0, {}), (-20, {}), (-500, {"Note": "n" * 600}), (-300, {"N": "é" * 200})],
+)
+async def test_a_message_above_the_servers_limit_is_refused_with_both_sizes(
+    mesh: Mesh, over: int, headers: dict[str, str]
+) -> None:
+    async with await mesh.connect() as own:
+        js = await _stream(own, "PUB4")
+        size = own.max_payload + over
+        async with WindowedPublisher(own) as publisher:
+            await publisher.publish("PUB4.x", b"before", msg_id="1")
+            with pytest.raises(
+                PublishRefusedError, match=rf"PUB4.x: {size:,} bytes and \d+ of headers, the server takes 1,0"
+            ):
+                await publisher.publish("PUB4.x", bytes(size), msg_id="big", headers=headers)
+            await publisher.publish("PUB4.x", bytes(own.max_payload - 1_000), msg_id="fits", headers=headers)
+        assert (publisher.stored, own.is_closed) == (2, False)
+        await js.delete_stream("PUB4")
 
 
-async def test_a_subject_without_a_stream_ends_as_unknown(client: Client) -> None:
-    with pytest.raises(UnknownOutcomeError, match=r"nowhere.x \(1\): no answer in 0.6 s; it may be stored") as unknown:
+async def test_a_full_message_is_counted_to_the_byte(mesh: Mesh) -> None:
+    async with await mesh.connect() as own:
+        js = await _stream(own, "PUBB")
+        lines = len("NATS/1.0\r\nNats-Msg-Id: 1\r\nNote: é  ü\r\n\r\n".encode())
+        async with WindowedPublisher(own) as publisher:
+            for size in (own.max_payload - lines, own.max_payload - lines + 1):
+                with contextlib.suppress(PublishRefusedError):
+                    await publisher.publish("PUBB.x", bytes(size), msg_id="1", headers={"Note": " é\r\nü "})
+        assert (publisher.stored, own.is_closed) == (1, False)
+        await js.delete_stream("PUBB")
+
+
+async def test_a_subject_without_a_stream_is_refused_since_every_copy_came_back(client: Client) -> None:
+    words = (
+        r"nowhere.x \(1\): nobody took the subject in 0.6 s: no stream listens to it, or it has no leader; it is not"
+    )
+    with pytest.raises(PublishRefusedError, match=words) as refusal:
         async with WindowedPublisher(client, ack_timeout=0.2, retry_for=0.6) as publisher:
             await publisher.publish("nowhere.x", b"", msg_id="1")
-    assert unknown.value.waited_s == 0.6
+    assert refusal.value.code == 503
+
+
+async def test_a_message_of_which_one_copy_got_no_answer_is_unknown(client: Client) -> None:
+    silent = await client.subscribe("nowhere.y")
+    await flush_through(client)
+    with pytest.raises(
+        UnknownOutcomeError, match=r"no answer in 0.9 s, last heard of another copy: nobody takes"
+    ) as unknown:
+        async with WindowedPublisher(client, ack_timeout=0.2, retry_for=0.9) as publisher:
+            await publisher.publish("nowhere.y", b"", msg_id="1")
+            await silent.next_msg(timeout=5.0)
+            await silent.unsubscribe()
+    assert unknown.value.waited_s == 0.9
+
+
+async def test_a_client_that_is_closed_ends_every_wait_at_once(mesh: Mesh) -> None:
+    own = await mesh.connect()
+    await _stream(own, "PUBC")
+    told: list[Exception] = []
+    async with WindowedPublisher(own, window=2) as publisher:
+        await publisher.publish("PUBC.x", b"", msg_id="1")
+        await publisher.flush()
+        await own.close()
+    assert publisher.stored == 1, "nothing was outstanding: no error"
+    for waits in ("flush", "publish"):
+        own = await mesh.connect()
+        silent = await own.subscribe("nowhere.z")
+        with pytest.raises(nats.errors.ConnectionClosedError, match="closed"):
+            async with asyncio.timeout(3.0), WindowedPublisher(own, window=2) as publisher:
+                await publisher.publish("nowhere.z", b"", msg_id="1", on_failed=told.append)
+                await publisher.publish("nowhere.z", b"", msg_id="2")
+                await silent.next_msg(timeout=5.0)
+                waiting = publisher.flush() if waits == "flush" else publisher.publish("nowhere.z", b"", msg_id="3")
+                await asyncio.gather(waiting, own.close())
+        with pytest.raises(nats.errors.ConnectionClosedError, match="closed"):
+            await publisher.publish("nowhere.z", b"", msg_id="4")
+    assert [type(err) for err in told] == [UnknownOutcomeError] * 2
+    assert all("the client was closed; it may be stored" in str(err) for err in told)
 
 
 async def test_an_answer_of_somebody_who_is_no_stream_is_none(client: Client) -> None:
     async def answer(msg: Msg) -> None:
         await msg.respond(b"{}" if msg.data == b"1" else b"thanks")
 
-    await client.subscribe("PUB7.x", cb=answer)
+    await client.subscribe("nowhere.x7", cb=answer)
     errors: list[Exception] = []
     async with WindowedPublisher(client, ack_timeout=0.2, retry_for=0.6) as publisher:
         for n in (b"1", b"2"):
-            await publisher.publish("PUB7.x", n, msg_id=n.decode(), on_failed=errors.append)
+            await publisher.publish("nowhere.x7", n, msg_id=n.decode(), on_failed=errors.append)
     assert publisher.stored == 0
     assert [type(err) for err in errors] == [UnknownOutcomeError] * 2
     failed = list(map(str, errors))
@@ -110,8 +179,13 @@ async def test_an_answer_of_somebody_who_is_no_stream_is_none(client: Client) ->
 async def test_a_message_that_cannot_be_sent_is_told_at_once_and_not_tried_again(client: Client) -> None:
     js = await _stream(client, "PUB8")
     async with WindowedPublisher(client, ack_timeout=0.1) as publisher:
-        with pytest.raises(nats.errors.BadHeaderError):
+        with pytest.raises(PublishRefusedError, match="BadHeaderError|header"):
             await publisher.publish("PUB8.x", b"", msg_id="1", headers={"bad name": "x"})
+        with pytest.raises(PublishRefusedError, match=r"surrogates not allowed, in the subject or the headers"):
+            await publisher.publish("PUB8.x", b"", msg_id="1", headers={"Note": "\ud800"})
+        for subject in ("PUB8.a b", "", "PUB8.a\r\nPING"):
+            with pytest.raises(PublishRefusedError, match="invalid subject, in the subject or"):
+                await publisher.publish(subject, b"", msg_id="1")
         assert publisher.outstanding == 0
         await asyncio.sleep(0.3)  # absence: thrice ack_timeout; the sweeper would send it again, and trip
         await publisher.publish("PUB8.x", b"", msg_id="2")

@@ -100,6 +100,20 @@ def test_a_malformed_row_is_refused_with_its_line_number(tmp_path: Path, row: st
         list(read_orders(path))
 
 
+def test_orders_of_different_files_have_different_ids_and_those_of_one_file_the_same_again(tmp_path: Path) -> None:
+    monday, tuesday, copy = (tmp_path / name for name in ("monday", "tuesday", "copy"))
+    for path, customers in ((monday, "12"), (tuesday, "13"), (copy, "12")):
+        path.write_text(
+            "customer_id date number_of_cds dollar_value\n" + "".join(f"{n} 19970101 1 1.00\n" for n in customers)
+        )
+    ids = {path: [order.id for order in read_orders(path)] for path in (monday, tuesday, copy)}
+    assert ids[monday] == ids[copy]
+    everything = [*ids[monday], *ids[tuesday], *(order.id for order in read_orders(first=2))]
+    assert len(set(everything)) == 6
+    for order in read_orders(monday):
+        assert decode(encode(order)) == order
+
+
 def test_a_file_without_its_header_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "headless.txt"
     path.write_text("00001 19970101 1 11.77\n")
