@@ -136,6 +136,9 @@ class _Till:
         if not isinstance(order, Order):
             self.complaint = NotYet(f"charge was called with {type(order).__name__}", "the decoded order")
             raise self.complaint
+        if order.id not in self._delivery_of:
+            self.complaint = NotYet("charge was called with an order that was not delivered", "the one in the message")
+            raise self.complaint
         self.charged.append(order.id)
         await asyncio.sleep(0.01)  # work
         away = self.away_for.get(order.id, 0)
@@ -220,35 +223,37 @@ async def handles_poison_and_bad_moments(trial: Trial, answer: Any) -> str:
             slept = till.returned_at - till.failed_at
         _expect_given_back(said, charges, slept, clock.longest_pause_s)
         (msg,) = await delivered()
-    _expect_charged(*await till.handle(answer, msg, LATER))
+    _expect_charged(*await till.handle(answer, msg, LATER), what=LATER)
     for payload in NO_ORDERS:
         (msg,) = await delivered(payload)
         _expect_terminated(*await till.handle(answer, msg, POISON))
     till.away_for[three[0].id] = 1
     msgs = await delivered(*[encode(order) for order in three], b"one CD, please")
     whats = (LATER, GOOD, GOOD, POISON)
-    at_once = await asyncio.gather(*(till.handle(answer, msg, what) for msg, what in zip(msgs, whats, strict=True)))
-    for what, (said, _) in zip(whats, at_once, strict=True):
+    async with asyncio.TaskGroup() as group:
+        at_once = [group.create_task(till.handle(answer, msg, what)) for msg, what in zip(msgs, whats, strict=True)]
+    for what, handled in zip(whats, at_once, strict=True):
+        said, _ = handled.result()
         wanted = {LATER: "given back", GOOD: "acknowledged", POISON: "terminated"}[what]
         if said.kind != wanted:
             raise NotYet(f"{what} was {said.kind}, with others at work at the same time", EXPECTED[what])
     return "term stops the deliveries; the message itself stays in the stream, for whoever has to look into it"
 
 
-def _expect_charged(said: _Answer, charges: int) -> None:
+def _expect_charged(said: _Answer, charges: int, what: str = GOOD) -> None:
     if said.kind != "acknowledged":
-        raise NotYet(f"{GOOD} was {said.kind}", EXPECTED[GOOD])
+        again = f", in the delivery after {len(AWAY)} failures" if what == LATER else ""
+        raise NotYet(f"{what} was {said.kind}{again}", EXPECTED[what])
     if charges != 1:
         times = f"charged {charges} times" if charges else "never charged"
-        raise NotYet(f"{GOOD} was acknowledged and {times}", "charge called once, with the decoded order")
+        raise NotYet(f"{what} was acknowledged and {times}", "charge called once, with the decoded order")
 
 
 def _expect_given_back(said: _Answer, charges: int, slept: float, stalled: float) -> None:
     """Raise NotYet unless an order comes again in time: so long the handler waited itself, so long the server is to."""
-    if charges > 1:
-        raise NotYet(
-            f"charge was called {charges} times in one delivery of {LATER}", "once: the order is delivered again"
-        )
+    if charges != 1:
+        called = f"called {charges} times in one delivery of" if charges else "not called for"
+        raise NotYet(f"charge was {called} {LATER}", "one call for each delivery: the order is delivered again")
     if said.kind == "acknowledged":
         raise NotYet(f"{LATER} was given up before it succeeded", EXPECTED[LATER])
     if said.kind == "terminated":

@@ -5,6 +5,7 @@ import contextlib
 import json
 import sys
 
+import msgspec
 import pytest
 from exercise_cells import ExerciseCells, refused
 from nats.js.api import StreamConfig
@@ -199,6 +200,34 @@ async def tries_again_itself(msg, charge):
     await msg.ack()
 
 
+async def charges_another(msg, charge):
+    async def charge_another(order):
+        await charge(msgspec.structs.replace(order, id="999999"))
+
+    await careful()(msg, charge_another)
+
+
+async def remembers_who_paid(msg, charge):
+    """A second delivery is taken for one that was charged."""
+
+    async def once(order):
+        if msg.metadata.num_delivered == 1:
+            await charge(order)
+
+    await careful()(msg, once)
+
+
+async def gives_back_without_a_charge(msg, charge):
+    if msg.metadata.num_delivered > 1:
+        await msg.nak(delay=0.25)
+    else:
+        await careful()(msg, charge)
+
+
+async def gives_up_at_the_fifth(msg, charge):
+    await (msg.term() if msg.metadata.num_delivered >= 5 else careful()(msg, charge))
+
+
 async def looks_at_the_type(msg, charge):
     try:
         await careful(errors=())(msg, charge)
@@ -281,6 +310,10 @@ NO_ORDER = "the message that is no order"
         (careful(away=gives_up_at_the_third), "the order whose payment failed was terminated; expected to come again"),
         (careful(away=lambda msg: msg.ack()), "the order whose payment failed was given up before it succeeded"),
         (tries_again_itself, "charge was called 5 times in one delivery of the order whose payment failed"),
+        (charges_another, "charge was called with an order that was not delivered; expected the one in the message"),
+        (remembers_who_paid, "charge was not called for the order whose payment failed; expected one call for each"),
+        (gives_back_without_a_charge, "charge was not called for the order whose payment failed; expected one call"),
+        (gives_up_at_the_fifth, "the order whose payment failed was terminated, in the delivery after 4 failures"),
         (looks_at_the_type, SILENT),
         (reads_the_words, "the order whose payment failed was terminated"),
         (careful(errors=(ConnectionRefusedError, ConnectionResetError)), "it raised ConnectionError: the payment"),
