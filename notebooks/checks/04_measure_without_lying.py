@@ -263,7 +263,7 @@ CASES: list[tuple[list[Row], bool, str, str]] = [
         ": the customer waits since due",
     ),
     (_rows([(ASKED, 0.0195, "answered")]), True, "all answered after 19.5 ms", ""),
-    (_rows([(ASKED, 0.0205, "answered")]), False, "all answered after 20.5 ms", ""),
+    (_rows([(ASKED, 0.0201, "answered")]), False, "all answered after 20.1 ms", ""),
     (
         _rows([(3, 0.5, "answered"), (197, 0.001, "answered")]),
         False,

@@ -137,7 +137,7 @@ async def test_other_ways_to_predict_the_wait_are_right(regions):
         (lambda to_leader, followers: to_leader + 2 * needed(followers), "5 was returned; expected 10"),
         (lambda to_leader, followers: 2 * to_leader + needed(followers), "10 was returned; expected 20"),
         (lambda to_leader, followers: 2 * max(to_leader, needed(followers)), "60 was returned; expected 80"),
-        (lambda to_leader, followers: 2 * (to_leader + int(needed(followers))), "3.0 was returned; expected 4"),
+        (lambda to_leader, followers: round(2 * (to_leader + needed(followers))), "4 was returned; expected 3.5"),
         (lambda to_leader, followers: 2 * (to_leader + needed(followers, key=str)), "was returned; expected"),
         (lambda to_leader, followers: 2 * (to_leader + needed(sorted(set(followers)))), "was returned; expected 12"),
         (lambda to_leader, followers: 2 * (to_leader + needed(followers, more=1)), "80 was returned; expected 20"),
