@@ -6,21 +6,27 @@ import os
 import secrets
 import subprocess
 import sys
+import tempfile
 import webbrowser
 from collections.abc import Callable
 from pathlib import Path
 
-import nats.errors
+MISSING = 'mesh-lab: the package {} is missing; pip install "mesh-lab[lab]", in a checkout: pip install -e ".[lab]"'
+try:
+    import nats.errors
 
-from mesh_lab import doctor
-from mesh_lab.chaos.schedule import KINDS
-from mesh_lab.errors import MeshLabError
-from mesh_lab.servers import docker
-from mesh_lab.servers.backend import MeshRequest
-from mesh_lab.servers.compose import Engine, Project
-from mesh_lab.servers.layout import plan
+    from mesh_lab import doctor
+    from mesh_lab.chaos.schedule import KINDS
+    from mesh_lab.errors import MeshLabError
+    from mesh_lab.servers import docker
+    from mesh_lab.servers.backend import MeshRequest
+    from mesh_lab.servers.compose import Engine, Project
+    from mesh_lab.servers.layout import plan
+except ModuleNotFoundError as missing:  # an install without its extra
+    raise SystemExit(MISSING.format(missing.name)) from missing
 
 SHORTEST_CHAOS_S = 3
+LONGEST_RUNTIME_DIR = 50  # a socket's path has 103 bytes on macOS, 107 on Linux; a kernel's name takes 51
 FIRST_NOTEBOOK = Path("notebooks") / "00_start_here.ipynb"
 
 
@@ -73,6 +79,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (MeshLabError, nats.errors.Error, OSError) as err:  # the latter two: files, and servers that refuse
         sys.stderr.write(f"mesh-lab {options.command}: {str(err) or repr(err)}\n")
         return 1
+    except ModuleNotFoundError as err:
+        sys.stderr.write(f"{MISSING.format(err.name)}\n")
+        return 1
     except KeyboardInterrupt:
         return 130
     return code
@@ -100,8 +109,10 @@ def _lab(options: argparse.Namespace) -> int:
     # So that opening a notebook does not change it.
     command.append("--ServerApp.contents_manager_class=mesh_lab.notebook.contents.LabContents")
     # Defaults, over which a user's own settings win: no question about news, no check for newer versions.
-    defaults = [str(Path(__file__).with_name("notebook") / "jupyter"), os.environ.get("JUPYTER_CONFIG_PATH", "")]
-    os.environ["JUPYTER_CONFIG_PATH"] = os.pathsep.join(filter(None, defaults))
+    os.environ["JUPYTER_CONFIG_PATH"] = doctor.before(os.environ.get("JUPYTER_CONFIG_PATH"))
+    # But this environment's kernel, whatever else is called `python3` on this machine.
+    os.environ["JUPYTER_PATH"] = doctor.before(os.environ.get("JUPYTER_PATH"))
+    command += _private_kernels()
     try:
         opens = not options.no_browser and bool(doctor.graphical_browser())
     except webbrowser.Error:
@@ -119,6 +130,17 @@ def _lab(options: argparse.Namespace) -> int:
     # JupyterLab takes this process's place, so that a signal to end reaches it and its kernels.
     os.chdir(root)
     os.execv(command[0], command)  # noqa: S606  # no shell, and none is wanted
+
+
+def _private_kernels() -> list[str]:
+    """Return arguments with which kernels listen on sockets of the user alone, and not on ports that all can reach."""
+    if sys.platform == "win32":
+        return []
+    from jupyter_core.paths import jupyter_runtime_dir
+
+    if len(jupyter_runtime_dir()) > LONGEST_RUNTIME_DIR:
+        os.environ["JUPYTER_RUNTIME_DIR"] = tempfile.mkdtemp(prefix="jupyter-", dir="/tmp")  # private
+    return ["--KernelManager.transport=ipc"]
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 import warnings
@@ -22,6 +23,7 @@ from mesh_lab.servers.workspace import PortBlock
 
 MEMORY_NEEDED_BYTES = 1_000_000_000  # two regions of three servers under load, the kernel and JupyterLab
 DISK_NEEDED_BYTES = 2_000_000_000  # three copies of the biggest streams, in the temporary directory
+KERNEL_S, FIRST_CELL = 60.0, "%load_ext mesh_lab"
 # Where a container's memory limit stands (cgroup v2); the memory of the whole machine does not show it.
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -75,6 +77,8 @@ def examine() -> list[Finding]:
         Finding("Python", sys.version_info >= (3, 11), python, "make an environment with Python 3.11 or newer"),
         _finding("event loop", partial(_packages, loops), _INSTALL_LAB),
         _finding("packages", partial(_packages, LAB_PACKAGES), _INSTALL_LAB),
+        _finding("kernel", _kernel, "correct what the message names; `mesh-lab lab` starts this kernel"),
+        _finding("kernel python3 elsewhere", _other_kernel, "start JupyterLab by `mesh-lab lab`", "note"),
         _finding(f"nats-server {version_text(MINIMUM_VERSION)} or newer", _server, "correct what the message names"),
         _finding("ports", _ports, listening),
         _finding("memory", _memory, "close other programs, or give the container or virtual machine more"),
@@ -120,6 +124,48 @@ def _packages(packages: Sequence[str]) -> str:
     if faults:
         raise MeshLabError("; ".join(faults))
     return ", ".join(f"{package} {importlib.metadata.version(package)}" for package in packages)
+
+
+def before(path: str | None) -> str:
+    """Return a search path of Jupyter's with the package's own folder in front, where its kernel and settings are."""
+    return os.pathsep.join(filter(None, [str(Path(__file__).with_name("notebook") / "jupyter"), path]))
+
+
+def _kernel() -> str:
+    """Start the kernel of `mesh-lab lab`, and do in it what a first cell does; return whose Python it is."""
+    path = os.environ.get("JUPYTER_PATH")
+    os.environ["JUPYTER_PATH"] = before(path)
+    try:
+        from jupyter_client.manager import start_new_kernel
+
+        manager, client = start_new_kernel(KERNEL_S, "python3", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            asks = {"python": "__import__('sys').executable"}
+            found = client.execute(FIRST_CELL, user_expressions=asks, reply=True, timeout=KERNEL_S)["content"]
+        finally:
+            client.stop_channels()
+            manager.shutdown_kernel(now=True)
+    except Exception as err:
+        raise MeshLabError(f"it does not start: {type(err).__name__}: {err}") from err
+    finally:
+        os.environ.pop("JUPYTER_PATH") if path is None else os.environ.update(JUPYTER_PATH=path)
+    if found["status"] != "ok":
+        raise MeshLabError(f"{FIRST_CELL} ends with {found['ename']}: {found['evalue']}")
+    return str(found["user_expressions"]["python"]["data"]["text/plain"])
+
+
+def _other_kernel() -> str:
+    """Return which Python the kernel `python3` has in a JupyterLab that was not started by `mesh-lab lab`."""
+    try:
+        from jupyter_client.kernelspec import KernelSpecManager
+
+        spec = KernelSpecManager().get_kernel_spec("python3")
+        python = shutil.which(sys.executable if spec.argv[0] in ("python", "python3") else spec.argv[0]) or spec.argv[0]
+    except Exception as err:
+        raise MeshLabError(f"it cannot be read: {type(err).__name__}: {err}") from err
+    if os.path.abspath(python) != os.path.abspath(sys.executable):
+        raise MeshLabError(f"{python}, named by {spec.resource_dir}, is not this Python")
+    return python
 
 
 def _server() -> str:

@@ -1,9 +1,10 @@
 """A service that decides which clients may connect: NATS's *auth callout*.
 
 The server sends a token that it signed, and the service replies with one that it signed: a user of some account, with
-permissions, for a time. Where no service replies, no client is admitted (ADR-26).
+permissions, for a time. Where no service replies, no client is admitted (ADR-26). With an ``xkey``, both are encrypted.
 """
 
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,21 +14,32 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from mesh_lab.errors import BadTokenError
-from mesh_lab.security.tokens import Key, decode_token, encode_token, user_claims
+from mesh_lab.security.tokens import CurveKey, Key, decode_token, encode_token, user_claims
 
 SUBJECT = "$SYS.REQ.USER.AUTH"
 AUDIENCE = "nats-authorization-request"
+XKEY_HEADER = "Nats-Server-Xkey"
+"""Public key with which the server sealed its question."""
 
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """A client that wants to connect, as it describes itself."""
+    """A client that wants to connect, as it describes itself; empty what it does not say."""
 
     user: str
     password: str = field(repr=False)
     client: str
     """Name of the connection."""
     host: str
+    token: str = field(default="", repr=False)
+    jwt: str = field(default="", repr=False)
+    """As in a credentials file; the server has not verified it."""
+    nkey: str = ""
+    """Public key; the server has not verified the signature, which is over its ``nonce``."""
+    signature: str = field(default="", repr=False)
+    nonce: str = ""
+    certificates: Sequence[str] = ()
+    """In PEM, the client's own first; those that the server verified, if it verifies them, else those it was shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +55,14 @@ class Grant:
     """Seconds until it has to log in again; ``None`` for as long as it stays connected."""
 
 
-async def serve_logins(client: Client, issuer: Key, decide: Callable[[Login], Awaitable[Grant | None]]) -> Subscription:
+async def serve_logins(
+    client: Client,
+    issuer: Key,
+    decide: Callable[[Login], Awaitable[Grant | None]],
+    *,
+    xkey: CurveKey | None = None,
+    log: Callable[[str], object] = sys.stderr.write,
+) -> Subscription:
     """Reply to every login as ``decide`` decides, and return the subscription; its end ends the service.
 
     Args:
@@ -52,13 +71,26 @@ async def serve_logins(client: Client, issuer: Key, decide: Callable[[Login], Aw
         issuer: Key of an account; its public half stands in the configuration as ``issuer``.
         decide: Returns the user that a client is admitted as, or ``None``; if it raises, the client is refused. Compare
             passwords in constant time (``hmac.compare_digest``), and reply within the servers' timeout, 2 s.
+        xkey: Pair of keys whose public half stands in the configuration as ``xkey``; ``None`` where none does.
+        log: Called with a line the first time that a question is passed over, with the reason.
     """
+    passed_over = set[bool]()
 
     async def reply_to(msg: Msg) -> None:
+        sealed_by = (msg.headers or {}).get(XKEY_HEADER, "")
         try:
-            request = _request(msg.data)
-        except BadTokenError:
-            return  # no server signed this; its sender learns nothing
+            if xkey is None and sealed_by:
+                raise BadTokenError(
+                    "it is encrypted; pass the pair of keys whose public half the servers have as `xkey`"
+                )
+            if xkey is not None and not sealed_by:
+                raise BadTokenError(f"it is not encrypted; set `xkey: {xkey.public}` in the servers' auth_callout")
+            request = _request(msg.data if xkey is None else xkey.open(msg.data, sealed_by))
+        except BadTokenError as err:  # its sender learns nothing
+            if bool(sealed_by) not in passed_over:
+                passed_over.add(bool(sealed_by))
+                log(f"a question about a login is passed over: {err}\n")
+            return
         claims, reply = request["nats"], {"error": "refused"}
         try:
             if (grant := await decide(_login(claims))) is not None:
@@ -67,7 +99,7 @@ async def serve_logins(client: Client, issuer: Key, decide: Callable[[Login], Aw
             reply = {"error": f"refused: the service failed with {type(err).__name__}"}
         user, to = claims["user_nkey"], claims["server_id"]["id"]
         token = encode_token("authorization_response", reply, subject=user, signer=issuer, audience=to)
-        await msg.respond(token.encode())
+        await msg.respond(xkey.seal(token.encode(), sealed_by) if xkey is not None else token.encode())
 
     return await client.subscribe(SUBJECT, queue="logins", cb=reply_to)
 
@@ -85,8 +117,14 @@ def _request(data: bytes) -> dict[str, Any]:
 
 
 def _login(claims: dict[str, Any]) -> Login:
-    options, about = claims.get("connect_opts", {}), claims.get("client_info", {})
-    return Login(options.get("user", ""), options.get("pass", ""), options.get("name", ""), about.get("host", ""))
+    options, about, tls = (claims.get(part) or {} for part in ("connect_opts", "client_info", "client_tls"))
+    chain = (tls.get("verified_chains") or [tls.get("certs") or ()])[0]
+    names = {"token": "auth_token", "jwt": "jwt", "nkey": "nkey", "signature": "sig"}
+    more = {name: options.get(key, "") for name, key in names.items()}
+    more |= {"nonce": about.get("nonce", ""), "certificates": tuple(chain)}
+    return Login(
+        options.get("user", ""), options.get("pass", ""), options.get("name", ""), about.get("host", ""), **more
+    )
 
 
 def _user(grant: Grant, user: str, issuer: Key) -> str:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import nkeys
-from nacl.exceptions import BadSignatureError
+from nacl.exceptions import BadSignatureError, CryptoError
+from nacl.public import Box, PrivateKey, PublicKey
 from nacl.signing import VerifyKey
 
 from mesh_lab.errors import BadTokenError
@@ -27,6 +28,7 @@ PREFIXES = {
 }
 HEADER = {"typ": "JWT", "alg": "ed25519-nkey"}
 UNLIMITED = -1
+_SEED, _CURVE, _SEALED = 18 << 3, 23 << 3, b"xkv1"  # as nats-io/nkeys writes them; Python's nkeys 0.2 has no curve keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,42 @@ class Key:
     def sign(self, data: bytes) -> bytes:
         """Return the signature, 64 bytes."""
         return bytes(nkeys.from_seed(bytearray(self.seed.encode())).sign(data))
+
+
+@dataclass(frozen=True, slots=True)
+class CurveKey:
+    """A pair of keys for encryption between two sides, ``xkey`` in a server's configuration."""
+
+    seed: str = field(repr=False)
+    """Begins with ``SX``; its holder can read."""
+    public: str
+    """Begins with ``X``; it is no secret."""
+
+    @classmethod
+    def new(cls) -> "CurveKey":
+        """Return a new pair."""
+        key = PrivateKey.generate()
+        seed = bytes([_SEED | _CURVE >> 5, (_CURVE & 31) << 3]) + bytes(key)
+        return cls(_encode_key(seed), _encode_key(bytes([_CURVE]) + bytes(key.public_key)))
+
+    def seal(self, data: bytes, other: str) -> bytes:
+        """Return data encrypted for the holder of another public key."""
+        return _SEALED + bytes(self._box(other).encrypt(data))
+
+    def open(self, data: bytes, other: str) -> bytes:
+        """Return data that another key's holder sealed for this one; raise BadTokenError if it is not such data."""
+        try:
+            return self._box(other).decrypt(data.removeprefix(_SEALED))
+        except (CryptoError, ValueError, TypeError) as err:
+            raise BadTokenError(f"what key {other[:8]}… sealed is not for key {self.public[:8]}…: {err!r}") from err
+
+    def _box(self, other: str) -> Box:
+        raw = base64.b32decode(self.seed + "=" * (-len(self.seed) % 8))[2:-2]
+        return Box(PrivateKey(raw), PublicKey(_raw(other)))
+
+
+def _encode_key(raw: bytes) -> str:
+    return base64.b32encode(raw + nkeys.crc16_checksum(raw)).decode().rstrip("=")
 
 
 def encode_token(

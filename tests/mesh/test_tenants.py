@@ -9,14 +9,15 @@ import nats
 import nats.errors
 import pytest
 from nats.aio.client import RawCredentials
+from nats.aio.msg import Msg
 
-from mesh_lab.errors import UnsupportedByBackendError
+from mesh_lab.errors import BadTokenError, UnsupportedByBackendError
 from mesh_lab.measure.load import deliver_load
 from mesh_lab.patterns.jetstream_wait import flush_through
 from mesh_lab.security.accounts import Operator
-from mesh_lab.security.auth_callout import AUDIENCE, SUBJECT, Grant, Login, serve_logins
+from mesh_lab.security.auth_callout import AUDIENCE, SUBJECT, Grant, Login, _login, serve_logins
 from mesh_lab.security.certificates import Authority
-from mesh_lab.security.tokens import Key, encode_token
+from mesh_lab.security.tokens import CurveKey, Key, decode_token, encode_token
 from mesh_lab.servers.start import start_mesh
 
 
@@ -67,10 +68,12 @@ async def test_another_operator_s_users_are_refused() -> None:
 # Auth callout
 
 
-async def gate(issuer: Key, password: str):
+async def gate(issuer: Key, password: str, xkey: str = ""):
+    # With a user that signs in by nkey, the servers send every client a nonce to sign.
+    users = f'{{ user: porter, password: "{password}" }}, {{ nkey: {Key.new("user").public} }}'
     return await start_mesh(
-        accounts_config=f'AUTH {{ users: [ {{ user: porter, password: "{password}" }} ] }}, SHOP {{ }}',
-        extra_config=f"authorization {{ auth_callout {{ issuer: {issuer.public}, account: AUTH, "
+        accounts_config=f"AUTH {{ users: [ {users} ] }}, SHOP {{ }}",
+        extra_config=f"authorization {{ auth_callout {{ issuer: {issuer.public}, account: AUTH, {xkey} "
         "auth_users: [porter, lab, sys] } }",
     )
 
@@ -135,3 +138,119 @@ async def test_a_question_that_no_server_signed_is_not_answered() -> None:
             with pytest.raises((nats.errors.TimeoutError, asyncio.TimeoutError)):
                 await porter.request(SUBJECT, question, timeout=0.5)
         await porter.close()
+
+
+async def test_a_question_that_is_encrypted_is_read_and_its_answer_is_encrypted() -> None:
+    issuer, password, xkey, seen = Key.new("account"), secrets.token_urlsafe(16), CurveKey.new(), []
+    asked: list[bytes] = []
+
+    async def noting(login: Login) -> Grant | None:
+        seen.append(login)
+        return await decide(login)
+
+    async with await gate(issuer, password, f"xkey: {xkey.public},") as mesh:
+        porter = await nats.connect(mesh.urls, user="porter", password=password)
+        said: list[str] = []
+        deaf = await serve_logins(porter, issuer, noting, log=said.append)
+        refused = {
+            "user": "anna",
+            "password": "right",
+            "allow_reconnect": False,
+            "error_cb": quiet,
+            "connect_timeout": 5,
+        }
+        for _ in range(2):
+            with pytest.raises((nats.errors.Error, OSError)):
+                await (await nats.connect(mesh.urls, **refused)).flush()
+        (line,) = said
+        assert line.startswith("a question about a login is passed over: it is encrypted; pass the pair of keys whose")
+        assert seen == []
+        await deaf.unsubscribe()
+
+        async def listen(msg: Msg) -> None:
+            asked.append(msg.data)
+
+        await porter.subscribe(SUBJECT, cb=listen)
+        await serve_logins(porter, issuer, noting, xkey=xkey)
+        await flush_through(porter)
+        client = await nats.connect(mesh.urls, user="anna", password="right", error_cb=quiet)
+        assert json.loads((await client.request("$SYS.REQ.USER.INFO")).data)["data"]["account"] == "SHOP"
+        assert seen[0].user == "anna"
+        assert asked[0].startswith(b"xkv1")
+        assert b"right" not in asked[0]
+        await client.close()
+        await porter.close()
+
+
+async def test_a_service_with_a_key_for_decryption_says_that_its_servers_have_none() -> None:
+    issuer, password, said = Key.new("account"), secrets.token_urlsafe(16), list[str]()
+    async with await gate(issuer, password) as mesh:
+        porter = await nats.connect(mesh.urls, user="porter", password=password)
+        await serve_logins(porter, issuer, decide, xkey=(key := CurveKey.new()), log=said.append)
+        await flush_through(porter)
+        with pytest.raises((nats.errors.TimeoutError, asyncio.TimeoutError)):
+            await porter.request(SUBJECT, b"nonsense", timeout=0.5)
+        assert f"it is not encrypted; set `xkey: {key.public}`" in said[0]
+        with pytest.raises((nats.errors.TimeoutError, asyncio.TimeoutError)):
+            await porter.request(SUBJECT, b"xkv1nonsense", timeout=0.5, headers={"Nats-Server-Xkey": "XNONE"})
+        assert len(said) == 2
+        await porter.close()
+
+
+def test_what_one_key_seals_the_other_opens_and_no_third() -> None:
+    one, other, third = CurveKey.new(), CurveKey.new(), CurveKey.new()
+    assert (one.seed[:2], one.public[0], len(one.public)) == ("SX", "X", 56)
+    assert one.seed not in repr(one)
+    sealed = one.seal(b"secret", other.public)
+    assert other.open(sealed, one.public) == b"secret"
+    for reader, writer, data in (
+        (third, one, sealed),
+        (other, third, sealed),
+        (other, one, b"xkv1"),
+        (other, one, b""),
+    ):
+        with pytest.raises(BadTokenError, match="is not for key X"):
+            reader.open(data, writer.public)
+
+
+async def test_a_login_by_token_by_nkey_and_by_credentials_says_so() -> None:
+    issuer, password, seen = Key.new("account"), secrets.token_urlsafe(16), list[Login]()
+    user, stranger = Key.new("user"), Operator().account("SHOP").user("anna")
+
+    async def note(login: Login) -> Grant | None:
+        seen.append(login)
+        return Grant("anyone", "SHOP")
+
+    async with await gate(issuer, password) as mesh:
+        porter = await nats.connect(mesh.urls, user="porter", password=password)
+        await serve_logins(porter, issuer, note)
+        await flush_through(porter)
+        for login in (
+            {"token": "abc"},
+            {"nkeys_seed_str": user.seed},
+            {"user_credentials": RawCredentials(stranger.credentials)},
+            {},
+        ):
+            client = await nats.connect(mesh.urls, error_cb=quiet, **login)
+            await client.close()
+        await porter.close()
+    by_token, by_nkey, by_jwt, nameless = seen
+    assert (by_token.token, by_token.user, by_token.jwt, by_token.nkey) == ("abc", "", "", "")
+    assert (by_nkey.nkey, bool(by_nkey.signature), bool(by_nkey.nonce)) == (user.public, True, True)
+    assert decode_token(by_jwt.jwt)["name"] == "anna"
+    assert (nameless.token, nameless.jwt, nameless.nkey, nameless.certificates) == ("", "", "", ())
+    assert "abc" not in repr(by_token)
+
+
+@pytest.mark.parametrize(
+    ("tls", "certificates"),
+    [
+        ({"certs": ["own", "issuer"]}, ("own", "issuer")),
+        ({"verified_chains": [["own", "root"]], "certs": ["other"]}, ("own", "root")),
+        ({"version": "1.3"}, ()),
+        (None, ()),
+    ],
+)
+def test_a_login_over_tls_shows_the_certificates(tls: dict | None, certificates: tuple[str, ...]) -> None:
+    claims = {"connect_opts": {"user": "anna"}, "client_info": {"host": "h"}, "client_tls": tls}
+    assert _login(claims).certificates == certificates
