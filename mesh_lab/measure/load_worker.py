@@ -10,7 +10,7 @@ import os
 import sys
 import traceback
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import nats
@@ -18,29 +18,22 @@ import nats.errors
 from nats.aio.client import Client
 
 from mesh_lab.measure.load_jobs import Job, Parent, Result
-from mesh_lab.patterns.connection import close
+from mesh_lab.patterns.addresses import ConnectOptions
+from mesh_lab.patterns.connection import close, connect
 from mesh_lab.processes import read_input_line
 from mesh_lab.tls import unpack
 
 
 async def _connect(job: Job[Result], gone: asyncio.Event) -> Client:
     """Return a client with the job's options; ``gone`` is set when the connection can no longer serve the job."""
-    errors: dict[str, None] = {}  # in the order in which they first came: a refusal may be followed by mere resets
-
-    async def on_error(error: Exception) -> None:
-        errors[repr(error)] = None
 
     async def on_gone() -> None:
         gone.set()
 
-    defaults: dict[str, Any] = {"name": f"load {job.role}", "reconnect_time_wait": 0.1, "max_reconnect_attempts": 20}
-    defaults |= {"error_cb": on_error, "closed_cb": on_gone}
+    more: dict[str, Any] = {"name": f"load {job.role}", "reconnect_time_wait": 0.1, "closed_cb": on_gone}
     if not job.survives_reconnect:
-        defaults["disconnected_cb"] = on_gone
-    try:
-        return await nats.connect(**(defaults | unpack(job.options)))
-    except nats.errors.NoServersError as err:
-        raise ConnectionError(f"no server took the connection: {', '.join(errors) or 'no server given'}") from err
+        more["disconnected_cb"] = on_gone
+    return await connect(cast(ConnectOptions, more | unpack(job.options)))
 
 
 async def _work(job: Job[Result]) -> Result:

@@ -236,15 +236,7 @@ class Services(dict[str, Service]):
 
         Replicas that were killed, crashed or finished are started again.
 
-        Args:
-            name: Name of the service.
-            replicas: 0 to 64.
-
-        Raises:
-            ValueError: The number is out of range.
-            MeshClosedError: The service's mesh was closed.
-            ProcessEndedError: A new replica crashed before it was ready; those that ran before still do.
-            NotReadyError: A new replica was not ready in time; those that ran before still do.
+        Raises as :meth:`run`, for its own mesh; replicas that ran before still do.
         """
         service = self[name]
         _check_count(replicas, least=0)
@@ -252,22 +244,13 @@ class Services(dict[str, Service]):
         return service
 
     def kill(self, name: str, replica: int) -> Service:
-        """Kill one replica with SIGKILL and return when it is gone; it stays dead until the service is scaled.
-
-        Args:
-            name: Name of the service.
-            replica: Number of the replica, from 1.
-        """
+        """Kill one replica with SIGKILL and return when it is gone; it stays dead until the service is scaled."""
         service = self[name]
         service.replica(replica).kill()
         return service
 
     def stop(self, name: str) -> Service:
-        """Stop a service gracefully: its replicas handle what they have received, then they end.
-
-        Args:
-            name: Name of the service.
-        """
+        """Stop a service gracefully: its replicas handle what they have received, then they end."""
         service = self[name]
         stop(service.replicas)
         return service
@@ -279,10 +262,7 @@ class Services(dict[str, Service]):
     def logs(self, name: str, replica: int | None = None, *, last: int | None = 20) -> str:
         """Return what replicas printed since the cell ran, standard error included.
 
-        Args:
-            name: Name of the service.
-            replica: Number of one replica; ``None`` for all, each line under the name of its replica.
-            last: Number of lines of each replica; ``None`` for all.
+        Without ``replica`` of all, each line under its name; of each the ``last`` lines, or with ``None`` all.
         """
         service = self[name]
         if replica is not None:

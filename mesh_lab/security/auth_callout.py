@@ -19,7 +19,7 @@ from mesh_lab.security.tokens import CurveKey, Key, decode_token, encode_token, 
 SUBJECT = "$SYS.REQ.USER.AUTH"
 AUDIENCE = "nats-authorization-request"
 XKEY_HEADER = "Nats-Server-Xkey"
-"""Public key with which the server sealed its question."""
+ENCRYPTED = "it is encrypted; pass the pair of keys whose public half the servers have as `xkey`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +33,8 @@ class Login:
     host: str
     token: str = field(default="", repr=False)
     jwt: str = field(default="", repr=False)
-    """As in a credentials file; the server has not verified it."""
     nkey: str = ""
-    """Public key; the server has not verified the signature, which is over its ``nonce``."""
+    """A public key. The server has verified neither this nor ``jwt``: ``signature`` is over its ``nonce``."""
     signature: str = field(default="", repr=False)
     nonce: str = ""
     certificates: Sequence[str] = ()
@@ -79,12 +78,8 @@ async def serve_logins(
     async def reply_to(msg: Msg) -> None:
         sealed_by = (msg.headers or {}).get(XKEY_HEADER, "")
         try:
-            if xkey is None and sealed_by:
-                raise BadTokenError(
-                    "it is encrypted; pass the pair of keys whose public half the servers have as `xkey`"
-                )
-            if xkey is not None and not sealed_by:
-                raise BadTokenError(f"it is not encrypted; set `xkey: {xkey.public}` in the servers' auth_callout")
+            if (xkey is None) == bool(sealed_by):
+                raise BadTokenError(ENCRYPTED if xkey is None else f"it is not encrypted; set `xkey: {xkey.public}`")
             request = _request(msg.data if xkey is None else xkey.open(msg.data, sealed_by))
         except BadTokenError as err:  # its sender learns nothing
             if bool(sealed_by) not in passed_over:

@@ -62,9 +62,7 @@ class CurveKey:
     """A pair of keys for encryption between two sides, ``xkey`` in a server's configuration."""
 
     seed: str = field(repr=False)
-    """Begins with ``SX``; its holder can read."""
     public: str
-    """Begins with ``X``; it is no secret."""
 
     @classmethod
     def new(cls) -> "CurveKey":

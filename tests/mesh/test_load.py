@@ -178,7 +178,7 @@ async def test_a_child_that_fails_shows_its_traceback(mesh: Mesh) -> None:
 
 async def test_a_wrong_password_is_reported_and_the_right_one_is_not_shown(mesh: Mesh) -> None:
     options = mesh.connect_options()
-    with pytest.raises(ProcessEndedError, match=r"no server took the connection: .*Authorization") as caught:
+    with pytest.raises(ProcessEndedError, match=r"no server let us in: .*Authorization") as caught:
         await publish_load({**options, "password": "made-up"}, messages=10)
     assert "made-up" not in str(caught.value)
     assert options["password"] not in str(caught.value)

@@ -280,7 +280,7 @@ async def test_a_generator_that_cannot_keep_its_rate_says_so_and_still_sends_eve
 
 async def test_a_wrong_password_is_an_error_and_no_result(mesh: Mesh) -> None:
     options = {**near(mesh), "password": "made-up"}
-    with pytest.raises(ProcessEndedError, match=r"no server took the connection: .*Authorization"):
+    with pytest.raises(ProcessEndedError, match=r"no server let us in: .*Authorization"):
         await paced_load(options, subject="paced.ask", rate_per_s=100, seconds=0.1)
 
 

@@ -1,5 +1,7 @@
 """What the doctor sees, and what it says to do about it."""
 
+import json
+import os
 import re
 import socket
 import sys
@@ -42,9 +44,8 @@ def program(directory: Path, name: str, text: str) -> None:
 
 
 def found(what: str) -> Finding:
-    """Return the one finding of an examination whose subject starts like this."""
-    (finding,) = [finding for finding in doctor.examine() if finding.what.startswith(what)]
-    return finding
+    """Return the first finding of an examination whose subject starts like this."""
+    return next(finding for finding in doctor.examine() if finding.what.startswith(what))
 
 
 @pytest.fixture
@@ -63,7 +64,16 @@ def no_browser(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(webbrowser, "get", get)
 
 
-pytestmark = pytest.mark.usefixtures("few_packages", "no_browser")
+REAL_KERNEL = doctor._kernel
+
+
+@pytest.fixture
+def no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No kernel is started: it takes seconds."""
+    monkeypatch.setattr(doctor, "_kernel", lambda: sys.executable)
+
+
+pytestmark = pytest.mark.usefixtures("few_packages", "no_browser", "no_kernel")
 
 
 def test_everything_is_looked_at_and_every_fault_says_its_fix() -> None:
@@ -72,6 +82,8 @@ def test_everything_is_looked_at_and_every_fault_says_its_fix() -> None:
         "Python",
         "event loop",
         "packages",
+        "kernel",
+        "kernel python3 elsewhere",
         "nats-server 2.14.0 or newer",
         "ports",
         "memory",
@@ -138,6 +150,63 @@ def test_without_psutil_the_rest_is_still_looked_at(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "psutil", None)
     assert found("memory").seen.startswith("cannot be measured")
     assert found("disk").ok
+
+
+# The kernel
+
+
+def kernel_of(directory: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    place = directory / "kernels" / "python3"
+    place.mkdir(parents=True)
+    (place / "kernel.json").write_text(text)
+    monkeypatch.setenv("JUPYTER_PATH", str(directory))
+
+
+def test_another_kernel_of_the_same_name_is_a_note_with_its_place(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    other = json.dumps({"argv": ["/opt/other/python", "-m", "x"], "display_name": "x", "language": "python"})
+    kernel_of(tmp_path / "share", monkeypatch, other)
+    finding = found("kernel python3")
+    assert finding.state == "note"
+    assert finding.seen == f"/opt/other/python, named by {tmp_path}/share/kernels/python3, is not this Python"
+    assert finding.fix == "start JupyterLab by `mesh-lab lab`"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"argv": []}'])
+def test_a_kernel_file_that_is_broken_is_a_note(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str) -> None:
+    kernel_of(tmp_path, monkeypatch, text)
+    finding = found("kernel python3")
+    assert finding.state == "note"
+    assert finding.seen.startswith("it cannot be read: ")
+
+
+def test_the_kernel_of_the_lab_wins_over_another_and_does_what_a_first_cell_does(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(doctor, "_kernel", REAL_KERNEL)
+    kernel_of(tmp_path / "share", monkeypatch, "{")
+    finding = found("kernel")
+    assert (finding.state, finding.seen) == ("ok", repr(sys.executable))
+    assert os.environ["JUPYTER_PATH"] == str(tmp_path / "share")
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        ("ipykernel_launcher", "it does not start: RuntimeError: Kernel died before replying"),
+        ("nats", "%load_ext mesh_lab ends with ImportError: shadowed"),
+    ],
+)
+def test_a_kernel_that_cannot_run_the_first_cell_is_a_fault(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, module: str, said: str
+) -> None:
+    monkeypatch.setattr(doctor, "_kernel", REAL_KERNEL)
+    (tmp_path / f"{module}.py").write_text("raise ImportError('shadowed')")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(doctor.__file__).parents[1])]))
+    finding = found("kernel")
+    assert finding.state == "fault"
+    assert finding.seen.startswith(said)
 
 
 # nats-server
