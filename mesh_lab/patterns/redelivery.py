@@ -112,12 +112,13 @@ async def consume_with_retries(
     async with source, aclosing(source.batches(work.stop)) as batches:
         if source.settings is not None:
             await _check_dead(work, stream, source.settings)
-        async for (msg,) in batches:
-            wait_s = source.settings.shortest_wait_s if source.settings else math.inf
-            async with _held(msg, client, max(min(HOLD_EVERY_S, wait_s / 3), HOLD_AT_MOST_EVERY_S)):
-                word = await _attempt(msg, work)
-            if word and not msg.is_acked:  # by the handler
-                await _say(msg, client, word)
+        async for batch in batches:
+            for msg in batch:  # one, or two where a request came late that seemed lost
+                wait_s = source.settings.shortest_wait_s if source.settings else math.inf
+                async with _held(msg, client, max(min(HOLD_EVERY_S, wait_s / 3), HOLD_AT_MOST_EVERY_S)):
+                    word = await _attempt(msg, work)
+                if word and not msg.is_acked:  # by the handler
+                    await _say(msg, client, word)
 
 
 class _Work(NamedTuple):
@@ -144,6 +145,8 @@ def expect_retries(name: str, attempts: int, settings: ConsumerSettings) -> None
 
 
 async def _check_dead(work: _Work, stream: str, settings: ConsumerSettings) -> None:
+    if {"", "*", ">"} & set(work.dead.split(".")):
+        raise UnsuitableConsumerError(f"dead={work.dead!r}, expected a subject without wildcards and empty tokens")
     takers = await streams_that_take(work.client, work.dead, domain=work.domain)
     filters = settings.filters or [">"]
     if takers and stream in takers and any(matches(work.dead, pattern) for pattern in filters):

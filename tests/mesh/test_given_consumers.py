@@ -172,6 +172,13 @@ async def test_letters_that_would_come_back_are_refused(client: Client, js, filt
         await consume_with_retries(client, "A", "loop", poison, dead=dead)
 
 
+@pytest.mark.parametrize("dead", ["", "dead.>", "dead.*", "dead..x", ">"])
+async def test_letters_need_one_subject(client: Client, js, dead: str) -> None:
+    await make(client, "billing")
+    with pytest.raises(UnsuitableConsumerError, match="expected a subject without wildcards and empty tokens"):
+        await consume_with_retries(client, "A", "billing", well, dead=dead)
+
+
 async def test_letters_in_the_same_stream_beside_the_filter_are_kept(client: Client, js) -> None:
     await make(client, "beside", filter_subject="a.todo.*")
     await js.publish("a.todo.1", b"1")
