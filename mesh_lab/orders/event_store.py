@@ -15,7 +15,7 @@ from nats.js.api import AckPolicy, DeliverPolicy, StorageType, StreamInfo
 from mesh_lab.errors import OrderFormatError
 from mesh_lab.orders.order import ALL_SUBJECTS, STREAM, Event, Order, decode, event_of
 from mesh_lab.patterns.pull_consumer import position, read_in_order
-from mesh_lab.patterns.wait import retry
+from mesh_lab.patterns.wait import retry, unless_closed
 
 WORKERS = "workers"
 DUPLICATE_WINDOW_S = 120.0
@@ -97,7 +97,7 @@ async def open_event_store(client: Client, *, replicas: int = 1) -> StreamInfo:
             await create_worker_group(js)
         return info
 
-    return await retry(open_once)
+    return await unless_closed(client, retry(open_once))
 
 
 async def read_order(client: Client, order_id: str) -> list[StoredEvent]:

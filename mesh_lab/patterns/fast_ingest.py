@@ -24,7 +24,13 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from mesh_lab.errors import BatchEndedError, BatchForgottenError, PublishRefusedError, UnknownOutcomeError
+from mesh_lab.errors import (
+    BatchEndedError,
+    BatchForgottenError,
+    MeshLabError,
+    PublishRefusedError,
+    UnknownOutcomeError,
+)
 from mesh_lab.patterns.connection import LOOK_EVERY_S, is_no_responders, open_inbox, publish_if_connected, unsubscribe
 from mesh_lab.patterns.jetstream_api import MALFORMED, NOBODY, ApiError, PublishReply, is_transient, words_after
 from mesh_lab.patterns.pull_consumer import read_in_order
@@ -231,7 +237,12 @@ class FastIngest:
 
 
 async def ingest(
-    client: Client, messages: Iterable[tuple[str, bytes]], *, flow: int = 1_000, patience: float = 15.0
+    client: Client,
+    messages: Iterable[tuple[str, bytes]],
+    *,
+    flow: int = 1_000,
+    patience: float = 15.0,
+    domain: str | None = None,
 ) -> int:
     """Store messages in their order and without a gap, however many batches it takes, and return their number.
 
@@ -244,6 +255,7 @@ async def ingest(
         messages: Subject and payload of each; those not yet acknowledged are kept until they are.
         flow: As for :class:`FastIngest`.
         patience: Seconds without a reply after which to give up.
+        domain: JetStream domain in which the stream can be read; ``None`` for the client's own.
 
     Raises:
         PublishRefusedError: The server refused a batch or a message, or nobody takes the subject.
@@ -278,11 +290,11 @@ async def ingest(
         except BatchForgottenError:
             if place is None:
                 raise
-            unsure = list(kept)
-            ended, finished = (
-                released + await _count_stored(client, batch.stream, place + released, unsure, patience),
+            finished, reading = (
                 False,
+                _count_stored(client, batch.stream, domain, place + released, list(kept), patience),
             )
+            ended = released + await reading
         if ended < batch.acknowledged:  # as after the loss of every copy of what was acknowledged
             raise UnknownOutcomeError(
                 f"the stream has {ended:,} messages of a batch of which {batch.acknowledged:,} were acknowledged"
@@ -294,18 +306,21 @@ async def ingest(
     return stored
 
 
-async def _count_stored(client: Client, stream: str, place: int, unsure: list[tuple[str, bytes]], within: float) -> int:
+async def _count_stored(
+    client: Client, stream: str, domain: str | None, place: int, unsure: list[tuple[str, bytes]], within: float
+) -> int:
     """Return how many messages of a forgotten batch, the first so many of those unsure, stand behind a place.
 
     A late message of such a batch is refused, so what the stream holds now is what it will hold.
     """
-    js, found = client.jetstream(timeout=2.0), list[tuple[str, bytes]]()
+    js, found = client.jetstream(timeout=2.0, domain=domain), list[tuple[str, bytes]]()
     try:
         last = (await unless_closed(client, retry(lambda: js.stream_info(stream), within=within))).state.last_seq
-        async with asyncio.timeout(within), aclosing(read_in_order(client, stream, start=place + 1)) as batches:
+        reading = read_in_order(client, stream, start=place + 1, domain=domain)
+        async with asyncio.timeout(within), aclosing(reading) as batches:
             while place + len(found) < last <= place + len(unsure):
                 found += [(msg.subject, msg.data) for msg in await anext(batches)]
-    except (nats.js.errors.Error, TimeoutError) as err:
+    except (nats.js.errors.Error, MeshLabError, TimeoutError) as err:
         raise UnknownOutcomeError(f"a batch was forgotten, and stream {stream!r} cannot be read: {err!r}") from err
     if place + len(found) != last or found != unsure[: len(found)]:
         raise UnknownOutcomeError(
