@@ -10,6 +10,7 @@ import tempfile
 import webbrowser
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 MISSING = 'mesh-lab: the package {} is missing; pip install "mesh-lab[lab]", in a checkout: pip install -e ".[lab]"'
 try:
@@ -18,10 +19,13 @@ try:
     from mesh_lab import doctor
     from mesh_lab.chaos.schedule import KINDS
     from mesh_lab.errors import MeshLabError
+    from mesh_lab.processes import on_stop_signal
     from mesh_lab.servers import docker
-    from mesh_lab.servers.backend import MeshRequest
+    from mesh_lab.servers.backend import Backend, MeshRequest, traits_of
+    from mesh_lab.servers.borrowed import stream_names
     from mesh_lab.servers.compose import Engine, Project
     from mesh_lab.servers.layout import plan
+    from mesh_lab.servers.start import chosen_backend, start_mesh
 except ModuleNotFoundError as missing:  # an install without its extra
     raise SystemExit(MISSING.format(missing.name)) from missing
 
@@ -66,6 +70,10 @@ def main(arguments: list[str] | None = None) -> int:
     chaos.add_argument("--power-cut", action="store_true", help="cut the power instead, which needs Linux and root")
     up = command(_up, "start three servers in containers, or join those that run")
     up.add_argument("--docker", action="store_true", required=True, help="the only place where a mesh outlives you")
+    clear = command(_clear, "remove streams of the account that MESH_LAB_URL names, or of the containers; asks first")
+    clear.add_argument("stream", nargs="*", help="only these; all of them if none is named")
+    clear.add_argument("--docker", action="store_true", help="on the containers")
+    clear.add_argument("--yes", action="store_true", help="do not ask")
     command(_down, "remove the containers, their network and their volumes")
     command(_status, "show the containers")
 
@@ -151,7 +159,15 @@ def _orders(options: argparse.Namespace) -> int:
     from mesh_lab.orders.job.report import run_with_progress
 
     given = {name: getattr(options, name) for name in ("workers", "first", "file", "kill_one")}
-    return asyncio.run(run_with_progress(**given, backend="docker" if options.docker else None))
+
+    async def until_stopped() -> int:
+        on_stop_signal(cast("asyncio.Task[int]", asyncio.current_task()).cancel)
+        return await run_with_progress(**given, backend="docker" if options.docker else None)
+
+    try:
+        return asyncio.run(until_stopped())
+    except asyncio.CancelledError:
+        return 130
 
 
 def _bench(options: argparse.Namespace) -> int:
@@ -186,6 +202,30 @@ def _up(options: argparse.Namespace) -> int:
     sys.stdout.write("Starting three servers; the first time, their image is fetched.\n")
     sys.stdout.flush()
     asyncio.run(up())
+    return 0
+
+
+def _clear(options: argparse.Namespace) -> int:
+    async def clear() -> str:
+        backend: Backend = "docker" if options.docker else chosen_backend()
+        if traits_of(backend).temporary:
+            return "nothing to clear: local servers take their streams with them; MESH_LAB_URL is not set"
+        async with await start_mesh(backend=backend) as mesh:
+            client = await mesh.connect(name="clear")
+            js, names = client.jetstream(timeout=10.0), options.stream or await stream_names(client)
+            for name in names:
+                info = await js.stream_info(name)
+                sys.stdout.write(f"{name}: {info.state.messages:,} messages, {', '.join(info.config.subjects or ())}\n")
+            if names and not options.yes:
+                sys.stdout.write("Remove, with all messages? [y/N] ")
+                sys.stdout.flush()
+                if (await asyncio.to_thread(sys.stdin.readline)).strip().lower() not in ("y", "yes"):
+                    return "nothing was removed"
+            for name in names:
+                await js.delete_stream(name)
+            return f"removed {', '.join(names)}" if names else "nothing to clear: the account holds no streams"
+
+    sys.stdout.write(f"{asyncio.run(clear())}\n")
     return 0
 
 

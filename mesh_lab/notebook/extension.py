@@ -9,6 +9,7 @@ from mesh_lab.notebook.mesh_card import mesh_card
 from mesh_lab.notebook.service_cell import service_magic
 from mesh_lab.notebook.services import Services
 from mesh_lab.servers.mesh import Mesh
+from mesh_lab.servers.start import begin_lessons
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
@@ -23,6 +24,7 @@ def load(shell: "InteractiveShell") -> None:
         shell: The shell of the notebook, or of a terminal.
     """
     allow_nested_loops()
+    begin_lessons()
     shell.magics_manager.register_function(service_magic(services), magic_kind="cell", magic_name="service")
     shell.push({"services": services}, interactive=False)  # type: ignore[no-untyped-call]
     html = shell.display_formatter.formatters["text/html"]  # type: ignore[union-attr]

@@ -18,9 +18,10 @@ from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 from nats.nuid import NUID
 
-from mesh_lab.errors import NotReadyError
+from mesh_lab.errors import NotReadyError, UnsupportedByBackendError
 from mesh_lab.patterns.jetstream_wait import flush_through, wait_routable
 from mesh_lab.patterns.wait import eventually, retry
+from mesh_lab.servers.borrowed import stream_names
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import forget, start_mesh
 
@@ -191,10 +192,19 @@ class Trial:
         """Remove streams that an answer is to make, now and when the trial has ended, and return a JetStream context.
 
         The name of a key-value bucket's stream begins with ``KV_``; ``api_timeout`` are seconds for each request.
+
+        Raises:
+            UnsupportedByBackendError: Somebody else's stream has the name, on servers that outlive the lesson.
         """
         js = client.jetstream(timeout=api_timeout)
         if self.clients.get(client) not in self._meshes:
             for stream in streams:
+                made = self.mesh.borrowed.made if self.mesh.borrowed is not None else ()
+                if not self.mesh.traits.temporary and stream not in made and stream in await stream_names(client):
+                    raise UnsupportedByBackendError(
+                        f"exercise {self.number} makes a stream {stream}, and the account holds one that this lesson "
+                        "did not make; it stays as it is: use start_mesh(backend='local') here"
+                    )
                 await _remove(js, stream)
                 self._streams.append((js, stream))
         return js

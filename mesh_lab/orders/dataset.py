@@ -57,11 +57,15 @@ def _order(id_: str, fields: list[str]) -> Order:
         raise ValueError(f"number of CDs {cds!r}, expected a number above 0")
     if not (dollars.isdigit() and point and cents.isdigit() and len(cents) == 2):
         raise ValueError(f"dollar value {value!r}, expected dollars and cents such as 11.77")
+    try:
+        placed = datetime.date.fromisoformat(day)
+    except ValueError as err:
+        raise ValueError(f"date {day!r}, expected a day of the calendar as YYYYMMDD") from err
     return Order(
         id=id_,
         region=REGIONS[(int(customer) + 1) % 2],
         customer=int(customer),
-        day=datetime.date.fromisoformat(day),
+        day=placed,
         cds=int(cds),
         cents=int(dollars) * 100 + int(cents),
     )

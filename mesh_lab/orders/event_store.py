@@ -29,12 +29,15 @@ class StoredEvent(NamedTuple):
     order: Order
 
 
-async def create_event_store(js: JetStreamContext, *, replicas: int = 1) -> StreamInfo:
+async def create_event_store(
+    js: JetStreamContext, *, replicas: int = 1, metadata: dict[str, str] | None = None
+) -> StreamInfo:
     """Make the stream of order events if it is not there, and return the server's information about it.
 
     Args:
         js: JetStream context.
         replicas: Copies: 1 loses orders with its server, 3 survives the loss of one.
+        metadata: Labels of the stream.
 
     Raises:
         nats.js.errors.BadRequestError: A stream of that name has other settings.
@@ -44,6 +47,7 @@ async def create_event_store(js: JetStreamContext, *, replicas: int = 1) -> Stre
         subjects=[ALL_SUBJECTS],
         storage=StorageType.FILE,
         num_replicas=replicas,
+        metadata=metadata,
         duplicate_window=DUPLICATE_WINDOW_S,
         # An event is history: no client changes or removes it through the API.
         deny_delete=True,

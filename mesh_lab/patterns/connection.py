@@ -315,3 +315,8 @@ def is_send_failure(err: BaseException) -> bool:
     # uvloop's, for a connection that nats-py considers alive until it reads its end; then it reconnects.
     closed = isinstance(err, RuntimeError) and "closed" in str(err)
     return closed or isinstance(err, nats.errors.OutboundBufferLimitError | ConnectionResetError | BrokenPipeError)
+
+
+def server_name(client: Client) -> str:
+    """Return the name of the server to which a client is connected, or was last."""
+    return str(client._server_info.get("server_name", ""))  # nats-py 2.16 has no public attribute for it

@@ -19,7 +19,18 @@ if TYPE_CHECKING:  # its library takes a while to load, and most meshes need non
     from mesh_lab.security.certificates import Authority
 
 Backend = Literal["local", "docker", "external"]
+Need = Literal["names", "kill", "monitoring", "system", "reload", "files"]
 State = Literal["running", "paused", "stopped", "killed", "exited"]
+
+NEEDS: Mapping[Need, str] = {
+    "names": "servers called n1, n2 and n3",
+    "kill": "servers that may be killed and paused",
+    "monitoring": "the servers' monitoring",
+    "system": "the system account",
+    "reload": "users that change while the servers run",
+    "files": "the servers' files and processes",
+}
+"""What a lesson may need beyond JetStream, in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +43,17 @@ class BackendTraits:
     """Place of ``async def start(request: MeshRequest) -> Mesh``, as ``module:function``; loaded when it is used."""
     settings: str = ""
     """How its servers are set up, for an error; empty where :attr:`configurable`."""
-    stoppable: bool = True
-    """Whether servers can be killed, paused and restarted."""
+    gives: frozenset[Need] = frozenset(NEEDS)
+    """What it has of :data:`NEEDS`."""
     temporary: bool = False
     """Whether servers and their streams end with the mesh; otherwise closing it leaves them as they are."""
     services: Literal["processes", "containers"] = "processes"
     """How the services of the main job run: on this machine, or in containers beside the servers."""
+
+    @property
+    def stoppable(self) -> bool:
+        """Whether servers can be killed, paused and restarted."""
+        return "kill" in self.gives
 
     @property
     def configurable(self) -> bool:
@@ -48,10 +64,14 @@ class BackendTraits:
 BACKENDS: Mapping[str, BackendTraits] = {
     "local": BackendTraits("processes on this machine", "mesh_lab.servers.local:start", temporary=True),
     "docker": BackendTraits(
-        "containers", "mesh_lab.servers.docker:start", settings="by docker/nats-server.conf", services="containers"
+        "containers",
+        "mesh_lab.servers.docker:start",
+        settings="by docker/nats-server.conf",
+        gives=frozenset({"names", "kill", "monitoring", "system"}),
+        services="containers",
     ),
     "external": BackendTraits(
-        "external servers", "mesh_lab.servers.external:start", settings="by whoever runs them", stoppable=False
+        "external servers", "mesh_lab.servers.external:start", settings="by whoever runs them", gives=frozenset()
     ),
 }
 

@@ -13,7 +13,7 @@ from mesh_lab.observe.monitor import Monitor
 from mesh_lab.patterns.addresses import ConnectOptions
 from mesh_lab.servers.backend import MeshRequest, MeshServer, State
 from mesh_lab.servers.compose import CLIENT_PORT, MONITOR_PORT, SERVERS, Container, Engine, Project
-from mesh_lab.servers.config import USER
+from mesh_lab.servers.config import SYSTEM_USER, USER
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.readiness import Deadline, wait_until_ready
 from mesh_lab.servers.workspace import Workspace
@@ -119,11 +119,12 @@ class ContainerMesh(Mesh):
     def __init__(self, project: Project, containers: dict[str, Container], *, workspace: Workspace) -> None:
         self.project = project
         # As the containers were made, and not as the file of variables may say by now.
-        password = containers[SERVERS[0]].environment["USER_PASSWORD"]
+        made_with = containers[SERVERS[0]].environment
         super().__init__(
             {name: ContainerServer(containers[name], project.engine) for name in SERVERS},
             backend="docker",
-            credentials=ConnectOptions(user=USER, password=password),
+            credentials=ConnectOptions(user=USER, password=made_with["USER_PASSWORD"]),
+            system=ConnectOptions(user=SYSTEM_USER, password=made_with["SYSTEM_PASSWORD"]),
             workspace=workspace,
         )
 

@@ -6,12 +6,13 @@ from urllib.parse import urlsplit
 
 from mesh_lab.errors import LoginRefusedError, NotReadyError, SettingsError, UnsupportedByBackendError
 from mesh_lab.patterns import connection
-from mesh_lab.patterns.addresses import CredentialsFile, options_from
+from mesh_lab.patterns.addresses import ConnectOptions, CredentialsFile, options_from
 from mesh_lab.servers.backend import MeshRequest, MeshServer, State
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.workspace import Workspace
 
 URL_VARIABLE, CREDS_VARIABLE = "MESH_LAB_URL", "MESH_LAB_CREDS"
+NAME_WITHIN_S = 3.0  # for one address: what a server tells of others may not reach them from here
 
 
 class ExternalServer(MeshServer):
@@ -43,7 +44,7 @@ async def start(request: MeshRequest) -> Mesh:
     """Return a mesh that stands for the servers at the addresses in ``MESH_LAB_URL``, separated by commas.
 
     An address may carry a user and password, or a token, which count for all. ``MESH_LAB_CREDS`` names a credentials
-    file.
+    file. Those that a server tells of are in it too, if they can be reached: each server under its own name.
     """
     if not (url := os.environ.get(URL_VARIABLE)):
         raise SettingsError(f"backend 'external' needs an address; set {URL_VARIABLE}=nats://host:4222")
@@ -57,12 +58,30 @@ async def start(request: MeshRequest) -> Mesh:
     except (NotReadyError, LoginRefusedError) as err:
         where = ", ".join(address.partition("://")[2] for address in urls)
         raise type(err)(f"{URL_VARIABLE} names {where}: {err}") from err
-    name = str(client._server_info.get("server_name", "external"))
+    scheme, told = urls[0].partition("://")[0], client.discovered_servers
     await connection.close(client)
-    labels = [name, *(f"{name}-{number}" for number in range(2, len(urls) + 1))]
-    servers = {label: ExternalServer(label, url=address) for label, address in zip(labels, urls, strict=True)}
+    urls = list(dict.fromkeys([*urls, *(f"{scheme}://{parts.netloc.rpartition('@')[2]}" for parts in told)]))
+    servers: dict[str, ExternalServer] = {}
+    for name, one in zip(await asyncio.gather(*(_name_at(one, options) for one in urls)), urls, strict=True):
+        if name is not None:  # of several addresses of a server, the first one
+            servers.setdefault(name, ExternalServer(name, url=one))
+    if len(servers) < (asked := len(request.layout.servers)):
+        raise UnsupportedByBackendError(
+            f"{asked} servers asked for, but {URL_VARIABLE} reaches {len(servers)} ({', '.join(servers)}); "
+            "use backend='local' here"
+        )
     options.pop("servers")
     workspace = await asyncio.to_thread(Workspace, request.directory)
     mesh = Mesh(servers, backend="external", credentials=options, workspace=workspace)
     await mesh.states()
     return mesh
+
+
+async def _name_at(url: str, options: ConnectOptions) -> str | None:
+    """Return the name of the server at an address, as it says itself; ``None`` where none lets the lab in."""
+    try:
+        client = await connection.connect({**options, "servers": [url]}, within=NAME_WITHIN_S, allow_reconnect=False)
+    except (NotReadyError, LoginRefusedError):
+        return None
+    await connection.close(client)
+    return connection.server_name(client)

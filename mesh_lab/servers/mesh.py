@@ -19,6 +19,7 @@ from mesh_lab.patterns import connection
 from mesh_lab.patterns.addresses import ConnectOptions
 from mesh_lab.patterns.wait import run_shielded
 from mesh_lab.servers.backend import Backend, MeshServer, traits_of
+from mesh_lab.servers.borrowed import BorrowedAccount
 from mesh_lab.servers.layout import Layout
 from mesh_lab.servers.links import CutMode, Lane, Links
 from mesh_lab.servers.readiness import Deadline, View, healthy, placeable, routed, wait_for, wait_until_ready
@@ -56,6 +57,7 @@ class Mesh:
         servers: The servers by name.
         directory: Private directory of the mesh; gone when the mesh is closed.
         owner: Mark in the environment of every process that belongs to the mesh and ends with it.
+        borrowed: The account in which a lesson works on servers that outlive it; ``None`` elsewhere.
         closed: Whether the mesh was closed.
     """
 
@@ -77,6 +79,7 @@ class Mesh:
         self.servers = dict(servers)
         self.directory, self.owner = workspace.directory, workspace.owner
         self.closed = False
+        self.borrowed: BorrowedAccount | None = None
         self._credentials = credentials
         self._system = system
         self._workspace = workspace
@@ -116,7 +119,7 @@ class Mesh:
         credentials = self._system if system else self._credentials
         if credentials is None:
             raise UnsupportedByBackendError(
-                "the system account of this mesh is not ours; unset MESH_LAB_URL for a mesh that is"
+                "the system account of this mesh is not ours; use start_mesh(backend='local') for a mesh that is"
             )
         return {**credentials, "servers": [self.servers[name].url for name in names]}
 
@@ -294,6 +297,16 @@ class Mesh:
         """Return what each direction of each link is doing, and how many bytes it has carried."""
         return await asyncio.to_thread(self._running_links().lanes)
 
+    async def borrow(self) -> None:
+        """Take the account for a lesson: it must hold no streams, and :meth:`close` removes those that the lesson made.
+
+        Raises:
+            UnsupportedByBackendError: It holds some, another lesson works in it, or JetStream does not serve it.
+        """
+        borrowed = BorrowedAccount(await self.connect(name="lesson"), self._clients)
+        await borrowed.begin()
+        self.borrowed = borrowed
+
     async def close(self) -> None:
         """Close the clients, stop local servers and remove their stores, also when the caller is cancelled."""
         if not self.closed:
@@ -302,7 +315,8 @@ class Mesh:
 
     async def _end(self) -> None:
         # Whatever fails must not keep servers alive.
-        failures = await _failures(connection.close(client) for client in self._clients)
+        failures = await _failures([self.borrowed.end()] if self.borrowed is not None else ())
+        failures += await _failures(connection.close(client) for client in self._clients)
         if self.traits.temporary:
             # Killed, not stopped gracefully: nothing of a temporary store will be read again.
             failures += await _failures(asyncio.to_thread(server.kill) for server in self.servers.values())

@@ -1,14 +1,15 @@
 """Start a mesh: local processes by default, containers, or the NATS that the environment names."""
 
 import os
+import sys
 import weakref
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, cast, get_args
 
 from mesh_lab.errors import MeshClosedError, UnsupportedByBackendError
-from mesh_lab.servers.backend import Backend, MeshRequest, traits_of
+from mesh_lab.servers.backend import NEEDS, Backend, MeshRequest, Need, traits_of
 from mesh_lab.servers.config import ClientAuth, ExtraConfig
 from mesh_lab.servers.external import URL_VARIABLE
 from mesh_lab.servers.layout import plan
@@ -19,7 +20,9 @@ if TYPE_CHECKING:  # its library takes a while to load, and most meshes need non
     from mesh_lab.security.certificates import Authority
 
 BACKEND_VARIABLE = "MESH_LAB_BACKEND"
+INSTEAD = "; use backend='local' here"
 _started: "list[weakref.ref[Mesh]]" = []  # the newest is the last
+_lesson = _stays_local = False
 
 
 async def start_mesh(
@@ -28,6 +31,7 @@ async def start_mesh(
     regions: Mapping[str, int] | None = None,
     leaves: Collection[str] | Mapping[str, str] = (),
     links: bool | None = None,
+    needs: Need | Collection[Need] = (),
     backend: Backend | None = None,
     directory: str | Path | None = None,
     extra_config: str = "",
@@ -47,9 +51,13 @@ async def start_mesh(
     ``"external"``, whatever runs at the address in ``MESH_LAB_URL`` (with ``MESH_LAB_CREDS``, the path of a
     credentials file, where it is needed), of which nothing is started or stopped.
 
+    Where the environment chose one that cannot do what is asked for, or a lesson's account there holds streams, local
+    servers take its place, and one sentence says why. A lesson is what runs after ``%load_ext mesh_lab``; there, a
+    mesh replaces an earlier one on the same servers, and its end removes the streams that it made.
+
     Args:
         servers: Number of servers, where there are no regions: 1, 3, 5 or 7, as JetStream needs a majority to agree.
-            Containers are always three, and external servers as many as their addresses.
+            Containers are always three, and external servers as many as can be reached.
         regions: Number of servers in each region, such as ``{"eu": 3, "us": 3}``: each region is a cluster of its
             own, with servers ``eu-1`` to ``eu-3``, and gateways join the regions.
         leaves: Names of leaf nodes, such as ``["store-berlin"]``: each is one server with JetStream in a domain of
@@ -57,6 +65,8 @@ async def start_mesh(
             domain is ``hub`` then.
         links: Whether servers are joined by links that can be slowed and cut; ``None``: if there are regions or
             leaf nodes.
+        needs: What is needed beside that: ``"names"`` (n1 to n3), ``"kill"``, ``"monitoring"``, ``"system"`` (the
+            account), ``"reload"`` (of users), ``"files"`` (of the servers, and their processes).
         backend: Where they run; ``None``: what ``MESH_LAB_BACKEND`` names, or else an external mesh if
             ``MESH_LAB_URL`` is set, and local processes if not.
         directory: Where to put the mesh's own directory; the system's temporary directory if ``None``.
@@ -73,7 +83,7 @@ async def start_mesh(
     Raises:
         BadLayoutError: A number of servers is not 1, 3, 5 or 7, or a name is not legal in NATS or not unique.
         ValueError: No backend has that name, or settings contradict each other.
-        UnsupportedByBackendError: Containers or external servers cannot be as asked for.
+        UnsupportedByBackendError: The named ``backend`` cannot do what is asked for, or its account is not empty.
         NoEngineError: Containers were asked for, and no Docker engine answers.
         EngineRefusedError: The engine could not start the containers; the message says why.
         SettingsError: ``docker/`` is not as the containers need it, or ``MESH_LAB_URL`` is not set.
@@ -93,28 +103,69 @@ async def start_mesh(
         client_auth=client_auth,
         operator=operator,
     )
-    chosen = backend or os.environ.get(BACKEND_VARIABLE) or ("external" if os.environ.get(URL_VARIABLE) else "local")
-    traits = traits_of(chosen)
     if client_auth not in get_args(ClientAuth) or (client_auth == "certificate" and tls is None):
         raise ValueError(
             f"client_auth={client_auth!r} asked for, expected 'password', or 'certificate' with tls=Authority()"
         )
-    wishes = {"tls": tls, "an operator": operator, "regions and leaf nodes": regions or leaves, "links": links}
-    for what, wish in {**wishes, "further settings": any(extra)}.items():
-        if wish and not traits.configurable:
-            raise UnsupportedByBackendError(
-                f"{what} asked for, but the servers of backend {chosen!r} are set up {traits.settings}; "
-                "use backend='local' here"
-            )
     beside = client_auth == "certificate" or leaves or account_config or users_config or accounts_config
     if operator is not None and beside:
         raise ValueError(
             "an operator's tokens say who may come in; no users, accounts, certificates or leaves beside it"
         )
-    mesh: Mesh = await resolve_name(traits.start)(request)
+    global _stays_local
+    needed: Collection[Need] = [needs] if isinstance(needs, str) else needs
+    chosen = backend or chosen_backend()
+    if backend is None and _stays_local:
+        chosen = "local"  # the lesson goes on where it began
+    wishes = {"tls": tls, "an operator": operator, "regions and leaf nodes": regions or leaves, "links": links}
+    wished = [what for what, wish in {**wishes, "further settings": any(extra)}.items() if wish]
+    try:
+        mesh = await _start(request, chosen, wished, needed)
+    except UnsupportedByBackendError as err:
+        if backend is not None:
+            raise
+        where = BACKEND_VARIABLE if os.environ.get(BACKEND_VARIABLE) else URL_VARIABLE
+        said = f"Local servers run here, not those of {where}: {str(err).removesuffix(INSTEAD)}.\n"
+        (sys.stdout if _lesson else sys.stderr).write(said)
+        mesh = await _start(request, "local", (), ())
+        _stays_local = _lesson and not any((other := known()) and other.borrowed for known in _started)
     _started[:] = [other for other in _started if (known := other()) is not None and not known.closed]
     _started.append(weakref.ref(mesh))
     return mesh
+
+
+async def _start(request: MeshRequest, backend: str, wished: Collection[str], needs: Collection[Need]) -> Mesh:
+    traits = traits_of(backend)
+    lacking = [] if traits.configurable else list(wished)
+    if lacking := lacking + [NEEDS[need] for need in needs if need not in traits.gives]:
+        raise UnsupportedByBackendError(
+            f"{', '.join(lacking)} asked for, but the servers of backend {backend!r} are set up {traits.settings}"
+            f"{INSTEAD}"
+        )
+    borrows = _lesson and not traits.temporary
+    for earlier in [known() for known in _started if borrows]:  # as where the set-up cell runs again
+        if earlier is not None and earlier.backend == backend:
+            await earlier.close()
+    mesh: Mesh = await resolve_name(traits.start)(request)
+    if borrows:
+        try:
+            await mesh.borrow()
+        except BaseException:
+            await mesh.close()
+            raise
+    return mesh
+
+
+def chosen_backend() -> Backend:
+    """Return the backend that the environment names; ``"local"`` where it names none."""
+    named = os.environ.get(BACKEND_VARIABLE) or ("external" if os.environ.get(URL_VARIABLE) else "local")
+    return cast(Backend, named)
+
+
+def begin_lessons(on: bool = True) -> None:
+    """Say whether what this process starts from now on are lessons, which leave nothing behind on servers of others."""
+    global _lesson, _stays_local
+    _lesson, _stays_local = on, False
 
 
 def forget(mesh: Mesh) -> None:

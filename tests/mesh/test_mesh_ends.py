@@ -127,7 +127,7 @@ async def test_settings_for_an_external_mesh_are_refused(monkeypatch) -> None:
         UnsupportedByBackendError,
         match="further settings asked for, but the servers of backend 'external' are set up by whoever runs them",
     ):
-        await start_mesh(users_config="{ user: x, password: y }")
+        await start_mesh(users_config="{ user: x, password: y }", backend="external")
 
 
 async def test_an_external_mesh_lets_in_by_a_token(monkeypatch, tmp_path) -> None:

@@ -208,9 +208,9 @@ async def test_regions_of_servers_that_are_not_ours_are_refused(monkeypatch) -> 
         await start_mesh(regions=REGIONS, backend="docker")
     monkeypatch.setenv("MESH_LAB_URL", "nats://127.0.0.1:9")
     with pytest.raises(UnsupportedByBackendError, match="regions and leaf nodes asked for.*'external'"):
-        await start_mesh(leaves=LEAVES)
+        await start_mesh(leaves=LEAVES, backend="external")
     with pytest.raises(UnsupportedByBackendError, match="links asked for.*'external'"):
-        await start_mesh(servers=3, links=True)
+        await start_mesh(servers=3, links=True, backend="external")
 
 
 async def test_an_unknown_region_or_server_is_named_beside_the_known_ones(regions, mesh) -> None:

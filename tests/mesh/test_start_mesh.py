@@ -369,7 +369,7 @@ async def test_an_external_mesh_is_used_and_not_touched(monkeypatch) -> None:
         options = local.connect_options()
         address = options["servers"][0].replace("://", f"://{options['user']}:{options['password']}@")
         monkeypatch.setenv("MESH_LAB_URL", address)
-        async with await start_mesh(servers=3) as mesh:
+        async with await start_mesh() as mesh:
             assert newest_mesh() is mesh
             assert mesh.backend == "external"
             (server,) = mesh.servers.values()

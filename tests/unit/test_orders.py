@@ -83,7 +83,7 @@ def test_a_subject_of_another_shape_is_refused(subject: str) -> None:
         ("", r"0 columns, expected 4"),
         ("zwei 19970101 2 29.33", r"customer id 'zwei', expected a number above 0"),
         ("00000 19970101 2 29.33", r"customer id '00000'"),
-        ("00004 19970231 2 29.33", r"day is out of range"),
+        ("00004 19970231 2 29.33", r"date '19970231', expected a day of the calendar"),
         ("00004 1997-01-01 2 29.33", r"date '1997-01-01', expected YYYYMMDD"),
         ("00004 19970101 0 29.33", r"number of CDs '0', expected a number above 0"),
         ("00004 19970101 -2 29.33", r"number of CDs '-2'"),

@@ -11,8 +11,8 @@ from mesh_lab.orders.dataset import EVERYTHING, read_orders
 from mesh_lab.orders.job.run import run_orders
 from mesh_lab.orders.order import Event
 from mesh_lab.orders.read_model import Summary
-from mesh_lab.servers.backend import Backend
-from mesh_lab.servers.start import start_mesh
+from mesh_lab.servers.backend import Backend, traits_of
+from mesh_lab.servers.start import chosen_backend, start_mesh
 
 SHOWN_EVENTS: tuple[Event, ...] = ("placed", "paid", "shipped")
 
@@ -28,12 +28,14 @@ async def run_with_progress(
     """Run the main job on three servers of a backend, show it, and return the exit code.
 
     Arguments and errors are those of :func:`mesh_lab.orders.job.run.run_orders` and :func:`mesh_lab.start_mesh`.
-    Containers stay up, without the run's stream.
+    Containers and external servers stay as they are, without the run's stream.
     """
     console = Console()
     count = EVERYTHING.orders if file is None and first is None else sum(1 for _ in read_orders(file, first=first))
     started = time.monotonic()
-    async with await start_mesh(servers=3, backend=backend) as mesh:
+    chosen = backend or chosen_backend()
+    asked = 3 if traits_of(chosen).configurable else 1  # or as many as there are
+    async with await start_mesh(servers=asked, backend=chosen) as mesh:
         ready_s = time.monotonic() - started
         columns = (TextColumn("{task.description:>8}"), BarColumn(bar_width=None), MofNCompleteColumn())
         with Progress(*columns, TimeElapsedColumn(), console=console) as bars:
@@ -48,7 +50,8 @@ async def run_with_progress(
                 mesh, workers=workers, first=first, file=file, kill_one=kill_one, keep=keep, progress=show
             )
     numbers = [Column(name, justify="right") for name in ("messages", "seconds", "a second")]
-    title = f"{len(mesh.servers)} servers ready in {ready_s:.2f} s, a file stream of 3 replicas, {workers} workers"
+    title = f"servers: {len(mesh.servers)}, ready in {ready_s:.2f} s; a file stream, replicas: {run.replicas}"
+    title += f"; workers: {workers}"
     table = Table("what", "timed until", *numbers, title=title)
     for stage in run.stages:
         counts = (f"{stage.messages:,}", f"{stage.median_s:.2f}", f"{stage.rate_per_s:,.0f}")

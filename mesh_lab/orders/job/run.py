@@ -15,18 +15,22 @@ import nats.js.errors
 from nats.aio.client import Client
 from nats.js.api import StreamInfo
 
-from mesh_lab.errors import NotReadyError, WrongTotalsError
+from mesh_lab.errors import NotReadyError, UnsupportedByBackendError, WrongTotalsError
 from mesh_lab.measure.measurement import Measurement
 from mesh_lab.orders.dataset import EVERYTHING, read_orders
-from mesh_lab.orders.event_store import WORKERS, open_event_store
-from mesh_lab.orders.job.services import Job, start_services
-from mesh_lab.orders.order import STREAM, Event, Totals, check_totals, next_events, totals_of
+from mesh_lab.orders.event_store import WORKERS, create_event_store, open_event_store
+from mesh_lab.orders.job.services import Job, remove_services, start_services
+from mesh_lab.orders.order import ALL_SUBJECTS, STREAM, Event, Totals, check_totals, next_events, totals_of
 from mesh_lab.orders.read_model import Summary, ask_read_model
 from mesh_lab.patterns.jetstream_api import is_transient
 from mesh_lab.patterns.wait import retry
+from mesh_lab.servers.borrowed import in_use, stream_names, use
 from mesh_lab.servers.mesh import Mesh
 
 ASK_EVERY_S = 0.1
+REPLICAS = 3
+PASSING = {"mesh-lab": "a run of the main job, which removes this stream when it ends"}
+"""Labels of a stream that goes with its run; of a run that was killed, the next one removes it."""
 T = TypeVar("T")
 
 
@@ -39,6 +43,8 @@ class OrderRun:
     stages: tuple[Measurement, ...]
     faults: tuple[str, ...]
     """What was killed and restarted on the way."""
+    replicas: int
+    """Copies of the stream."""
 
 
 async def run_orders(
@@ -55,7 +61,8 @@ async def run_orders(
     """Send orders through the mesh with a publisher, workers and a read model, each a process or container of its own.
 
     Args:
-        mesh: Where to run it. The stream ``ORDERS`` must not exist yet: it would be counted in the totals.
+        mesh: Where to run it. No stream there may take orders, but one that a killed run with ``keep=False`` left: it
+            is removed.
         workers: Number of workers in the one group.
         first: Number of orders; ``None`` for all.
         file: Orders in the data set's format instead of the data set.
@@ -66,25 +73,28 @@ async def run_orders(
 
     Raises:
         OrderFormatError: A row of ``file`` is malformed.
-        WrongTotalsError: An order was lost, doubled or changed; the message shows the difference.
+        UnsupportedByBackendError: ``kill_one``, and there are no three servers that may be killed.
+        WrongTotalsError: An order was lost, doubled or changed; the message shows the difference. Or somebody else's
+            are there: then nothing was stored.
         ProcessEndedError: A service ended with an error, or (:class:`~mesh_lab.errors.EngineRefusedError`) its image
             could not be built or its container not started.
         NotReadyError: Not every order was through in time.
     """
     expected, expected_events = _expectation(file, first)
-    client = await mesh.connect(name="order-run")
-    with contextlib.suppress(nats.js.errors.NotFoundError):
-        state = (await client.jetstream().stream_info(STREAM)).state
-        raise WrongTotalsError(
-            f"the mesh already has a stream {STREAM} with {state.messages:,} messages, which would count into the "
-            f"totals; delete it first (nats stream rm {STREAM}) or use another mesh"
+    if kill_one and (not mesh.traits.stoppable or len(mesh.servers) < REPLICAS):
+        raise UnsupportedByBackendError(
+            f"{len(mesh.servers)} {mesh.traits.label}, expected {REPLICAS} that may be killed; leave kill_one out"
         )
+    client = await mesh.connect(name="order-run")
+    await _make_way(mesh, client, keep=keep)
     faults: list[str] = []
     killing: asyncio.Task[None] | None = None
     # Beside the stream's leader, every message and every acknowledgement saves a hop between servers.
-    replicas = 3 if len(mesh.servers) >= 3 else 1
-    leader = _leader(await open_event_store(client, replicas=replicas))
-    running = start_services(mesh, Job(workers, replicas, first, file), near=leader)
+    replicas = REPLICAS if len(mesh.servers) >= REPLICAS else 1
+    labels = None if keep else PASSING
+    await retry(lambda: create_event_store(client.jetstream(), replicas=replicas, metadata=labels))
+    leader = _leader(await open_event_store(client))
+    running = start_services(mesh, Job(workers, replicas, first, file), near=leader if leader in mesh.servers else None)
     async with _stream_of_the_run(client, keep=keep), running as services:
         started = time.monotonic()
         while True:
@@ -119,7 +129,7 @@ async def run_orders(
         Measurement("orders through all their events", "processed", expected.orders, (elapsed_s,)),
         Measurement("events stored on every replica and read", "processed", total_events, (elapsed_s,)),
     )
-    return OrderRun(summary.totals, stages, tuple(faults))
+    return OrderRun(summary.totals, stages, tuple(faults), replicas)
 
 
 def _expectation(file: Path | None, first: int | None) -> tuple[Totals, dict[Event, int]]:
@@ -134,6 +144,25 @@ def _expectation(file: Path | None, first: int | None) -> tuple[Totals, dict[Eve
         cents=sum(order.cents for order, events in follow if "paid" in events),
     )
     return totals, dict(Counter(event for _, events in follow for event in events))
+
+
+async def _make_way(mesh: Mesh, client: Client, *, keep: bool) -> None:
+    """Return when nothing is in the way of the run, which has stored nothing yet."""
+    if not keep:  # on servers that outlive it, where somebody else may be at work
+        if await in_use(client):
+            raise WrongTotalsError("a lesson or another run works in this account, and its orders would mix with these")
+        await use(client)
+    js = client.jetstream()
+    with contextlib.suppress(nats.js.errors.NotFoundError):
+        left = (await js.stream_info(STREAM)).config.metadata or {}
+        if not keep and PASSING.items() <= left.items():
+            await asyncio.to_thread(remove_services, mesh)
+            await js.delete_stream(STREAM)
+    if names := await stream_names(client, ALL_SUBJECTS):
+        raise WrongTotalsError(
+            f"orders of others would mix with the run's: {', '.join(names)} takes subjects such as orders.eu.1.placed; "
+            "use another account or mesh, or remove it with `mesh-lab clear`"
+        )
 
 
 @contextlib.asynccontextmanager

@@ -129,6 +129,14 @@ def _start_processes(mesh: Mesh, near: str | None, job: Job, closing: contextlib
     return running
 
 
+def remove_services(mesh: Mesh) -> None:
+    """Remove the containers in which services run; processes end with the run that started them."""
+    if isinstance(mesh, ContainerMesh):
+        project = mesh.project
+        if old := [c.id for c in project.containers() if c.service in _SERVICES]:
+            project.engine.docker("rm", "--force", *old)
+
+
 def _start_containers(mesh: ContainerMesh, job: Job, closing: contextlib.ExitStack) -> "dict[str, _Container]":
     """Start containers of the project's profile ``orders``; the workers are one service, scaled."""
     project = mesh.project
@@ -137,11 +145,7 @@ def _start_containers(mesh: ContainerMesh, job: Job, closing: contextlib.ExitSta
     variables = {"MESH_LAB_USER_PASSWORD": str(mesh.connect_options()["password"])}
     compose = partial(project.compose, "--profile", "orders", variables=variables)
 
-    def remove() -> None:
-        if old := [c.id for c in project.containers() if c.service in _SERVICES]:
-            project.engine.docker("rm", "--force", *old)
-
-    remove()  # what a run that was killed left behind
+    remove_services(mesh)  # what a run that was killed left behind
     compose("build", "--quiet", "worker", within=BUILD_LIMIT_S)
     # Not `docker compose wait`: it waits for containers that run when it starts, and a publisher of few orders may have
     # ended by then.
@@ -151,7 +155,7 @@ def _start_containers(mesh: ContainerMesh, job: Job, closing: contextlib.ExitSta
     closing.callback(events.close)
     events.start()
     threading.Thread(target=_note_exit_codes, args=(events, codes), daemon=True).start()
-    closing.callback(remove)
+    closing.callback(remove_services, mesh)
     compose("up", "--detach", "--no-deps", "--no-build", f"--scale=worker={job.workers}", "read-model", "worker")
     inside = None if job.file is None else Path("/orders.txt")
     mount = [] if job.file is None else ["--volume", f"{job.file.absolute()}:{inside}:ro,z"]

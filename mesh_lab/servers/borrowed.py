@@ -1,0 +1,116 @@
+"""An account that outlives a lesson: it holds no streams when the lesson begins, and none of the lesson's when it ends.
+
+The server's own audit says which client made a stream. One that anybody else made meanwhile stays, and so does one
+that was made anew under the same name.
+"""
+
+import json
+from collections.abc import Collection
+from contextlib import suppress
+from typing import Any
+
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from mesh_lab.errors import NotReadyError, UnsupportedByBackendError
+from mesh_lab.patterns.connection import server_name
+from mesh_lab.patterns.wait import eventually
+
+IN_USE = "mesh-lab.in-use"
+"""Subject on which whoever uses an account for a while replies."""
+ASK_WITHIN_S, HEARD_WITHIN_S, SHOWN = 5.0, 2.0, 5
+
+
+class BorrowedAccount:
+    """The account in which a lesson works, on servers that go on without it.
+
+    Attributes:
+        made: The streams that the lesson's own clients made, each with the time at which the server says it did.
+    """
+
+    def __init__(self, client: Client, clients: Collection[Client]) -> None:
+        self._client, self._clients, self._heard = client, clients, False
+        self.made: dict[str, str] = {}
+
+    async def begin(self) -> None:
+        """Take the account for the lesson.
+
+        Raises:
+            UnsupportedByBackendError: It holds streams, another lesson works in it, or JetStream does not serve it.
+        """
+        if await in_use(self._client):
+            raise UnsupportedByBackendError("another lesson, or a run of the main job, works in the account there now")
+        try:
+            names = await stream_names(self._client)
+        except (TimeoutError, nats.errors.Error, UnsupportedByBackendError) as err:
+            raise UnsupportedByBackendError(f"JetStream does not serve the account there: {err}") from err
+        if names:
+            shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+            raise UnsupportedByBackendError(
+                f"the account there holds streams that this lesson did not make ({shown}); give it an account without "
+                "streams, or look at them with `mesh-lab clear`, remove them, and restart the kernel"
+            )
+        await use(self._client)
+        await self._client.subscribe("$JS.EVENT.ADVISORY.API", cb=self._note)
+        with suppress(NotReadyError):  # an account that must not hear it: then nothing is known to be the lesson's
+            await eventually(self._is_heard, within=HEARD_WITHIN_S, every=0.1)
+
+    async def end(self) -> None:
+        """Remove what the lesson made; NotReadyError if the servers do not reply."""
+        try:
+            for name, created in self.made.items():
+                if (await _ask(self._client, f"STREAM.INFO.{name}")).get("created") == created:
+                    await _ask(self._client, f"STREAM.DELETE.{name}")
+        except (TimeoutError, nats.errors.Error) as err:
+            left = ", ".join(self.made)
+            raise NotReadyError(f"of {left}, some are left in the account: {err!r}; try `mesh-lab clear`") from err
+
+    async def _is_heard(self) -> bool:
+        await _ask(self._client, "INFO")  # is audited too
+        return self._heard
+
+    async def _note(self, msg: Msg) -> None:
+        self._heard, audit = True, json.loads(msg.data)
+        maker = audit.get("client") or {}
+        ours = {(server_name(client), client.client_id) for client in self._clients}
+        if ".API.STREAM.CREATE." in audit["subject"] and (maker.get("server"), maker.get("id")) in ours:
+            reply = json.loads(audit["response"])
+            if reply.get("did_create"):
+                self.made[reply["config"]["name"]] = reply["created"]
+
+
+async def in_use(client: Client) -> bool:
+    """Return whether a lesson or a run of the main job works in a client's account."""
+    with suppress(TimeoutError, nats.errors.NoRespondersError):  # no time either where it must not be asked
+        await client.request(IN_USE, timeout=1.0)
+        return True
+    return False
+
+
+async def use(client: Client) -> None:
+    """Let others see, for as long as a client is connected, that its account is in use."""
+
+    async def reply(msg: Msg) -> None:
+        await msg.respond(b"")
+
+    await client.subscribe(IN_USE, cb=reply)
+
+
+async def stream_names(client: Client, subject: str = ">") -> list[str]:
+    """Return the names of a client's account's first 1,024 streams, of those that take messages of a subject.
+
+    Raises:
+        UnsupportedByBackendError: The servers refuse; the message says why.
+        nats.errors.Error: No reply came.
+    """
+    reply = await _ask(client, "STREAM.NAMES", **({} if subject == ">" else {"subject": subject}))
+    if error := reply.get("error"):
+        raise UnsupportedByBackendError(error.get("description", "it gives no reason"))
+    return reply.get("streams") or []
+
+
+async def _ask(client: Client, call: str, **request: Any) -> dict[str, Any]:
+    reply = await client.request(f"$JS.API.{call}", json.dumps(request).encode(), timeout=ASK_WITHIN_S)
+    found: dict[str, Any] = json.loads(reply.data)
+    return found
