@@ -192,9 +192,7 @@ class Trial:
         """Remove streams that an answer is to make, now and when the trial has ended, and return a JetStream context.
 
         The name of a key-value bucket's stream begins with ``KV_``; ``api_timeout`` are seconds for each request.
-
-        Raises:
-            UnsupportedByBackendError: Somebody else's stream has the name, on servers that outlive the lesson.
+        Where somebody else's stream has the name, on servers that outlive the lesson: UnsupportedByBackendError.
         """
         js = client.jetstream(timeout=api_timeout)
         if self.clients.get(client) not in self._meshes:

@@ -98,12 +98,7 @@ async def use(client: Client) -> None:
 
 
 async def stream_names(client: Client, subject: str = ">") -> list[str]:
-    """Return the names of a client's account's first 1,024 streams, of those that take messages of a subject.
-
-    Raises:
-        UnsupportedByBackendError: The servers refuse; the message says why.
-        nats.errors.Error: No reply came.
-    """
+    """Return the names of an account's first 1,024 streams that take a subject; or UnsupportedByBackendError."""
     reply = await _ask(client, "STREAM.NAMES", **({} if subject == ">" else {"subject": subject}))
     if error := reply.get("error"):
         raise UnsupportedByBackendError(error.get("description", "it gives no reason"))

@@ -298,11 +298,7 @@ class Mesh:
         return await asyncio.to_thread(self._running_links().lanes)
 
     async def borrow(self) -> None:
-        """Take the account for a lesson: it must hold no streams, and :meth:`close` removes those that the lesson made.
-
-        Raises:
-            UnsupportedByBackendError: It holds some, another lesson works in it, or JetStream does not serve it.
-        """
+        """Take the account for a lesson, whose streams :meth:`close` removes; raises as ``BorrowedAccount.begin``."""
         borrowed = BorrowedAccount(await self.connect(name="lesson"), self._clients)
         await borrowed.begin()
         self.borrowed = borrowed

@@ -54,7 +54,7 @@ async def test_a_run_leaves_no_stream_so_that_the_next_one_can_start(project: Pr
     await run_orders(mesh, first=100, keep=False)
     run = await run_orders(mesh, first=100)
     assert run.totals == totals_of(read_orders(first=100))
-    with pytest.raises(WrongTotalsError, match="ORDERS takes subjects.*another account or mesh"):
+    with pytest.raises(WrongTotalsError, match="ORDERS takes their name.*another account or mesh"):
         await run_orders(mesh, first=100)
 
 

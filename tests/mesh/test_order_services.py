@@ -347,7 +347,7 @@ async def test_a_stream_that_was_there_before_is_not_counted_in() -> None:
         client = await mesh.connect()
         await create_event_store(client.jetstream())
         await place_orders(client, read_orders(first=3))
-        with pytest.raises(WrongTotalsError, match="ORDERS takes subjects.*another account or mesh"):
+        with pytest.raises(WrongTotalsError, match="ORDERS takes their name.*another account or mesh"):
             await run_orders(mesh, first=10)
 
 

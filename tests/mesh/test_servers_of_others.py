@@ -200,7 +200,7 @@ async def test_a_check_does_not_remove_a_stream_of_somebody_s(theirs: Mesh, monk
     monkeypatch.setenv("MESH_LAB_URL", _url(theirs, "full"))
     async with await start_mesh(backend="external") as mesh:  # no lesson, so that others' streams are there
         trial = Trial("3.1", mesh)
-        with pytest.raises(UnsupportedByBackendError, match="makes a stream ORDERS, and one of that name is in"):
+        with pytest.raises(UnsupportedByBackendError, match="makes a stream ORDERS, and the account holds one that"):
             await trial.stream(await trial.client(), "ORDERS", subjects=["orders.>"])
         await trial.close()
     assert await _held(theirs, "full") == {"ORDERS": 500}
@@ -211,21 +211,22 @@ async def test_the_main_job_stores_nothing_where_orders_of_others_are(theirs: Me
     monkeypatch.setenv("MESH_LAB_URL", _url(theirs, "full"))
     async with await start_mesh() as mesh:
         for keep in (True, False):
-            with pytest.raises(WrongTotalsError, match="would mix with the run's: ORDERS takes subjects"):
+            with pytest.raises(WrongTotalsError, match="would mix with the run's: ORDERS takes their name"):
                 await run_orders(mesh, first=10, keep=keep)
     assert await _held(theirs, "full") == {"ORDERS": 500}
 
 
 @pytest.mark.usefixtures("use")
-async def test_the_main_job_stores_nothing_where_another_stream_takes_its_subjects(theirs: Mesh) -> None:
+async def test_the_main_job_stores_nothing_where_other_streams_take_its_name_or_subjects(theirs: Mesh) -> None:
     async with await _client(theirs, "empty") as somebody:
         await somebody.jetstream().add_stream(name="EUROPE", subjects=["orders.eu.>"])
+        await somebody.jetstream().add_stream(name="ORDERS", subjects=["something.else"])
     async with await start_mesh() as mesh:
         with pytest.raises(UnsupportedByBackendError, match="3 external servers, expected 3 that may be killed"):
             await run_orders(mesh, first=10, kill_one=True)
-        with pytest.raises(WrongTotalsError, match="would mix with the run's: EUROPE takes subjects"):
+        with pytest.raises(WrongTotalsError, match="would mix with the run's: EUROPE, ORDERS takes their name"):
             await run_orders(mesh, first=10)
-    assert await _held(theirs, "empty") == {"EUROPE": 0}
+    assert await _held(theirs, "empty") == {"EUROPE": 0, "ORDERS": 0}
 
 
 def _command(*arguments: str) -> list[str]:

@@ -152,15 +152,16 @@ async def _make_way(mesh: Mesh, client: Client, *, keep: bool) -> None:
         if await in_use(client):
             raise WrongTotalsError("a lesson or another run works in this account, and its orders would mix with these")
         await use(client)
-    js = client.jetstream()
+    js, names = client.jetstream(), []
     with contextlib.suppress(nats.js.errors.NotFoundError):
         left = (await js.stream_info(STREAM)).config.metadata or {}
+        names = [STREAM]
         if not keep and PASSING.items() <= left.items():
             await asyncio.to_thread(remove_services, mesh)
-            await js.delete_stream(STREAM)
-    if names := await stream_names(client, ALL_SUBJECTS):
+            names = [] if await js.delete_stream(STREAM) else names
+    if names := sorted({*names, *await stream_names(client, ALL_SUBJECTS)}):
         raise WrongTotalsError(
-            f"orders of others would mix with the run's: {', '.join(names)} takes subjects such as orders.eu.1.placed; "
+            f"orders of others would mix with the run's: {', '.join(names)} takes their name or subjects; "
             "use another account or mesh, or remove it with `mesh-lab clear`"
         )
 
