@@ -87,6 +87,7 @@ async def open_event_store(client: Client, *, replicas: int = 1) -> StreamInfo:
     Raises:
         nats.errors.TimeoutError: No leader replied in half a minute.
         nats.js.errors.APIError: The servers cannot make the stream as it is asked for.
+        nats.errors.ConnectionClosedError: The client was closed.
     """
     js = client.jetstream(timeout=3.0)
 

@@ -290,11 +290,8 @@ async def ingest(
         except BatchForgottenError:
             if place is None:
                 raise
-            finished, reading = (
-                False,
-                _count_stored(client, batch.stream, domain, place + released, list(kept), patience),
-            )
-            ended = released + await reading
+            behind, finished = place + released, False
+            ended = released + await _count_stored(client, batch.stream, domain, behind, list(kept), patience)
         if ended < batch.acknowledged:  # as after the loss of every copy of what was acknowledged
             raise UnknownOutcomeError(
                 f"the stream has {ended:,} messages of a batch of which {batch.acknowledged:,} were acknowledged"
