@@ -17,7 +17,7 @@ try:
     import nats.errors
 
     from mesh_lab import doctor
-    from mesh_lab.chaos.schedule import KINDS
+    from mesh_lab.chaos.schedule import FAULTS, OUTAGE_S, Kind
     from mesh_lab.errors import MeshLabError
     from mesh_lab.processes import on_stop_signal
     from mesh_lab.servers import docker
@@ -66,7 +66,15 @@ def main(arguments: list[str] | None = None) -> int:
         "--seed", type=_count, help="seed of the faults; printed, and another one each time if not given"
     )
     chaos.add_argument("--seconds", type=_count, help="how long (default: 60; from start to each power cut: 8)")
-    chaos.add_argument("--kind", action="append", choices=KINDS, help="only this kind of fault; may be repeated")
+    chaos.add_argument("--minutes", type=_count, help="how long, instead of --seconds")
+    chaos.add_argument(
+        "--fault", action="extend", type=_faults, metavar="KIND[,KIND]", help=f"only these: {', '.join(FAULTS)}"
+    )
+    outage = f"how long a loss of quorum lasts, up to half of the run (default: {OUTAGE_S:g})"
+    chaos.add_argument("--outage", type=_count, metavar="SECONDS", help=outage)
+    chaos.add_argument("--report", type=Path, metavar="PATH", help="write a report to PATH.html and PATH.json")
+    chaos.add_argument("--campaign", type=_count, metavar="N", help="N short runs of each kind, from the seeds 1 to N")
+    chaos.add_argument("--jobs", type=_count, default=1, help="runs of a campaign side by side (default: 1)")
     chaos.add_argument("--power-cut", action="store_true", help="cut the power instead, which needs Linux and root")
     up = command(_up, "start three servers in containers, or join those that run")
     up.add_argument("--docker", action="store_true", required=True, help="the only place where a mesh outlives you")
@@ -78,10 +86,8 @@ def main(arguments: list[str] | None = None) -> int:
     command(_status, "show the containers")
 
     options = parser.parse_args(arguments)
-    if options.run is _chaos and options.power_cut and (options.seed or options.kind):
-        chaos.error("--seed and --kind choose faults; --power-cut is one of its own")
-    if options.run is _chaos and not options.power_cut and options.seconds and options.seconds < SHORTEST_CHAOS_S:
-        chaos.error(f"--seconds {options.seconds}, expected {SHORTEST_CHAOS_S} or more: no fault fits into less")
+    if options.run is _chaos and (wrong := _wrong_in_chaos(options)):
+        chaos.error(wrong)
     try:
         code: int = options.run(options)
     except (MeshLabError, nats.errors.Error, OSError) as err:  # the latter two: files, and servers that refuse
@@ -99,6 +105,26 @@ def _count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number from 1")
     return int(text)
+
+
+def _faults(text: str) -> list[Kind]:
+    found = {name.strip().replace("-", " ") for name in text.split(",")}
+    if unknown := found - set(FAULTS):
+        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))!r}, expected some of {', '.join(FAULTS)}")
+    return [kind for kind in FAULTS if kind in found]
+
+
+def _wrong_in_chaos(options: argparse.Namespace) -> str | None:
+    """Return which of the options do not go together."""
+    if options.seconds and options.minutes:
+        return "--seconds and --minutes both say how long; give one"
+    if options.power_cut and (options.seed or options.fault or options.campaign or options.report):
+        return "--seed, --fault, --campaign and --report are for runs of faults; --power-cut is one of its own"
+    if options.campaign and (options.seed or options.seconds or options.minutes or options.outage):
+        return "--campaign chooses seeds and lengths itself"
+    if not options.power_cut and options.seconds and options.seconds < SHORTEST_CHAOS_S:
+        return f"--seconds {options.seconds}, expected {SHORTEST_CHAOS_S} or more: no fault fits into less"
+    return None
 
 
 def _file(text: str) -> Path:
@@ -179,12 +205,16 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _chaos(options: argparse.Namespace) -> int:
-    from mesh_lab.chaos.command import run_chaos, run_power_cuts
+    from mesh_lab.chaos.command import run_campaign, run_chaos, run_power_cuts
 
+    seconds = 60.0 * options.minutes if options.minutes else float(options.seconds or (8 if options.power_cut else 60))
+    kinds = options.fault or ()
     if options.power_cut:
-        return run_power_cuts(seconds=float(options.seconds or 8))
-    seed = options.seed or secrets.randbelow(1_000_000) + 1
-    return run_chaos(seed=seed, seconds=float(options.seconds or 60), kinds=options.kind or ())
+        return run_power_cuts(seconds=seconds)
+    if options.campaign:
+        return run_campaign(seeds=options.campaign, jobs=options.jobs, kinds=kinds, report=options.report)
+    seed, outage = options.seed or secrets.randbelow(1_000_000) + 1, float(options.outage or OUTAGE_S)
+    return run_chaos(seed=seed, seconds=seconds, outage=outage, kinds=kinds, report=options.report)
 
 
 def _up(options: argparse.Namespace) -> int:

@@ -47,11 +47,12 @@ class Gap(NamedTuple):
 
 
 class History:
-    """The ``attempts`` of a run in the order in which they ended, and how many seconds it took: ``length_s``."""
+    """The ``attempts`` of a run in the order in which they ended, how many were acknowledged, and its ``length_s``."""
 
     def __init__(self, attempts: Iterable[Attempt] = ()) -> None:
         self.attempts = list(attempts)
         self.length_s = max((attempt.ended_s for attempt in self.attempts), default=0.0)
+        self.number_acknowledged = sum(attempt.outcome == "stored" for attempt in self.attempts)
 
     def __len__(self) -> int:
         return len(self.attempts)
@@ -64,6 +65,7 @@ class History:
     def add(self, attempt: Attempt) -> None:
         """Record one attempt whose outcome is known."""
         self.attempts.append(attempt)
+        self.number_acknowledged += attempt.outcome == "stored"
         self.length_s = max(self.length_s, attempt.ended_s)
 
     @property
@@ -109,6 +111,10 @@ class Audit:
     """Acknowledged, and stored before an order that their writer had sent earlier."""
     misplaced: tuple[str, ...]
     """Stored under another sequence number than the acknowledgement gave."""
+    without_effect: tuple[str, ...] = ()
+    """Stored, and a worker that has handled everything never made its effect."""
+    repeated_effect: tuple[str, ...] = ()
+    """Given more than one effect by workers."""
 
     @property
     def broken(self) -> dict[str, tuple[str, ...]]:
@@ -116,7 +122,8 @@ class Audit:
         ways = {"lost": self.lost}
         ways |= {f"lost on {server}": ids for server, ids in self.lost_on.items()}
         ways |= {f"different on {server}": ids for server, ids in self.differing_on.items()}
-        ways |= {way: getattr(self, way) for way in ("unexpected", "contradicted", "doubled", "reversed", "misplaced")}
+        alike = ("unexpected", "contradicted", "doubled", "reversed", "misplaced", "without_effect", "repeated_effect")
+        ways |= {way.replace("_", " "): getattr(self, way) for way in alike}
         return {way: ids for way, ids in ways.items() if ids}
 
     def __str__(self) -> str:
@@ -134,13 +141,19 @@ class Audit:
             raise InvariantBrokenError(f"the stream broke its promise: {self}", broken=self.broken)
 
 
-def audit(history: History, stored: Sequence[Stored], replicas: Mapping[str, Sequence[Stored]] | None = None) -> Audit:
+def audit(
+    history: History,
+    stored: Sequence[Stored],
+    replicas: Mapping[str, Sequence[Stored]] | None = None,
+    effects: Mapping[str, int] | None = None,
+) -> Audit:
     """Return the audit of a history against what is stored once the servers have recovered and caught up.
 
     Args:
         history: What the writers wrote down.
         stored: What a client reads.
         replicas: What lies on each server's disk, for a stream with a copy on each.
+        effects: How many effects each order was given by workers that have handled all that is stored.
 
     Raises:
         ValueError: Two attempts have the same id: the history is not one run's.
@@ -171,6 +184,8 @@ def audit(history: History, stored: Sequence[Stored], replicas: Mapping[str, Seq
         doubled=tuple(id_ for id_, number in copies.items() if number > 1),
         reversed=tuple(_reversed(acknowledged.values(), seqs)),
         misplaced=tuple(id_ for id_, attempt in acknowledged.items() if seqs.get(id_, attempt.seq) != attempt.seq),
+        without_effect=() if effects is None else tuple(id_ for id_ in copies if not effects.get(id_)),
+        repeated_effect=tuple(id_ for id_, number in (effects or {}).items() if number > 1),
     )
 
 

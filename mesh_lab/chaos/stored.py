@@ -64,27 +64,46 @@ async def read_stream(client: Client, stream: str) -> list[Stored]:
     return found
 
 
-def read_replica(store: Path, stream: str) -> list[Stored]:
+def read_replica(store: Path, stream: str, *, torn: bool = False) -> list[Stored]:
     """Return what a server that does not run holds of a stream, from its files; nothing, if it holds no such stream.
 
     Args:
         store: The server's directory, ``mesh.directory / "n1"``.
         stream: Name of a stream that is neither compressed nor encrypted.
+        torn: Whether any file may break off, as after a power cut; otherwise only the last one, at a write.
 
     Raises:
         StoreError: A file is not as nats-server 2.15 writes it.
     """
     blocks = sorted(store.rglob(f"streams/{stream}/msgs/*.blk"), key=lambda path: int(path.stem))
-    return [stored for path in blocks for stored in _read_block(path, last=path == blocks[-1])]
+    return [stored for path in blocks for stored in _read_block(path, last=path == blocks[-1], torn=torn)]
 
 
-def _read_block(path: Path, *, last: bool) -> Iterator[Stored]:
+def truncate_replica(store: Path, stream: str, *, keep: int) -> None:
+    """Take a stream's last messages off the disk of a server that does not run, as a power cut does.
+
+    Args:
+        store: As for :func:`read_replica`.
+        stream: As for :func:`read_replica`; all of it lies in one file, as it does up to some megabytes.
+        keep: How many messages stay.
+    """
+    [path] = store.rglob(f"streams/{stream}/msgs/*.blk")
+    block, end = path.read_bytes(), 0
+    for _ in range(keep):
+        end += _RECORD.unpack_from(block, end)[0] & ~_HAS_HEADERS
+    path.write_bytes(block[:end])
+    path.with_name("index.db").unlink(missing_ok=True)  # it would say how long the file was
+
+
+def _read_block(path: Path, *, last: bool, torn: bool) -> Iterator[Stored]:
     block, at = path.read_bytes(), 0
     if block.startswith(b"cmp"):
         raise StoreError(f"{path.name} is compressed, expected records; make the stream without compression")
     while at + _RECORD.size <= len(block):
         length, seq, _, subject_bytes = _RECORD.unpack_from(block, at)
         has_headers, length = length & _HAS_HEADERS, length & ~_HAS_HEADERS
+        if torn and not _RECORD.size + _CHECKSUM_BYTES <= length <= len(block) - at:
+            return  # the file had grown, and what was written into it was lost
         if length < _RECORD.size + _CHECKSUM_BYTES:
             expected = f"at least {_RECORD.size + _CHECKSUM_BYTES}; an encrypted stream cannot be read like this"
             raise StoreError(f"{path.name}, byte {at}: a record of {length} bytes, expected {expected}")

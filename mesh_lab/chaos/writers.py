@@ -29,7 +29,9 @@ class Writers:
     so that a writer's orders must be stored in the order in which it sent them. The stream ``ORDERS`` must exist.
     """
 
-    def __init__(self, mesh: Mesh, *, number: int = 4, to: str | None = None, prefix: str = "w") -> None:
+    def __init__(
+        self, mesh: Mesh, *, number: int = 4, to: str | None = None, prefix: str = "w", pace: float = 0.0
+    ) -> None:
         """Prepare; nothing is sent yet.
 
         Args:
@@ -37,18 +39,19 @@ class Writers:
             number: How many writers, named ``"w1"``, ``"w2"`` and so on.
             to: Server that all connect to; ``None`` spreads them. A writer moves on when its server dies.
             prefix: Beginning of their names, and of their orders' ids.
+            pace: Seconds that each pauses after an order.
         """
         self.history = History()
-        self._mesh, self._to = mesh, to
+        self.mesh, self._to = mesh, to
         self._names = [f"{prefix}{n + 1}" for n in range(number)]
         self._clients, self._tasks = list[Client](), list[asyncio.Task[None]]()
-        self._stopping, self._began = False, 0.0
+        self._pace, self._stopping, self.began = pace, False, 0.0
 
     async def __aenter__(self) -> Self:
         orders = await asyncio.to_thread(lambda: list(read_orders()))
-        for name, server in zip(self._names, cycle([self._to] if self._to else self._mesh.servers), strict=False):
-            self._clients.append(await self._mesh.connect(name=name, to=server))
-        self._began = time.monotonic()
+        for name, server in zip(self._names, cycle([self._to] if self._to else self.mesh.servers), strict=False):
+            self._clients.append(await self.mesh.connect(name=name, to=server))
+        self.began = time.monotonic()
         for n, (client, name) in enumerate(zip(self._clients, self._names, strict=True)):
             writing = self._write(client, name, _endlessly(orders[n :: len(self._names)], name))
             self._tasks.append(asyncio.create_task(writing))
@@ -60,7 +63,7 @@ class Writers:
     @property
     def now_s(self) -> float:
         """Seconds since the writers began."""
-        return time.monotonic() - self._began
+        return time.monotonic() - self.began
 
     async def stop(self, *, wait: bool = True) -> History:
         """End the writers and return their history; stopping twice does nothing.
@@ -109,6 +112,8 @@ class Writers:
                             outcome = "refused"
                 finally:  # also when it is cancelled: then its outcome is unknown
                     self.history.add(Attempt(writer, number, order.id, began_s, self.now_s, outcome, seq))
+                if self._pace:
+                    await asyncio.sleep(self._pace)
 
 
 def _endlessly(orders: list[Order], writer: str) -> Iterator[Order]:

@@ -1,5 +1,6 @@
 """The audit of a chaos run finds every fault that is planted, and none that is not there."""
 
+import re
 import struct
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,10 +9,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from mesh_lab.chaos.campaign import ShortRun, as_markdown, campaign
 from mesh_lab.chaos.history import Attempt, History, audit
+from mesh_lab.chaos.report import report_of, verdict_of, write_campaign, write_report
 from mesh_lab.chaos.run import ChaosRun
 from mesh_lab.chaos.schedule import KINDS, InjectedFault, PlannedFault, draw_schedule
-from mesh_lab.chaos.stored import Stored, read_replica
+from mesh_lab.chaos.stored import Stored, read_replica, truncate_replica
 from mesh_lab.errors import InvariantBrokenError, NotReadyError, StoreError
 
 WRITERS, EACH = ("w1", "w2"), 10
@@ -140,7 +143,7 @@ def test_a_schedule_is_its_seed():
 
 @pytest.mark.parametrize("kinds", [[], ["kill", "earthquake"]], ids=["none", "an unknown one"])
 def test_kinds_that_do_not_exist_are_refused(kinds):
-    with pytest.raises(ValueError, match="expected some of kill, stop, pause"):
+    with pytest.raises(ValueError, match="expected some of kill, stop, step down, pause"):
         draw_schedule(1, seconds=10, kinds=kinds)
 
 
@@ -208,3 +211,84 @@ def test_a_server_that_lost_the_stream_holds_nothing(tmp_path: Path):
 def test_a_file_that_is_no_block_is_refused(tmp_path: Path):
     with pytest.raises(StoreError, match=r"1\.blk, byte 0: a record of 0 bytes, expected at least 30"):
         read_replica(block(tmp_path, bytes(64)), "ORDERS")
+
+
+@pytest.mark.parametrize("rest", [bytes(64), record(2, b"a")[:-5], b"\xff" * 64], ids=["zeros", "a part", "garbage"])
+def test_after_a_power_cut_any_block_may_break_off(tmp_path: Path, rest: bytes):
+    store = block(tmp_path, record(1, b"a"), rest)
+    (next(store.rglob("msgs")) / "2.blk").write_bytes(record(3, b"a"))
+    assert [message.seq for message in read_replica(store, "ORDERS", torn=True)] == [1, 3]
+    with pytest.raises(StoreError, match=r"1\.blk, byte 33"):
+        read_replica(store, "ORDERS")
+
+
+def test_a_shortened_replica_ends_with_a_whole_message(tmp_path: Path):
+    store = block(tmp_path, *(record(seq, b"a" * seq, headers=HEADERS) for seq in range(1, 6)))
+    truncate_replica(store, "ORDERS", keep=3)
+    assert [message.seq for message in read_replica(store, "ORDERS")] == [1, 2, 3]
+
+
+def test_an_order_without_its_effect_and_one_with_two_are_found():
+    effects = dict.fromkeys((message.id for message in kept()), 1)
+    assert not audit(history(), kept(), effects=effects).broken
+    del effects["w1-4"]
+    effects["w2-3"] = 2
+    found = audit(history(), kept(), effects=effects)
+    assert found.broken == {"without effect": ("w1-4",), "repeated effect": ("w2-3",)}
+
+
+NOTHING_PLANNED = InjectedFault(PlannedFault(1.0, "kill", "leader", 1.0), "n1", 1.0, 2.0)
+
+
+def run_of(stored: list[Stored], **more: object) -> ChaosRun:
+    return ChaosRun(history(), (NOTHING_PLANNED,), True, audit(history(), stored), on_disk={"n1": len(stored)}, **more)
+
+
+def test_servers_that_do_not_recover_are_an_outcome_of_their_own():
+    run = run_of(kept(), not_back="n1 waits")
+    with pytest.raises(NotReadyError, match="did not recover, although no order is lost on the disks: n1 waits"):
+        run.check()
+    assert verdict_of(run)[0] == "not back"
+    assert verdict_of(run_of(kept())) == ("kept", "")
+    assert verdict_of(replace(run_of(kept()), faults=()))[0] == "proves nothing"
+    assert verdict_of(run_of(kept()[1:], not_back="n1 waits"))[0] == "broken"
+
+
+@pytest.fixture(autouse=True)
+def _some_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mesh_lab.chaos.report.versions", lambda: {"nats-server": "2.15.1"})
+
+
+def test_a_report_is_one_page_and_one_json_file_that_need_nothing_from_elsewhere(tmp_path: Path):
+    report = report_of(run_of([*kept()[1:], Stored(30, "<script>x</script>")]), seed=7, seconds=5.0, kinds=["kill"])
+    as_json, as_html = write_report(report, tmp_path / "reports" / "one.html")
+    page = as_html.read_text()
+    assert page.count("<script") == 2, "an id became a part of the page"
+    assert r"\u003cscript>x" in page
+    assert not re.search(r"<link|<img|src=|href=|https?://(?!www\.w3\.org)", page)
+    stored = msgspec.json.decode(as_json.read_bytes())
+    assert (stored["verdict"], stored["run"]["seed"], stored["orders"]["lost"]) == ("broken", 7, 1)
+    assert stored["run"]["nats-server"] == "2.15.1"
+    assert stored["faults"] == [{"kind": "kill", "target": "leader", "server": "n1", "began_s": 1.0, "ended_s": 2.0}]
+
+
+async def test_a_campaign_counts_by_kind_and_names_each_run_that_broke_the_promise(monkeypatch, tmp_path: Path):
+    async def run(kind: str, seed: int) -> ShortRun:
+        if (kind, seed) == ("stop", 2):
+            return ShortRun(kind, seed, "broken", "1 lost", 1, 50, lost=1, longest_gap_s=3.0)
+        return ShortRun(kind, seed, "kept", "", 2, 100, longest_gap_s=1.0 * seed)
+
+    monkeypatch.setattr("mesh_lab.chaos.campaign.short_run", run)
+    monkeypatch.setattr("mesh_lab.chaos.campaign.versions", lambda: {"nats-server": "2.15.1"})
+    seen: list[ShortRun] = []
+    found = await campaign(["kill", "stop"], 3, jobs=2, on_run=seen.append)
+    assert len(seen) == 6
+    assert found["kinds"]["kill"] == {
+        **{"runs": 3, "kept": 3, "faults": 6, "acknowledged": 300},
+        **{"lost": 0, "doubled": 0, "out_of_order": 0, "median_gap_s": 2.0},
+    }
+    assert (found["kinds"]["stop"]["kept"], found["kinds"]["stop"]["lost"]) == (2, 1)
+    as_json, as_table = write_campaign(found, as_markdown(found), tmp_path / "campaign")
+    assert "| stop | 3 | 2 | 5 | 250 | 1 | 0 | 0 | 3.0 |" in as_table.read_text()
+    assert "- stop, seed 2: broken. 1 lost" in as_table.read_text()
+    assert msgspec.json.decode(as_json.read_bytes())["not_kept"][0]["seed"] == 2

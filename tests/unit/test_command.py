@@ -13,8 +13,11 @@ from mesh_lab.cli import main
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["chaos", "--power-cut", "--seed", "5"], "--seed and --kind choose faults; --power-cut is one of its own"),
-        (["chaos", "--power-cut", "--kind", "kill"], "--seed and --kind choose faults"),
+        (["chaos", "--power-cut", "--seed", "5"], "are for runs of faults; --power-cut is one of its own"),
+        (["chaos", "--power-cut", "--fault", "kill"], "are for runs of faults; --power-cut is one of its own"),
+        (["chaos", "--fault", "kill-all,earthquake"], "'earthquake', expected some of kill, stop, step down"),
+        (["chaos", "--minutes", "1", "--seconds", "60"], "--seconds and --minutes both say how long; give one"),
+        (["chaos", "--campaign", "2", "--seed", "5"], "--campaign chooses seeds and lengths itself"),
         (["chaos", "--seconds", "2"], "--seconds 2, expected 3 or more: no fault fits into less"),
         (["orders", "--file", "/"], "'/', expected a file that is there"),
         (["orders", "--workers", "0"], "'0', expected a whole number from 1"),

@@ -1,39 +1,34 @@
-"""A power cut: what only the operating system's memory held is lost, which killing a server alone never does.
+"""Disks of the servers' own: file systems in image files, which can be rolled back and filled up.
 
-Each server's store lies in a file system of its own, in an image file. What was written and not synced is in memory and
-not in the image: the image at one moment is the disk after a power cut at that moment. So the servers are frozen, the
-images copied, everything killed, and the copies mounted in the images' place. It models the system's memory, not what a
-disk itself may hold back, and needs Linux and the right to mount.
+What was written and not synced is in the system's memory and not in the image: the image at one moment is the disk
+after a power cut at that moment. It takes Linux and the right to mount.
 """
 
 import asyncio
 import contextlib
+import errno
 import os
 import shutil
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-from mesh_lab.chaos.run import ChaosRun, audit_after_faults
-from mesh_lab.chaos.schedule import InjectedFault, PlannedFault, start_all
-from mesh_lab.chaos.writers import Writers
 from mesh_lab.errors import NoPowerCutError, ProcessEndedError
-from mesh_lab.orders.event_store import open_event_store
-from mesh_lab.orders.order import STREAM
-from mesh_lab.patterns.jetstream_wait import wait_routable
 from mesh_lab.patterns.wait import run_shielded
 from mesh_lab.processes import output_of
 from mesh_lab.servers.mesh import Mesh
-from mesh_lab.servers.start import start_mesh
 
 IMAGE_BYTES = 512 * 1024 * 1024  # sparse: it takes only the space that was written
+BLOCK_BYTES = 4096
 COPIES_TRIED = 10
 TOOL_WITHIN_S = 60.0
+READY_WITHIN_S = 60.0
 UNMOUNT_AFTER_S = (0.0, 0.2, 0.5, 1.0)
 _TOOLS = ("mkfs.ext4", "mount", "umount", "losetup")
+_PREFIX, _LOCK, _BALLAST = "mesh-lab-disks-", "lock", "ballast"
 
 
 def why_not() -> str | None:
@@ -44,9 +39,9 @@ def why_not() -> str | None:
         return "not root, and only root may mount"
     if missing := [tool for tool in _TOOLS if shutil.which(tool) is None]:
         return f"no {missing[0]} on the path"
-    with tempfile.TemporaryDirectory(prefix="mesh-lab-disk-") as place:
+    with _place() as place:
         try:
-            with contextlib.closing(Disk(Path(place), Path(place) / "mnt")) as disk:
+            with contextlib.closing(Disk(place, place / "mnt")) as disk:
                 disk.mount()
         except NoPowerCutError as err:
             return str(err)
@@ -93,6 +88,22 @@ class Disk:
         self._image.with_suffix(".cut").replace(self._image)
         self.mount()
 
+    def fill(self) -> None:
+        """Take up all the space that is left, as somebody's log files do; :meth:`drain` gives it back."""
+        with (self._mount_point / _BALLAST).open("wb") as ballast:
+            size = IMAGE_BYTES
+            while size >= BLOCK_BYTES:
+                try:
+                    os.posix_fallocate(ballast.fileno(), ballast.seek(0, os.SEEK_END), size)
+                except OSError as err:
+                    if err.errno != errno.ENOSPC:
+                        raise
+                    size //= 2
+
+    def drain(self) -> None:
+        """Give back what :meth:`fill` took; nothing, if that was nothing."""
+        (self._mount_point / _BALLAST).unlink(missing_ok=True)
+
     def close(self) -> None:
         """Unmount it for good; closing twice does nothing."""
         with self._lock:
@@ -111,51 +122,24 @@ class Disk:
             self._mounted = False
 
 
-async def power_cut(*, sync_interval: str | None = None, seconds: float = 8.0) -> ChaosRun:
-    """Write orders to three servers, cut the power of all, and return what is left when they are back.
-
-    Args:
-        sync_interval: How long what is acknowledged may stay in memory alone: ``"1s"``, or ``"always"`` for not at
-            all. ``None``: nats-server's own default, two minutes.
-        seconds: From the first order to the cut.
+@contextlib.asynccontextmanager
+async def own_disks(mesh: Mesh) -> AsyncIterator[dict[str, Disk]]:
+    """Yield a disk for each server of a mesh that holds nothing yet, and unmount them all at the end.
 
     Raises:
         NoPowerCutError: This machine does not allow it; the message says what is missing.
         NotReadyError: The servers were not ready again in time.
     """
     if missing := await asyncio.to_thread(why_not):
-        raise NoPowerCutError(f"no power cut here: {missing}; in a container, it takes --privileged")
-    setting = "" if sync_interval is None else f"sync_interval: {sync_interval}"
-    async with await start_mesh(servers=3, backend="local", jetstream_config=setting) as mesh, _disks(mesh) as disks:
-        client = await mesh.connect(name="power-cut")
-        await open_event_store(client, replicas=3)
-        await wait_routable(client, STREAM)
-        async with Writers(mesh, number=8) as working:
-            await asyncio.sleep(seconds)
-            began_s = working.now_s
-            await asyncio.gather(*(mesh.pause(name) for name in mesh.servers))
-            for disk in disks:
-                await run_shielded(asyncio.to_thread(disk.snapshot))
-            history = await working.stop(wait=False)
-        await asyncio.gather(*(mesh.kill(name) for name in mesh.servers))
-        for disk in disks:
-            await run_shielded(asyncio.to_thread(disk.roll_back))
-        await start_all(mesh)
-        fault = InjectedFault(PlannedFault(seconds, "kill all", "all", 0.0), "all", began_s, working.now_s)
-        return await audit_after_faults(mesh, history, [fault])
-
-
-@contextlib.asynccontextmanager
-async def _disks(mesh: Mesh) -> AsyncIterator[list[Disk]]:
-    """Yield a disk for each server of a mesh that holds nothing yet, and unmount them all at the end."""
-    disks: list[Disk] = []
+        raise NoPowerCutError(f"no power cut or full disk here: {missing}; in a container, it takes --privileged")
+    disks: dict[str, Disk] = {}
     closing = contextlib.ExitStack()
-    with tempfile.TemporaryDirectory(prefix="mesh-lab-disks-") as place:
+    with _place() as place:
         await asyncio.gather(*(mesh.kill(name) for name in mesh.servers))
         try:
             for name in mesh.servers:
-                disks.append(closing.enter_context(contextlib.closing(Disk(Path(place), mesh.directory / name))))
-                await run_shielded(asyncio.to_thread(disks[-1].mount))
+                disks[name] = closing.enter_context(contextlib.closing(Disk(place, mesh.directory / name)))
+                await run_shielded(asyncio.to_thread(disks[name].mount))
             for server in mesh.servers.values():
                 closing.callback(server.kill)  # called first of all: what a server uses cannot be taken away
             await start_all(mesh)
@@ -164,8 +148,57 @@ async def _disks(mesh: Mesh) -> AsyncIterator[list[Disk]]:
             await run_shielded(asyncio.to_thread(closing.close))
 
 
-def _run(*command: str) -> None:
+@contextlib.contextmanager
+def _place() -> Iterator[Path]:
+    """Yield a directory for images, locked for as long as its process lives, and remove it at the end."""
+    import fcntl  # not on Windows
+
+    place = Path(tempfile.mkdtemp(prefix=f"new-{_PREFIX}"))
+    with (place / _LOCK).open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        place = place.rename(place.with_name(place.name.removeprefix("new-")))
+        try:
+            yield place
+        finally:
+            shutil.rmtree(place)
+
+
+async def start_all(mesh: Mesh, *, within: float = READY_WITHIN_S) -> None:
+    """Start all servers that do not run, together: one alone would wait for a majority for ever.
+
+    Raises:
+        NotReadyError: They were not ready in time.
+        ServerExitedError: One ended at its start.
+    """
+    for server in mesh.servers.values():
+        if server.state not in ("running", "paused"):
+            await asyncio.to_thread(server.start)
+    await mesh.ready(within=within)
+
+
+def clear_leftovers() -> int:
+    """Unmount and remove the disks of runs that were killed, and return how many there were."""
+    if why_not() is not None:
+        return 0
+    import fcntl
+
+    cleared = 0
+    for place in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError), (place / _LOCK).open("rb") as lock:  # locked: its run is alive
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for image in place.glob("*.img"):
+                for device in _run("losetup", "--noheadings", "--output", "NAME", "--associated", str(image)).split():
+                    with contextlib.suppress(NoPowerCutError):  # attached, and not mounted
+                        _run("umount", device)
+                    with contextlib.suppress(NoPowerCutError):  # gone with its mount
+                        _run("losetup", "--detach", device)
+                cleared += 1
+            shutil.rmtree(place)
+    return cleared
+
+
+def _run(*command: str) -> str:
     try:
-        output_of(command, within=TOOL_WITHIN_S)
+        return output_of(command, within=TOOL_WITHIN_S)
     except ProcessEndedError as err:
         raise NoPowerCutError(str(err)) from err
