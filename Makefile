@@ -12,6 +12,16 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
+# The stamp holds the place for which the environment was made: one that was moved, or made outside of this container,
+# cannot run here and is made anew.
+STALE := $(shell test ! -e $(VENV)/lab.stamp || { $(BIN)/python -c '' && { \
+	test "$$(cat $(VENV)/lab.stamp)" = "$$(cd $(VENV) && pwd -P)" || \
+	{ test ! -s $(VENV)/lab.stamp && $(BIN)/mesh-lab --help; }; }; } >/dev/null 2>&1 || echo stale)
+ifeq ($(STALE),stale)
+$(info The environment in $(VENV) was made for another place; it is made anew.)
+$(shell rm -rf $(VENV))
+endif
+
 # For the targets that take one notebook.
 ONE = test -n "$(N)" || { echo "Say which notebook: make $@ N=12"; exit 1; }
 
@@ -86,7 +96,7 @@ $(VENV)/lab.stamp: requirements.lock pyproject.toml | $(VENV)/pyvenv.cfg
 	@echo "Installing the pinned packages ..."
 	@$(PIP) install --require-hashes -r requirements.lock
 	@$(PIP) install --no-build-isolation --no-deps --editable .
-	@touch $@
+	@(cd $(VENV) && pwd -P) > $@
 
 $(VENV)/dev.stamp: requirements-dev.lock $(VENV)/lab.stamp
 	@echo "Installing the pinned packages for tests ..."

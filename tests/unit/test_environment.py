@@ -2,6 +2,9 @@
 
 import json
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -79,3 +82,20 @@ def test_the_development_container_makes_the_same_environment_with_the_python_of
     with pytest.raises(SystemExit) as end:
         main([*arguments, "--help"])
     assert end.value.code == 0
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make on this machine")
+@pytest.mark.parametrize(
+    ("python", "stamp", "kept"),
+    [(True, "here", True), (True, "/elsewhere/.lab", False), (False, "here", False), (True, "", False)],
+    ids=["as it was made", "moved", "made outside of the container", "moved, by an older Makefile"],
+)
+def test_an_environment_that_cannot_run_here_is_made_anew(tmp_path: Path, python: bool, stamp: str, kept: bool) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    programs = tmp_path / ".lab" / ("Scripts" if sys.platform == "win32" else "bin")
+    programs.mkdir(parents=True)
+    (programs / "python").symlink_to(sys.executable if python else "/no/such/python")
+    (tmp_path / ".lab" / "lab.stamp").write_text(str((tmp_path / ".lab").resolve()) if stamp == "here" else stamp)
+    done = subprocess.run(["make", "help"], cwd=tmp_path, capture_output=True, text=True, timeout=30, check=True)
+    assert ("it is made anew" not in done.stdout) is kept
+    assert (tmp_path / ".lab").exists() is kept
