@@ -158,8 +158,12 @@ async def test_a_message_too_large_to_be_passed_on_ends_no_worker(mesh: Mesh, st
         assert not own.is_closed
         if rejected:
             assert len((await reports.next_msg(timeout=5.0)).data) < 2_000
-        info = await store.consumer_info(STREAM, WORKERS)
-        assert (info.num_pending, info.num_ack_pending) == (0, 0)
+
+        async def nothing_comes_again() -> bool:
+            info = await store.consumer_info(STREAM, WORKERS)
+            return (info.num_pending, info.num_ack_pending) == (0, 0)
+
+        await eventually(nothing_comes_again, within=5.0)
         assert (await store.get_last_msg(STREAM, second.subject("shipped"))).data == encode(second)
 
 
