@@ -108,14 +108,16 @@ class Trial:
         to = to or (None if region else next(iter(mesh.servers)))
         return await self._noted(mesh, partial(mesh.connect, to=to, **options))
 
-    async def rivalled(self, rival: Callable[[str], Awaitable[object]]) -> Client:
+    async def rivalled(self, rival: Callable[[str], Awaitable[object]], *, on: Mesh | None = None) -> Client:
         """Return a client of the first server that is always a moment too late.
 
         Args:
             rival: Called with the subject of each message that the client sends, requests included; only when it has
                 returned does the message reach the server.
+            on: A mesh of the check's own; ``None`` for the lesson's.
         """
-        options = self.mesh.connect_options(to=next(iter(self.mesh.servers)))
+        mesh = on or self.mesh
+        options = mesh.connect_options(to=next(iter(mesh.servers)))
         host = urlsplit(options["servers"][0])
 
         async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -127,7 +129,7 @@ class Trial:
         self._relays.append(relaying)
         url = f"nats://127.0.0.1:{relaying.sockets[0].getsockname()[1]}"
         options |= {"servers": [url], "name": f"check {self.number}"}
-        return await self._noted(self.mesh, partial(nats.connect, allow_reconnect=False, **options))
+        return await self._noted(mesh, partial(nats.connect, allow_reconnect=False, **options))
 
     async def enter(self, mesh: Mesh, **options: Any) -> Client:
         """Return a client that dialled once, by arguments of ``nats.connect``; closed when the trial has ended.
