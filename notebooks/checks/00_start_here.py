@@ -12,12 +12,14 @@ from nats.aio.subscription import Subscription
 
 from mesh_lab import Mesh
 from mesh_lab.notebook.exercises import NotYet, Trial, exercise
+from mesh_lab.notebook.trial import LONG_S
 from mesh_lab.orders import Event, encode, read_orders
 from mesh_lab.patterns import cancel_and_join, flush_through
 
 TENTH = 9
 MANY = 2_000
 CALLS = 8
+CONNECTS_WITHIN_S = 5.0
 BOTH = "['lost', 'back']"
 TOKENS = ("orders", "the region in which it was placed", "its id", "the event")
 
@@ -75,7 +77,8 @@ async def only_what_europe_buys(trial: Trial, answer: Any) -> str:
 
 
 async def _subscribed(trial: Trial, client: Client, answer: Any) -> tuple[Client, Subscription]:
-    sub = await answer(client)
+    hung = f"it was still subscribing {LONG_S:g} s after it was called"
+    sub = await trial.returns(answer(client), hung, "a subscription")
     trial.kind(sub, Subscription, "the subscription that nc.subscribe returns")
     trial.own(sub)
     if sub._cb is not None:
@@ -120,7 +123,8 @@ async def lets_a_server_see_it(trial: Trial, answer: Any) -> str:
     clients: list[Client] = []
     try:
         for _ in range(CALLS):
-            client = await answer(trial.mesh)
+            hung = f"it was still connecting {CONNECTS_WITHIN_S:g} s after it was called"
+            client = await trial.returns(answer(trial.mesh), hung, "a client", within=CONNECTS_WITHIN_S)
             trial.kind(client, Client, "the client that it connected")
             if not client.is_connected:
                 raise NotYet("the client that it returned is not connected", "one that is")
@@ -200,7 +204,8 @@ class _Told(NamedTuple):
 
 async def _connected(trial: Trial, mesh: Mesh, server: str, answer: Any) -> _Told:
     news: list[str] = []
-    client = await answer(mesh, server, news)
+    hung = f"it was still connecting {CONNECTS_WITHIN_S:g} s after it was called"
+    client = await trial.returns(answer(mesh, server, news), hung, "a client", within=CONNECTS_WITHIN_S)
     trial.kind(client, Client, "the client that it connected")
     told, words = _Told(client, news), list(news)
     there = told.at(mesh, server)

@@ -19,6 +19,7 @@ from mesh_lab.notebook.trial import LONG_S
 from mesh_lab.orders import Order, decode, encode, read_orders
 from mesh_lab.patterns import flush_through, wait_routable
 
+MAKES_WITHIN_S = 15.0
 API_TIMEOUT_S = 12.0  # on a busy machine an election can hold up a stream of three replicas for seconds
 
 # 3.1
@@ -55,7 +56,8 @@ async def makes_a_board(trial: Trial, answer: Any) -> str:
     """Read the stream's configuration from the server, then publish several events of one order."""
     client = await trial.client()
     js = await trial.absent(client, "BOARD", api_timeout=API_TIMEOUT_S)
-    await answer(js)
+    hung = f"make_board() was still at work {MAKES_WITHIN_S:g} s after it was called"
+    await trial.returns(answer(js), hung, "a stream, and an end", within=MAKES_WITHIN_S)
     try:
         config = (await js.stream_info("BOARD")).config
     except NotFoundError as err:

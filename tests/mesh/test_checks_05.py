@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import sys
 
 import pytest
 from exercise_cells import ExerciseCells, refused
@@ -187,6 +188,17 @@ async def test_a_collection_that_misses_something_is_refused(regions, settings, 
         assert said in await refused("5.3", making(**settings))
     finally:
         await remove(regions, "OTHER")
+
+
+async def test_an_answer_that_waits_for_ever_is_told_so_before_the_check_ends(regions, monkeypatch):
+    async def waits(js):
+        await asyncio.Event().wait()
+
+    await check("5.2", lambda to_leader, followers: "soon")  # loads the checks
+    monkeypatch.setattr(sys.modules["mesh_lab_checks.05_grow_the_mesh"], "MAKES_WITHIN_S", 0.5)
+    for number in ("5.1", "5.3"):
+        verdict = await refused(number, waits)
+        assert "it was still at work 0.5 s after it was called; expected a stream, and an end" in verdict
 
 
 async def test_a_collection_that_is_copied_once_is_refused(regions):
