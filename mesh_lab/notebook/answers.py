@@ -18,6 +18,8 @@ from typing import Literal
 Kind = Literal["async function", "function", "async generator", "text", "dict", "anything"]
 """What a check can ask for."""
 SHOWN_CHARACTERS = 200
+SEED = re.compile(r"\b(S[AOU])[A-Z2-7]{56}\b")
+"""An NKEY's seed, of which a verdict shows the beginning alone."""
 MISCALL = re.compile(r"\S+\(\) (takes|missing|got) ")
 
 
@@ -168,5 +170,6 @@ def last_line(error: BaseException, files: frozenset[str]) -> tuple[str, int | N
     lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename in files]
     text = str(error).strip().partition("\n")[0]
     said = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    said = SEED.sub(r"\1…", said)
     shown = said if len(said) <= SHOWN_CHARACTERS else f"{said[:SHOWN_CHARACTERS]} …"
     return shown, lines[-1] if lines else None
