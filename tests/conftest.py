@@ -46,7 +46,10 @@ LONG = {
     "12_process_each_order_once": 70,
     "14_run_the_order_mesh": 70,
     "test_services": 70,
+    "test_checks_15": 65,
     "test_regions": 60,
+    "test_checks_12": 60,
+    "test_checks_14": 50,
 }
 NOTEBOOK_S, OTHER_S = 40, 10
 
