@@ -176,7 +176,7 @@ async def hears_that_its_server_died(trial: Trial, answer: Any) -> str:
         await trial.soon(
             lambda: all(one.at(mesh, first) for one in everybody), seen, "one that connects again", within=15.0
         )
-        await _kill_the_last(trial, mesh, first, told[first])
+        await _kill_the_last(trial, mesh, first, told[first], everybody)
     finally:
         await asyncio.gather(*(one.client.close() for some in told.values() for one in some))
     return "and its subscription moved with it: the order after the kill arrived, with no line of yours for it"
@@ -196,6 +196,9 @@ class _Told(NamedTuple):
 
     def is_cut_off(self) -> bool:
         return not self.client.is_connected
+
+    def tells_each_time(self) -> bool:
+        return self.news == ["lost", "back"] * self.client.stats["reconnects"] + ["lost"]
 
     async def tells(self, trial: Trial, what: str, words: list[str], expected: str, within: float = 1.0) -> None:
         """Wait until the news is these words; what happened stands in the verdict."""
@@ -243,7 +246,9 @@ async def _kill_one(trial: Trial, mesh: Mesh, server: str, told: Mapping[str, Se
         await sub.next_msg(timeout=5.0)
 
 
-async def _kill_the_last(trial: Trial, mesh: Mesh, server: str, told: Sequence[_Told]) -> None:
+async def _kill_the_last(
+    trial: Trial, mesh: Mesh, server: str, told: Sequence[_Told], everybody: Sequence[_Told]
+) -> None:
     """Kill the last server, so that nobody can connect again until it is back."""
     await mesh.kill(server)
     for one in told:
@@ -251,6 +256,9 @@ async def _kill_the_last(trial: Trial, mesh: Mesh, server: str, told: Sequence[_
             one.is_cut_off, "the server is dead, and the client says that it is connected", "no", within=5.0
         )
         await one.tells(trial, "no server was alive, and news was", ["lost"], "['lost'], before the client is back")
+    for one in everybody:  # some moved before, once or twice
+        seen = "a client lost its server once more, and its news does not tell each time"
+        await trial.soon(one.tells_each_time, seen, "'lost' and 'back' in turn, however often that happens")
     restarting = asyncio.create_task(mesh.restart(server))
     try:
         for one in told:

@@ -307,6 +307,14 @@ async def at_the_end_of_all(mesh, server, news):
     return await mesh.connect(to=server, closed_cb=telling(news, "lost"), reconnected_cb=telling(news, "back"))
 
 
+async def the_first_time_only(mesh, server, news):
+    async def lost():
+        if "lost" not in news:
+            news.append("lost")
+
+    return await mesh.connect(to=server, disconnected_cb=lost, reconnected_cb=telling(news, "back"))
+
+
 async def one_list_for_all(mesh, server, news, lists=[]):  # noqa: B006 - that is its mistake
     lists.append(news)
     tell_lost, tell_back = telling(lists[0], "lost"), telling(lists[0], "back")
@@ -350,6 +358,7 @@ ELSEWHERE = "the client is not connected to the server that it was given"
         (both_at_the_loss, r"no server was alive, and news was \['lost', 'back'\]; expected \['lost'\], before"),
         (the_other_way_round, r"the server died, and news is \['back', 'lost'\]; expected \['lost', 'back'\]"),
         (in_other_words, r"the server died, and news is \['Lost', 'Back'\]; expected \['lost', 'back'\]"),
+        (the_first_time_only, "a client lost its server once more, and its news does not tell each time; expected"),
         (at_the_end_of_all, r"the server died, and news is \['back'\]; expected \['lost', 'back'\]"),
         (one_list_for_all, r"the server died, and news is \[\]; expected \['lost', 'back'\]"),
         (at_once, r"before anything happened, news was \['back'\]; expected an empty list"),
