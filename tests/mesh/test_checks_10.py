@@ -1,7 +1,9 @@
 """The exercises of notebook 10: stubs are not attempted, plausible wrong answers are refused with the right reason."""
 
 import pytest
-from exercise_cells import ExerciseCells, refused
+from exercise_cells import ExerciseCells, accepted, refused
+
+from mesh_lab.security import Operator
 
 CELLS = ExerciseCells("10_isolate_the_tenants")
 
@@ -12,24 +14,51 @@ EXPORT = {"name": "refunds", "type": "service", "subject": "cards.refund"}
 IMPORT = {"name": "refunds", "type": "service", "subject": "cards.refund", "local_subject": "refunds.ask"}
 
 
-def opening(exports=(EXPORT,), imports=(IMPORT,)):
+def opening(exports=(EXPORT,), imports=(IMPORT,), *, back=(), account=None):
     def open_counter(bank, shop):
         bank.exports += exports
-        shop.imports += [{"account": bank.public, **one} for one in imports]
+        shop.imports += [{"account": (account or bank).public, **one} for one in imports]
+        if back:
+            shop.exports += back
+            bank.imports += [{**one, "account": shop.public} for one in back]
 
     return open_counter
+
+
+def the_other_way(bank, shop):
+    opening()(shop, bank)
+
+
+ORDERS = {"name": "orders", "type": "stream", "subject": "orders.>"}
+CHARGE = {"name": "charge", "type": "service", "subject": "cards.charge"}
 
 
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (opening(exports=()), "nobody answered"),
-        (opening(imports=()), "nobody answered"),
-        (opening(imports=({**IMPORT, "local_subject": "refund"},)), "nobody answered"),
-        (opening(exports=({**EXPORT, "type": "stream"},)), "nobody answered"),
         (
-            opening(exports=({**EXPORT, "subject": "cards.>"},), imports=({**IMPORT, "subject": "cards.refund"},)),
-            "a stranger who imported cards.charge was answered",
+            opening(exports=()),
+            "nobody answered: the bank exports nothing; expected an answer of the bank's cards.refund",
+        ),
+        (opening(imports=()), "nobody answered: the shop imports nothing"),
+        (the_other_way, "nobody answered: the shop exports to the bank"),
+        (opening(imports=({**IMPORT, "local_subject": "refund"},)), "nobody answered: the shop imports it as 'refund'"),
+        (opening(imports=({**IMPORT, "subject": "cards.charge"},)), "the shop imports 'cards.charge' of the bank's"),
+        (opening(account=Operator("other").account("bank")), "the shop's import names another account than the bank"),
+        (
+            opening(exports=({**EXPORT, "type": "stream"},)),
+            "the bank's export is of type 'stream', which cannot be asked",
+        ),
+        (opening(exports=({**EXPORT, "token_req": True},)), "the bank's export is private (token_req)"),
+        (lambda bank, shop: setattr(bank, "exports", EXPORT), "are no lists of dictionaries"),
+        (
+            opening(exports=({**EXPORT, "subject": "cards.>"},)),
+            "a stranger who imported cards.charge was answered; expected an export of cards.refund alone",
+        ),
+        (opening(exports=(EXPORT, CHARGE)), "a stranger who imported cards.charge was answered"),
+        (
+            opening(exports=(EXPORT, {**CHARGE, "subject": "accounts.close"})),
+            "the bank also exports 'accounts.close', to whoever imports it",
         ),
         (
             opening(
@@ -39,17 +68,57 @@ def opening(exports=(EXPORT,), imports=(IMPORT,)):
             "the bank also heard cards.charge",
         ),
         (
+            opening(imports=(IMPORT, {**IMPORT, "name": "again", "local_subject": "give.back"})),
+            "the shop has 2 imports",
+        ),
+        (
             opening(
                 exports=(EXPORT, {"name": "notices", "type": "stream", "subject": "notices.>"}),
                 imports=(IMPORT, {"name": "notices", "type": "stream", "subject": "notices.>"}),
             ),
             "the shop also heard notices.closed",
         ),
+        (opening(back=(ORDERS,)), "the bank also heard orders.eu.000001.placed"),
+        (opening(back=({**ORDERS, "subject": "stock.>"},)), "something can also pass from the shop to the bank"),
     ],
-    ids=["no export", "no import", "another name", "a stream", "too wide an export", "a second door", "a stream too"],
+    ids=[
+        *(
+            "no export",
+            "no import",
+            "the other way",
+            "another name",
+            "another service",
+            "another account",
+        ),
+        *(
+            "a stream",
+            "private",
+            "no list",
+            "too wide an export",
+            "charge",
+            "exports more",
+        ),
+        *(
+            "a second door",
+            "a third name",
+            "a stream too",
+            "the orders",
+            "the stock",
+        ),
+    ],
 )
 async def test_a_counter_that_is_shut_or_too_wide_is_refused(mesh, answer, said):
     assert said in await refused("10.1", answer)
+
+
+def with_more_words(bank, shop):
+    bank.exports = [{**EXPORT, "response_type": "Singleton", "account_token_position": 0}]
+    shop.imports = [{**IMPORT, "name": "give back", "account": bank.public, "share": False}]
+
+
+@pytest.mark.parametrize("answer", [opening(exports=({**EXPORT, "name": ""},)), with_more_words])
+async def test_a_counter_opened_otherwise_is_accepted(mesh, answer):
+    await accepted("10.1", answer)
 
 
 def limited(**changes):
@@ -77,17 +146,77 @@ async def test_limits_that_are_too_low_or_too_high_are_refused(mesh, changes, sa
     assert said in await refused("10.2", limited(**changes))
 
 
-async def test_what_is_no_account_is_refused(mesh):
-    assert "str was returned" in await refused("10.2", lambda operator, name: name)
-    assert "no limit is called connections" in await refused("10.2", limited(connections=3))
+def one_for_all():
+    known = []
+
+    def student(operator, name):
+        known[:] = known or [limited()(operator, name)]
+        known[0].name = name
+        return known[0]
+
+    return student
 
 
-def seated(*, publish="work.{}.>", subscribe=("work.>", "_INBOX_ada.>"), lives_for=True):
-    def seat(account, name, seconds):
-        allowed = [publish.format(name)] if publish else None
-        return account.user(name, publish=allowed, subscribe=subscribe, lives_for=seconds if lives_for else None)
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (lambda operator, name: name, "str was returned"),
+        (lambda operator, name: limited()(operator, name).user(name), "User was returned; expected an account"),
+        (limited(connections=3), "no limit is called connections"),
+        (lambda operator, name: limited()(operator, "student"), "the account for 'Zoë' is called 'student'"),
+        (lambda operator, name: limited()(Operator("mine"), name), "another operator signed the account"),
+        (one_for_all(), "the account for 'Zoë' is called 'student-10'"),
+        (limited(consumer=10), "consumer is limited, too; expected five limits"),
+        (limited(mem_storage=5_000_000), "mem_storage is limited, too"),
+    ],
+    ids=[
+        *(
+            "a name",
+            "a user",
+            "another word",
+            "another name",
+            "another operator",
+            "one for all",
+        ),
+        *(
+            "consumers",
+            "memory",
+        ),
+    ],
+)
+async def test_another_account_for_a_student_is_refused(mesh, answer, said):
+    assert said in await refused("10.2", answer)
+
+
+def sets_the_limits_afterwards(operator, name):
+    account = operator.account(name)
+    account.limits.update(disk_storage=5 * 10**6, payload=2**16, subs=20, streams=2, conn=3)
+    return account
+
+
+@pytest.mark.parametrize("answer", [sets_the_limits_afterwards, limited(mem_storage=-1, leaf=-1)])
+async def test_an_account_limited_otherwise_is_accepted(mesh, answer):
+    await accepted("10.2", answer)
+
+
+def seated(*, publish=("work.{}.>",), subscribe=("work.>", "_INBOX_{}.>"), lives=lambda seconds: seconds, account=None):
+    def seat(given, name, seconds):
+        allowed = [
+            publish and [one.format(name) for one in publish],
+            subscribe and [one.format(name) for one in subscribe],
+        ]
+        user = (account or given).user(name, publish=allowed[0], subscribe=allowed[1], lives_for=lives(seconds))
+        return user
 
     return seat
+
+
+def also_publishes(*subjects):
+    return seated(publish=("work.{}.>", *subjects))
+
+
+def also_hears(*subjects):
+    return seated(subscribe=("work.>", "_INBOX_{}.>", *subjects))
 
 
 @pytest.mark.parametrize(
@@ -95,25 +224,62 @@ def seated(*, publish="work.{}.>", subscribe=("work.>", "_INBOX_ada.>"), lives_f
     [
         (lambda account, name, seconds: name, "str was returned"),
         (seated(publish=None), "may publish as somebody else"),
-        (seated(publish="work.>"), "may publish as somebody else"),
-        (seated(publish="work.{}"), "a participant was refused"),
+        (seated(publish=("work.>",)), "may publish as somebody else"),
+        (seated(publish=("work.{}",)), "a participant was refused"),
+        (seated(publish=("work.ada.>",)), "a participant was refused"),
+        (also_publishes("work.{}"), "a participant may publish beside its own place: work.ada"),
+        (also_publishes("*.{}.>"), "a participant may publish beside its own place: exams.ada.done"),
+        (also_publishes("$JS.API.>"), "a participant may ask JetStream: $JS.API.INFO"),
+        (also_publishes("$JS.API.STREAM.CREATE.*"), "a participant may make a stream"),
+        (also_publishes("_INBOX_teacher.>"), "a participant may answer for others"),
         (seated(subscribe=None), "may hear >"),
-        (seated(subscribe=("work.>",)), "could not hear the answer"),
         (seated(subscribe=("work.>", "_INBOX.>")), "could not hear the answer"),
-        (seated(subscribe=("work.*.*", "_INBOX_ada.>")), "a participant was refused"),
-        (seated(lives_for=False), "was not disconnected in time"),
+        (seated(subscribe=("work.>", "_INBOX_ada.>")), "could not hear the answer"),
+        (
+            seated(subscribe=("work.*", "_INBOX_{}.>")),
+            "a participant was refused: nats: permissions violation",
+        ),
+        (also_hears("work"), "a participant may hear work;"),
+        (also_hears("_INBOX_bob.>"), "a participant may hear _INBOX_bob.>"),
+        (also_hears("exams.>"), "a participant may hear exams.>"),
+        (seated(lives=lambda seconds: None), "the token for 3 s never ends; expected one that ends after 3 s"),
+        (seated(lives=lambda seconds: 3), "the token for 60 s ends too early"),
+        (seated(account=Operator("mine").account("workshop")), "ada was refused at the door: nats: 'Authorization"),
     ],
     ids=[
-        "nobody",
-        "all",
-        "others too",
-        "one level",
-        "hears all",
-        "no inbox",
-        "all inboxes",
-        "hears one level",
-        "for ever",
+        *(
+            "nobody",
+            "all",
+            "others too",
+            "one level",
+            "ada alone",
+            "its name",
+        ),
+        *(
+            "exams",
+            "JetStream",
+            "makes streams",
+            "answers",
+            "hears all",
+            "all inboxes",
+        ),
+        *(
+            "ada's inbox",
+            "hears one level",
+            "the word alone",
+            "Bob's inbox",
+            "hears exams",
+            "for ever",
+        ),
+        *(
+            "3 s",
+            "another account",
+        ),
     ],
 )
 async def test_a_seat_that_is_too_narrow_too_wide_or_too_long_is_refused(mesh, answer, said):
     assert said in await refused("10.3", answer)
+
+
+async def test_a_seat_made_otherwise_is_accepted(mesh):
+    await accepted("10.3", seated(subscribe=("work.*", "work.*.>", "_INBOX_{}.*", "_INBOX_{}.*.*"), lives=int))
