@@ -9,13 +9,16 @@ As a program it tries whether this machine has an engine or can start one: it en
 
 import contextlib
 import os
+import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple, Self
 
 from debian_package import NoPackageError, unpack_debian_package
 
@@ -26,6 +29,7 @@ ASKED_VARIABLE = "MESH_LAB_TEST_DOCKER"
 NATS_IMAGE = "nats:2.15.1-alpine"
 PYTHON_IMAGE = "python:3.13.9-slim-bookworm"
 START_LIMIT_S = 60.0
+FORWARDS = Path("/proc/sys/net/ipv4/ip_forward")
 
 
 class CannotError(Exception):
@@ -117,11 +121,11 @@ def _own_engine(scratch: Path) -> Iterator[None]:
     """Run an engine with a socket, a store and images of its own, and end it."""
     home = scratch / "engine"
     home.mkdir()
-    socket = f"unix://{home / 'docker.sock'}"
+    address = f"unix://{home / 'docker.sock'}"
     places = [f"--data-root={home / 'data'}", f"--exec-root={home / 'exec'}", f"--pidfile={home / 'pid'}"]
     log = home / "log"
-    with log.open("wb") as output, _variables(DOCKER_HOST=socket):
-        daemon = subprocess.Popen(["dockerd", "-H", socket, *places], stdout=output, stderr=output)
+    with log.open("wb") as output, _variables(DOCKER_HOST=address), _network_as_found():
+        daemon = subprocess.Popen(["dockerd", "-H", address, *places], stdout=output, stderr=output)
         try:
             deadline = time.monotonic() + START_LIMIT_S
             while not _answers():
@@ -137,6 +141,79 @@ def _own_engine(scratch: Path) -> Iterator[None]:
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
+
+
+@contextlib.contextmanager
+def _network_as_found() -> Iterator[None]:
+    """Take back what an engine does to the network: its bridges, its chains, FORWARD's policy, forwarding."""
+    before = _network()
+    try:
+        yield
+    finally:
+        after = _network()
+        for link in set(after.links) - set(before.links):
+            _quietly("ip", "link", "delete", link)
+        for command, tables in after.rules.items():
+            _quietly(f"{command}-restore", "--noflush", given=undoing(before.rules.get(command, ""), tables))
+        if before.forwards != after.forwards:
+            FORWARDS.write_text(before.forwards)
+        if (left := _network()) != before:
+            sys.stderr.write(f"The engine of the tests left on this machine's network: {left.beside(before)}\n")
+
+
+class _Network(NamedTuple):
+    """What an engine changes."""
+
+    links: list[str]
+    rules: dict[str, str]
+    forwards: str
+
+    def beside(self, before: Self) -> str:
+        lines = {line for tables in before.rules.values() for line in tables.splitlines()}
+        more = [line for tables in self.rules.values() for line in tables.splitlines() if line not in lines]
+        return (
+            ", ".join([*(link for link in self.links if link not in before.links), *more]) or "fewer rules than before"
+        )
+
+
+def _network() -> _Network:
+    rules = {}
+    for command in ("iptables", "ip6tables"):
+        if shutil.which(f"{command}-save"):
+            saved = subprocess.run([f"{command}-save"], capture_output=True, text=True).stdout
+            # Neither comments, which hold the time, nor counters, nor tables without a rule, which stay when used once.
+            rules[command] = _without_empty(re.sub(r"#.*\n| \[\d+:\d+\]", "", saved))
+    links = sorted(name for _, name in socket.if_nameindex())
+    return _Network(links, rules, FORWARDS.read_text() if FORWARDS.is_file() else "")
+
+
+def _without_empty(saved: str) -> str:
+    tables = re.findall(r"\*\w+\n.*?COMMIT\n", saved, re.DOTALL)
+    return "".join(table for table in tables if re.search(r"^-A|^:\S+ (?!ACCEPT)", table, re.MULTILINE))
+
+
+def undoing(before: str, after: str) -> str:
+    """Return what `iptables-restore --noflush` needs to make of the second rules the first; policies were ACCEPT."""
+    script = []
+    known = {table.split("\n", 1)[0]: table.splitlines() for table in re.findall(r"\*.*?COMMIT\n", before, re.DOTALL)}
+    for table in re.findall(r"\*.*?COMMIT\n", after, re.DOTALL):
+        name, *lines = table.splitlines()
+        there = known.get(name, [])
+        new = [line for line in lines if line not in there]
+        chains = [line[1:].split()[0] for line in new if line.startswith(":") and line.endswith(" -")]
+        old = {line.split()[0]: line for line in there if line.startswith(":")}
+        policies = [old.get(line.split()[0], f"{line.split()[0]} ACCEPT") for line in new if line[0] == ":" != line[-1]]
+        policies = [
+            f"{line} [0:0]" for line in policies if not line.endswith(" -") and line[1:].split()[0] not in chains
+        ]
+        rules = [f"-D{line[2:]}" for line in reversed(new) if line.startswith("-A")]
+        script += [name, *policies, *rules, *(f"-F {c}" for c in chains), *(f"-X {c}" for c in chains), "COMMIT"]
+    return "\n".join([*script, ""])
+
+
+def _quietly(*command: str, given: str = "") -> None:
+    with contextlib.suppress(FileNotFoundError):  # what is left then is said
+        subprocess.run(command, input=given, capture_output=True, text=True)
 
 
 @contextlib.contextmanager
