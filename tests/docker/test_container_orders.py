@@ -4,6 +4,9 @@ import asyncio
 import contextlib
 import json
 import re
+import signal
+import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,6 +59,22 @@ async def test_a_run_leaves_no_stream_so_that_the_next_one_can_start(project: Pr
     assert run.totals == totals_of(read_orders(first=100))
     with pytest.raises(WrongTotalsError, match="ORDERS takes their name.*another account or mesh"):
         await run_orders(mesh, first=100)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+async def test_a_run_that_is_ended_is_not_in_the_way_of_the_next(project: Project, how: signal.Signals) -> None:
+    whole = [sys.executable, "-m", "mesh_lab.cli", "orders", "--docker"]
+    run = subprocess.Popen(whole, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        await eventually(lambda: len(services(project)) == 4, within=120.0, every=0.5)
+        run.send_signal(how)
+        assert await asyncio.to_thread(run.wait, 60.0) == (130 if how == signal.SIGTERM else -signal.SIGKILL)
+    finally:
+        run.kill()
+    assert bool(services(project)) is (how == signal.SIGKILL), "who is killed cannot end anything"
+    done = await asyncio.to_thread(command, "orders", "--docker", "--first=200")
+    assert done.returncode == 0, done.stderr
+    assert services(project) == []
 
 
 async def test_five_workers_share_the_work_and_one_that_is_killed_loses_no_order(project: Project, mesh: Mesh) -> None:
