@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from nats.aio.client import Client
 
 from mesh_lab.chaos.disks import READY_WITHIN_S, Disk, start_all
-from mesh_lab.chaos.schedule import InjectedFault, Kind, PlannedFault
+from mesh_lab.chaos.schedule import ON_DISKS, InjectedFault, Kind, PlannedFault
 from mesh_lab.chaos.services import DyingService, Name
 from mesh_lab.errors import NotReadyError, UnsupportedByBackendError
 from mesh_lab.patterns.wait import eventually, retry, run_shielded
@@ -44,7 +44,13 @@ async def inject(
         NotReadyError: A server did not recover in time, or the stream has no leader, or no follower.
         TimeoutError: No reply came about which server leads the stream.
     """
-    faults, hurting = [], _Hurting(mesh, stream, disks or {}, services or {})
+    disks, services = disks or {}, services or {}
+    for kind in {planned.kind for planned in schedule}:
+        if kind in ON_DISKS and not disks:
+            raise UnsupportedByBackendError(f"{kind!r} takes servers with disks of their own; use own_disks(mesh)")
+        if kind in KILLED and KILLED[kind] not in services:
+            raise UnsupportedByBackendError(f"{kind!r} takes a {KILLED[kind]}; give inject() one in services=")
+    faults, hurting = [], _Hurting(mesh, stream, disks, services)
     async with await mesh.connect(name="chaos") as client:
         for planned in schedule:
             await asyncio.sleep(max(planned.at_s - now(), 0.0))
@@ -109,19 +115,18 @@ class _Hurting:
             case "kill all":
                 await asyncio.gather(*(mesh.kill(name) for name in mesh.servers))
             case "kill worker" | "kill publisher":
-                await self._service(planned.kind).die(planned.target)
+                await self._services[KILLED[planned.kind]].die(planned.target)
             case "full disk":
-                await asyncio.to_thread(self._disk(target).fill)
+                await asyncio.to_thread(self._disks[target].fill)
                 monitor = mesh.servers[target].monitor
                 if monitor is not None:  # it hits when the server has to write, a moment later
                     await eventually(lambda: asyncio.to_thread(lambda: not monitor.health().ok), within=FULL_WITHIN_S)
             case "power cut":
-                disks = [self._disk(name) for name in mesh.servers]
                 await asyncio.gather(*(mesh.pause(name) for name in mesh.servers))
-                for disk in disks:
+                for disk in self._disks.values():
                     await asyncio.to_thread(disk.snapshot)
                 await asyncio.gather(*(mesh.kill(name) for name in mesh.servers))
-                for disk in disks:
+                for disk in self._disks.values():
                     await asyncio.to_thread(disk.roll_back)
 
     async def recover(self, planned: PlannedFault, target: str) -> None:
@@ -141,23 +146,8 @@ class _Hurting:
                         await mesh.kill(name)
                 await start_all(mesh)
             case "kill worker" | "kill publisher":
-                if KILLED[planned.kind] in self._services:
-                    await self._service(planned.kind).start()
+                await self._services[KILLED[planned.kind]].start()
             case "full disk":
-                if target in self._disks:
-                    await asyncio.to_thread(self._disk(target).drain)
-                    # JetStream has left this server, and comes back only with a restart.
-                    await mesh.restart(target, within=READY_WITHIN_S)
-
-    def _disk(self, server: str) -> Disk:
-        try:
-            return self._disks[server]
-        except KeyError as err:
-            raise UnsupportedByBackendError(f"server {server!r} has no disk of its own; use own_disks(mesh)") from err
-
-    def _service(self, kind: Kind) -> DyingService:
-        name = KILLED[kind]
-        try:
-            return self._services[name]
-        except KeyError as err:
-            raise UnsupportedByBackendError(f"no {name} runs here; give inject() one in services=") from err
+                await asyncio.to_thread(self._disks[target].drain)
+                # JetStream has left this server, and comes back only with a restart.
+                await mesh.restart(target, within=READY_WITHIN_S)

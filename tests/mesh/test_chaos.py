@@ -118,7 +118,7 @@ async def test_a_worker_and_a_publisher_that_die_at_every_step_lose_and_double_n
 async def test_a_service_that_is_not_there_cannot_be_killed():
     async with await start_mesh(servers=1) as mesh:
         for kind in ("kill worker", "kill publisher"):
-            with pytest.raises(UnsupportedByBackendError, match=rf"no {kind[5:]} runs here; .*services="):
+            with pytest.raises(UnsupportedByBackendError, match=rf"'{kind}' takes a {kind[5:]}; .*services="):
                 await inject(mesh, STREAM, [PlannedFault(0.0, kind, "effect", 0.0)], now=lambda: 0.0)
 
 
@@ -271,7 +271,7 @@ async def test_full_disks_and_power_cuts_lose_no_order_that_was_synced():
 
 async def test_a_disk_that_a_server_does_not_have_cannot_be_filled():
     async with await start_mesh(servers=3) as mesh:
-        with pytest.raises(UnsupportedByBackendError, match=r"has no disk of its own; use own_disks\(mesh\)"):
+        with pytest.raises(UnsupportedByBackendError, match=r"'full disk' takes .* use own_disks\(mesh\)"):
             await chaos_run(mesh, seed=1, seconds=3.0, kinds=["full disk"])
 
 
