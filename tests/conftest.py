@@ -39,7 +39,7 @@ MEASURING_NOTEBOOKS = {
 # Seconds of two quiet cores, roughly: only the order counts.
 LONG = {
     "test_order_services": 150,
-    "test_chaos": 130,
+    "test_chaos": 200,
     "test_checks_13": 110,
     "test_start_mesh": 95,
     "test_jupyterlab": 80,
