@@ -15,7 +15,6 @@ variable ``MESH_LAB_REQUIRE`` names it, and then such a skip is a failure: ``MES
 import os
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -65,8 +64,6 @@ def pytest_configure(config: pytest.Config) -> None:
         home = tempfile.TemporaryDirectory(prefix="mesh-lab-home-")
         config.add_cleanup(home.cleanup)
         os.environ["MESH_LAB_HOME"] = home.name
-        if _elsewhere():
-            config.option.nbval_sanitize_with = str(Path(__file__).parent / "notebooks" / "elsewhere.cfg")
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m alone` chooses
@@ -75,8 +72,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.stem in MEASURING_NOTEBOOKS:
             item.add_marker("alone")
-        if _elsewhere() and "start_mesh(" in getattr(getattr(item, "cell", None), "source", ""):
-            item.options["check"] = False  # it says why local servers run instead
     items.sort(key=_seconds, reverse=True)  # stable: files, and the tests in them, stay in their order
 
 
@@ -94,11 +89,6 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
         report.outcome = "failed"
         report.longrepr = f"{reason}; MESH_LAB_REQUIRE asks for {', '.join(sorted(required))}"
     return report
-
-
-def _elsewhere() -> bool:
-    """Return whether notebooks run on other servers than those on which their outputs were made."""
-    return bool(os.environ.get("MESH_LAB_BACKEND") or os.environ.get("MESH_LAB_URL"))
 
 
 def _required() -> set[str]:
