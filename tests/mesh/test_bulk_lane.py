@@ -115,10 +115,9 @@ async def test_batches_of_other_orders_are_not_taken_for_one_another(client: Cli
 
 
 async def test_a_long_reason_ends_no_reader(client: Client, lane) -> None:
-    await client.jetstream().publish("bulk.eu", b"1", headers={"Content-Type": "x" * 900_000})
-    await client.jetstream().publish(
-        "bulk.eu", b'[{"%b":1}]' % (b"x" * 900_000), headers={"Content-Type": "application/json"}
-    )
+    js, json_type = client.jetstream(), {"Content-Type": "application/json"}
+    await js.publish("bulk.eu", b"1", headers={"Content-Type": "x" * 60_000})  # a stream takes 64 KiB
+    await js.publish("bulk.eu", b'[{"%b":1}]' % (b"x" * 900_000), headers=json_type)
     count = BulkCount()
     await count_bulk(client, count, until=2)
     assert count.rejected == 2

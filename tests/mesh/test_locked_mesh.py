@@ -96,13 +96,12 @@ async def test_certificates_without_tls_are_refused() -> None:
         await start_mesh(client_auth="face", tls=Authority())
 
 
-async def test_tls_for_containers_is_refused(monkeypatch) -> None:
-    monkeypatch.setenv("MESH_LAB_BACKEND", "docker")
+async def test_tls_for_containers_is_refused() -> None:
     with pytest.raises(
         UnsupportedByBackendError,
         match="tls asked for, but the servers of backend 'docker' are set up by docker/nats-server.conf",
     ):
-        await start_mesh(servers=3, tls=Authority())
+        await start_mesh(servers=3, tls=Authority(), backend="docker")
 
 
 def user(seed: bytes, permissions: str = 'publish: ">", subscribe: ">"') -> str:

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -16,7 +15,6 @@ from mesh_lab.errors import ServerExitedError, UnsupportedByBackendError
 from mesh_lab.patterns.wait import eventually
 from mesh_lab.processes import OWNER_VARIABLE
 from mesh_lab.servers.binary import find_server
-from mesh_lab.servers.external import _address
 from mesh_lab.servers.start import start_mesh
 from mesh_lab.servers.workspace import PortBlock
 
@@ -154,15 +152,3 @@ async def test_an_external_mesh_lets_in_by_a_token(monkeypatch, tmp_path) -> Non
         server.kill()
         await asyncio.to_thread(server.wait)
         ports.release()
-
-
-@pytest.mark.parametrize(
-    ("url", "address"),
-    [
-        ("nats://lab:secret@[::1]", "nats://[::1]:4222"),
-        ("wss://mesh.example.org", "wss://mesh.example.org:443"),
-        ("tls://token@mesh.example.org:4333", "tls://mesh.example.org:4333"),
-    ],
-)
-def test_an_address_keeps_its_scheme_and_loses_who_goes_there(url: str, address: str) -> None:
-    assert _address(urlsplit(url)) == address

@@ -177,6 +177,14 @@ async def all_handled(client: Client, name: str, count: int) -> None:
     await eventually(enough, within=40.0, every=0.3)
 
 
+async def all_joined(client: Client, name: str, count: int) -> bool:
+    subjects = f"$KV.{name}-shop.member.*"
+    with contextlib.suppress(nats.js.errors.NotFoundError):
+        info = await client.jetstream(timeout=5.0).stream_info(f"KV_{name}-shop", subjects_filter=subjects)
+        return len(info.state.subjects or {}) == count
+    return False
+
+
 async def disturb(members: Crew, seed: int) -> int:
     """Kill, freeze and add members at moments that the seed decides; return how often one was frozen."""
     chance = random.Random(seed)
@@ -214,6 +222,8 @@ async def one_run(mesh: Mesh, client: Client, seed: int) -> None:
     async with crew(mesh, client, name, work_s=0.01) as members:
         for n in (1, 2, 3):
             members.add(f"m{n}")
+        # How long a process takes to import its modules is no pause of the group.
+        await eventually(lambda: all_joined(client, name, 3), within=60.0, every=0.1)
         publishing = asyncio.create_task(publish_events(client, name, orders, rate_per_s=70.0))
         frozen = await disturb(members, seed)
         await publishing
