@@ -104,6 +104,7 @@ async def test_a_cancelled_flush_makes_the_client_deaf(server: Wire, caplog: pyt
 @works_around(
     "a flush that timed out stops the reading as well, when its PONG comes after all",
     "mesh_lab/patterns/connection.py:flush",
+    "notebooks/15_avoid_the_traps.ipynb:hears nothing any more",
 )
 async def test_a_flush_that_timed_out_makes_the_client_deaf(server: Wire, caplog: pytest.LogCaptureFixture) -> None:
     client = await connect(server)
@@ -116,6 +117,27 @@ async def test_a_flush_that_timed_out_makes_the_client_deaf(server: Wire, caplog
     with pytest.raises(nats.errors.TimeoutError, match="timeout"):
         await heard.next_msg(timeout=SOON)
     await client.close()
+
+
+@works_around(
+    "a bucket of another JetStream domain is read there and written at home",
+    "notebooks/15_avoid_the_traps.ipynb:writes into the bucket of that name at home",
+)
+async def test_a_bucket_of_another_domain_is_written_at_home(server: Wire) -> None:
+    client = await connect(server)
+    opening = asyncio.create_task(client.jetstream(timeout=PATIENTLY, domain="store").key_value("B"))
+    await eventually(lambda: "PUB" in server.verbs, within=PATIENTLY)
+    inbox = server.lines[server.verbs.index("PUB")].split()[2]
+    state = {"messages": 0, "bytes": 0, "first_seq": 0, "last_seq": 0, "consumer_count": 0}
+    info = json.dumps({"config": {"name": "KV_B", "max_msgs_per_subject": 1}, "state": state})
+    server.send(f"MSG {inbox} 1 {len(info)}\r\n{info}")
+    putting = asyncio.create_task((await opening).put("key", b""))
+    await eventually(lambda: server.verbs.count("PUB") > 1, within=PATIENTLY)
+    putting.cancel()
+    await asyncio.wait({putting})
+    await client.close()
+    published = [line.split()[1] for line in server.lines if line.startswith("PUB ")]
+    assert published == ["$JS.store.API.STREAM.INFO.KV_B", "$KV.B.key"]
 
 
 @works_around(
