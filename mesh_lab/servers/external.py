@@ -65,6 +65,7 @@ async def start(request: MeshRequest) -> Mesh:
     for name, one in zip(await asyncio.gather(*(_name_at(one, options) for one in urls)), urls, strict=True):
         if name is not None:  # of several addresses of a server, the first one
             servers.setdefault(name, ExternalServer(name, url=one))
+    servers = dict(sorted(servers.items()))  # what a server tells of others has no order
     if len(servers) < (asked := len(request.layout.servers)):
         raise UnsupportedByBackendError(
             f"{asked} servers asked for, but {URL_VARIABLE} reaches {len(servers)} ({', '.join(servers)}); "
