@@ -4,11 +4,14 @@ import asyncio
 import weakref
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from nats.aio.client import Client
 
+from mesh_lab.notebook.trial import Trial
 from mesh_lab.servers import start
+from mesh_lab.servers.borrowed import stream_names
 from mesh_lab.servers.mesh import Mesh
 
 
@@ -56,3 +59,31 @@ async def regions(_shared_regions: Mesh, monkeypatch: pytest.MonkeyPatch) -> Asy
     for client in list(_shared_regions._clients):  # in the loop that they were made in
         await client.close()
     _shared_regions._clients.clear()
+
+
+@pytest.fixture(scope="module")
+def _kept() -> Iterator[dict[object, Mesh]]:
+    meshes: dict[object, Mesh] = {}
+    yield meshes
+    for mesh in meshes.values():
+        asyncio.run(mesh.close())
+
+
+@pytest.fixture
+def own_meshes_kept(_kept: dict[object, Mesh], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give checks that ask for servers of their own those of the file's earlier checks, without streams.
+
+    For checks whose answers get a client, and cannot harm a server.
+    """
+
+    async def own_mesh(trial: Trial, **settings: Any) -> Mesh:
+        kind = tuple(sorted((name, id(value)) for name, value in settings.items()))
+        if kind not in _kept:
+            _kept[kind] = await start.start_mesh(**{"backend": "local", **settings})
+            start.forget(_kept[kind])
+        async with await _kept[kind].connect() as client:
+            for stream in await stream_names(client):
+                await client.jetstream(timeout=5.0).delete_stream(stream)
+        return _kept[kind]
+
+    monkeypatch.setattr(Trial, "own_mesh", own_mesh)

@@ -1,15 +1,18 @@
 """Runs the cells of a notebook's exercises as the notebook would, on whatever mesh a test gives."""
 
 import ast
+import asyncio
 import inspect
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
 
+from mesh_lab.notebook import answers
 from mesh_lab.notebook.exercises import Verdict, check
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
@@ -22,6 +25,16 @@ async def refused(number: str, answer: object) -> str:
     verdict = repr(await check(number, answer))
     assert verdict.startswith("not yet: "), verdict
     return verdict
+
+
+async def refused_side_by_side(number: str, *wrong: object) -> list[str]:
+    """Return what a check says to several wrong answers, tried at the same time: for checks on servers of their own.
+
+    An answer that blocks the event loop has to be tried alone: the alarm that interrupts it is one for all.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(answers, "interrupted_when_stuck", lambda files, after: nullcontext())
+        return list(await asyncio.gather(*(refused(number, answer) for answer in wrong)))
 
 
 async def accepted(number: str, answer: object) -> None:
@@ -63,17 +76,18 @@ class ExerciseCells:
         """Run an exercise as it stands in the notebook, and return what its check says."""
         return await self.run(f"{self.source(number, 'exercise')}\n\n{self.source(number, 'check')}")
 
-    async def solved(self, number: str) -> None:
-        """Run an exercise's solution twice: a check leaves nothing behind that spoils the next one."""
-        for _ in range(2):
+    async def solved(self, number: str, *, times: int = 1) -> None:
+        """Run an exercise's solution; twice shows that a check leaves nothing behind that spoils the next one."""
+        for _ in range(times):
             [verdict] = await self.run(self.source(number, "solution"))
             assert verdict.startswith("correct: "), verdict
 
-    def tests(self, fixture: str = "mesh") -> tuple[Test, Test]:
+    def tests(self, fixture: str = "mesh", *, twice: Collection[str] = ()) -> tuple[Test, Test]:
         """Return two tests of every exercise: as it stands it is not attempted, and its solution is correct.
 
         Args:
             fixture: Opens the mesh on which they are tried.
+            twice: Exercises whose checks make streams on the lesson's mesh: their solutions are tried again.
         """
 
         def of_every_exercise(test: Test) -> Test:
@@ -84,7 +98,7 @@ class ExerciseCells:
             assert verdicts == ["not attempted"], verdicts
 
         async def correct(number: str) -> None:
-            await self.solved(number)
+            await self.solved(number, times=1 + (number in twice))
 
         return of_every_exercise(not_attempted), of_every_exercise(correct)
 

@@ -1,13 +1,27 @@
 """The exercises of notebook 10: stubs are not attempted, plausible wrong answers are refused with the right reason."""
 
+import sys
+from functools import cache
+
 import pytest
 from exercise_cells import ExerciseCells, accepted, refused
 
+from mesh_lab.notebook import exercises
 from mesh_lab.security import Operator
 
 CELLS = ExerciseCells("10_isolate_the_tenants")
 
 test_the_cell_for_the_reader_is_not_attempted, test_the_solution_in_the_notebook_is_correct = CELLS.tests()
+
+
+kept_operator = cache(Operator)
+
+
+@pytest.fixture
+def servers_kept(own_meshes_kept, monkeypatch):
+    """Servers of the check's own belong to an operator: with one for all trials, they can be kept, too."""
+    exercises._load("10")
+    monkeypatch.setattr(sys.modules["mesh_lab_checks.10_isolate_the_tenants"], "Operator", kept_operator)
 
 
 EXPORT = {"name": "refunds", "type": "service", "subject": "cards.refund"}
@@ -107,7 +121,7 @@ CHARGE = {"name": "charge", "type": "service", "subject": "cards.charge"}
         ),
     ],
 )
-async def test_a_counter_that_is_shut_or_too_wide_is_refused(mesh, answer, said):
+async def test_a_counter_that_is_shut_or_too_wide_is_refused(mesh, servers_kept, answer, said):
     assert said in await refused("10.1", answer)
 
 
@@ -117,7 +131,7 @@ def with_more_words(bank, shop):
 
 
 @pytest.mark.parametrize("answer", [opening(exports=({**EXPORT, "name": ""},)), with_more_words])
-async def test_a_counter_opened_otherwise_is_accepted(mesh, answer):
+async def test_a_counter_opened_otherwise_is_accepted(mesh, servers_kept, answer):
     await accepted("10.1", answer)
 
 
@@ -142,7 +156,7 @@ def limited(**changes):
         ({"disk_storage": None, "mem_storage": 5_000_000}, "5,000,001 bytes on disk are allowed"),
     ],
 )
-async def test_limits_that_are_too_low_or_too_high_are_refused(mesh, changes, said):
+async def test_limits_that_are_too_low_or_too_high_are_refused(mesh, servers_kept, changes, said):
     assert said in await refused("10.2", limited(**changes))
 
 
@@ -184,7 +198,7 @@ def one_for_all():
         ),
     ],
 )
-async def test_another_account_for_a_student_is_refused(mesh, answer, said):
+async def test_another_account_for_a_student_is_refused(mesh, servers_kept, answer, said):
     assert said in await refused("10.2", answer)
 
 
@@ -195,7 +209,7 @@ def sets_the_limits_afterwards(operator, name):
 
 
 @pytest.mark.parametrize("answer", [sets_the_limits_afterwards, limited(mem_storage=-1, leaf=-1)])
-async def test_an_account_limited_otherwise_is_accepted(mesh, answer):
+async def test_an_account_limited_otherwise_is_accepted(mesh, servers_kept, answer):
     await accepted("10.2", answer)
 
 
@@ -277,9 +291,9 @@ def also_hears(*subjects):
         ),
     ],
 )
-async def test_a_seat_that_is_too_narrow_too_wide_or_too_long_is_refused(mesh, answer, said):
+async def test_a_seat_that_is_too_narrow_too_wide_or_too_long_is_refused(mesh, servers_kept, answer, said):
     assert said in await refused("10.3", answer)
 
 
-async def test_a_seat_made_otherwise_is_accepted(mesh):
+async def test_a_seat_made_otherwise_is_accepted(mesh, servers_kept):
     await accepted("10.3", seated(subscribe=("work.*", "work.*.>", "_INBOX_{}.*", "_INBOX_{}.*.*"), lives=int))
