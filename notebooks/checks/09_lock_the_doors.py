@@ -301,11 +301,11 @@ async def connects_safely(trial: Trial, answer: Any) -> str:
     key, authority = Key.new("user"), Authority("check 9.3")
     user = f'{{ nkey: {key.public}, permissions: {{ publish: "orders.>", subscribe: "_INBOX.>" }} }}'
     own = await trial.own_mesh(tls=authority, users_config=user)
-    impostor = await trial.own_mesh(tls=Authority("impostor"), users_config=user)
     trusted = str(authority.write(own.directory))
     await _expect_a_client(trial, own, lambda complain: answer(own.urls, trusted, key.seed, complain))
     if _logins(own, key, still_there=True):
         raise NotYet("it left a second connection open", "the one that it returned, and no other")
+    impostor = await trial.own_mesh(tls=Authority("impostor"), users_config=user)
     # The same server under a name that its certificate does not have.
     renamed = [url.replace("127.0.0.1", OTHER_NAME) for url in own.urls]
     to_impostor, to_other_name = await asyncio.gather(

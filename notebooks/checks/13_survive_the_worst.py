@@ -124,6 +124,7 @@ LONGEST_GAP_S = 3.0
 TRIES = 3
 PAUSE_S = 0.1  # far more than the few messages of a hand-over take
 ROLLED_WITHIN_S = 60.0
+PACE_S = 0.003  # orders enough to find a gap, few enough to read them all
 
 
 @exercise(
@@ -159,7 +160,7 @@ async def _longest_gap_s(trial: Trial, answer: Any) -> tuple[float, str]:
         await wait_routable(client, STREAM)
         before = await asyncio.to_thread(_starts, own)
         seen = list[frozenset[tuple[str, str]]]()
-        async with Writers(own, number=2) as writing:
+        async with Writers(own, number=2, pace=PACE_S) as writing:
             await eventually(lambda: len(writing.history) >= 100, within=30.0)
             looking = asyncio.create_task(_look_on(own, seen))
             try:

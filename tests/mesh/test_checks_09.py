@@ -69,7 +69,7 @@ def also(*publish):
         ('publish: { deny: "$JS.API.STREAM.>" }, subscribe: "_INBOX_shipping.>"', "may also publish placed orders"),
     ],
 )
-async def test_permissions_that_are_too_small_or_too_large_are_refused(mesh, text, said):
+async def test_permissions_that_are_too_small_or_too_large_are_refused(mesh, own_meshes_kept, text, said):
     assert said in await refused("9.1", lambda: text)
 
 
@@ -83,7 +83,7 @@ async def test_permissions_that_are_too_small_or_too_large_are_refused(mesh, tex
     ],
     ids=["allow", "deny"],
 )
-async def test_permissions_written_otherwise_are_accepted(mesh, text):
+async def test_permissions_written_otherwise_are_accepted(mesh, own_meshes_kept, text):
     await accepted("9.1", lambda: text)
 
 
@@ -121,7 +121,7 @@ STRANGER = Key.new("user")
     ],
     ids=" ".join,
 )
-async def test_a_key_changed_in_another_order_is_refused(mesh, steps, said):
+async def test_a_key_changed_in_another_order_is_refused(mesh, own_meshes_kept, steps, said):
     assert said in await refused("9.2", changing(*steps))
 
 
@@ -132,7 +132,7 @@ async def begins_to_move(reload, move, entry, old, new):
     await moving
 
 
-async def test_a_move_that_is_not_waited_for_is_refused_also_when_it_is_quick(mesh):
+async def test_a_move_that_is_not_waited_for_is_refused_also_when_it_is_quick(mesh, own_meshes_kept):
     assert "given other users while the shop was still moving" in await refused("9.2", begins_to_move)
 
 
@@ -143,7 +143,7 @@ async def new_key_in_front(reload, move, entry, old, new):
 
 
 @pytest.mark.parametrize("answer", [new_key_in_front, changing("old", "both", "both", "move", "move", "new", "new")])
-async def test_a_key_changed_in_more_steps_is_accepted(mesh, answer):
+async def test_a_key_changed_in_more_steps_is_accepted(mesh, own_meshes_kept, answer):
     await accepted("9.2", answer)
 
 
