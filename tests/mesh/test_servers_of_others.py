@@ -314,3 +314,28 @@ def test_local_servers_leave_nothing_to_clear() -> None:
     }
     done = subprocess.run(_command("clear"), env=environment, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout.startswith("nothing to clear: local servers")) == (0, True)
+
+
+def _cells(notebook: str, first: int | None = None) -> list[str]:
+    """Return pytest's names of a notebook's first code cells, without exercises and what measures: both take long."""
+    import nbformat
+
+    path = NOTEBOOKS / f"{notebook}.ipynb"
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    return [
+        f"notebooks/{path.name}::Cell {number}"
+        for number, cell in enumerate(cells[:first])
+        if not {"exercise", "check", "solution"} & set(cell.metadata.get("tags", [])) and "measure(" not in cell.source
+    ]
+
+
+@pytest.mark.usefixtures("use")
+async def test_notebooks_hold_on_servers_of_others_one_after_another_and_leave_no_stream(theirs: Mesh) -> None:
+    cells = [*_cells("02_share_work_in_queue_groups", first=14), *_cells("03_keep_orders_in_jetstream")]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval", *cells]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    done = await asyncio.to_thread(
+        subprocess.run, command, cwd=NOTEBOOKS.parent, env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert (done.returncode, f"{len(cells)} passed" in done.stdout) == (0, True), done.stdout
+    assert await _held(theirs, "empty") == {}
