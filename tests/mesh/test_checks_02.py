@@ -5,7 +5,7 @@ import json
 
 import nats.errors
 import pytest
-from exercise_cells import ExerciseCells, refused
+from exercise_cells import ExerciseCells, refused, refused_side_by_side
 
 from mesh_lab.notebook.exercises import check
 from mesh_lab.patterns.wait import eventually
@@ -284,29 +284,32 @@ async def test_other_ways_of_leaving_are_right(mesh, answer):
     assert verdict.state == "correct", verdict
 
 
-@pytest.mark.parametrize(
-    ("answer", "said"),
-    [
-        (after_a_drain(0.3), "worker-2 was still packing the last order when leave() returned"),
-        (after_a_drain(1.0), "worker-2 was still packing the last order when leave() returned"),
-        (after_a_drain(1.6), "leave() was still waiting 1.5 s later"),
-        (waits_for_an_order_first, "leave() was still waiting for an idle worker; expected an end of the subscription"),
-        (cancels_where_nothing_waits, "worker-2 was still packing the last order when leave() returned"),
-        (takes_the_rest_itself, "worker-2 left with orders in its buffer"),
-        (gives_up_on_slow_work, "worker-2 was still packing the last order when leave() returned"),
-        (unsubscribes, "worker-2 left with orders in its buffer; expected all 30 packed"),
-        (unsubscribes_and_waits, "the 10 orders on their way to worker-2 were packed by nobody"),
-        (drains, "worker-2 was still packing the last order when leave() returned"),
-        (drains_and_cancels, "worker-2 was still packing the last order when leave() returned"),
-        (drains_in_the_background, "worker-2 left with orders in its buffer"),
-        (waits_for_an_empty_buffer, "the server still deals orders to worker-2"),
-        (waits_for_the_loop, "leave() was still waiting 1.5 s later; expected an end of the subscription first"),
-        (cancels_first, "leave() was still waiting 1.5 s later"),
-        (loses_patience, "it raised TimeoutError"),
-    ],
-)
-async def test_a_worker_that_leaves_badly_is_told_what_was_lost(mesh, answer, said):
-    assert said in await refused("2.2", answer)
+# They mostly wait: a few are tried side by side.
+LEAVING_BADLY = [
+    (after_a_drain(0.3), "worker-2 was still packing the last order when leave() returned"),
+    (after_a_drain(1.0), "worker-2 was still packing the last order when leave() returned"),
+    (after_a_drain(1.6), "leave() was still waiting 1.5 s later"),
+    (waits_for_an_order_first, "leave() was still waiting for an idle worker; expected an end of the subscription"),
+    (cancels_where_nothing_waits, "worker-2 was still packing the last order when leave() returned"),
+    (takes_the_rest_itself, "worker-2 left with orders in its buffer"),
+    (gives_up_on_slow_work, "worker-2 was still packing the last order when leave() returned"),
+    (unsubscribes, "worker-2 left with orders in its buffer; expected all 30 packed"),
+    (unsubscribes_and_waits, "the 10 orders on their way to worker-2 were packed by nobody"),
+    (drains, "worker-2 was still packing the last order when leave() returned"),
+    (drains_and_cancels, "worker-2 was still packing the last order when leave() returned"),
+    (drains_in_the_background, "worker-2 left with orders in its buffer"),
+    (waits_for_an_empty_buffer, "the server still deals orders to worker-2"),
+    (waits_for_the_loop, "leave() was still waiting 1.5 s later; expected an end of the subscription first"),
+    (cancels_first, "leave() was still waiting 1.5 s later"),
+    (loses_patience, "it raised TimeoutError"),
+]
+
+
+@pytest.mark.parametrize("wrong", [LEAVING_BADLY[at::4] for at in range(4)])
+async def test_a_worker_that_leaves_badly_is_told_what_was_lost(mesh, wrong):
+    verdicts = await refused_side_by_side("2.2", *(answer for answer, _ in wrong))
+    for (_, said), verdict in zip(wrong, verdicts, strict=True):
+        assert said in verdict
 
 
 async def test_any_way_of_leaving_in_good_order_is_right(mesh):
@@ -520,39 +523,42 @@ async def raises_at_the_deadline(nc, subject, question, expected, within):
         return cheapest_of(await gather(nc, subject, question, expected, 3_600))
 
 
-@pytest.mark.parametrize(
-    ("answer", "said"),
-    [
-        (asks_the_first, "{'carrier': 'north', 'cents': 480} when all 4 answered, the cheapest last"),
-        (takes_the_dearest, "{'carrier': 'north', 'cents': 480} when all 4 answered"),
-        (returns_the_price, "420 when all 4 answered, the cheapest last; expected {'carrier': 'west', 'cents': 420}"),
-        (waits_for_the_deadline, "it went on waiting when all 4 carriers had answered"),
-        (waits_for_each, "it took an offer that came after the deadline"),
-        (waits_for_everybody, "it took an offer that came after the deadline"),
-        (stays_subscribed, "it left an inbox subscribed; expected nothing left behind"),
-        (stays_where_nobody_listens, "it left an inbox subscribed; expected nothing left behind"),
-        (believes_the_server, "it raised JSONDecodeError"),
-        (returns_a_list, "[] where no carrier listens; expected None"),
-        (raises_at_the_deadline, "it raised TimeoutError"),
-        (finds_the_least_of_none, "it raised ValueError"),
-        (
-            by(lambda offer: str(offer["cents"])),
-            "when 3 answered with 10000, 950 and 1000 cents; expected {'carrier': 'nord'",
-        ),
-        (by(lambda offer: offer["carrier"]), "'cents': 450} when all 4 answered, the cheapest last; expected"),
-        (takes_the_last, "when 3 answered with 10000, 950 and 1000 cents; expected {'carrier': 'nord'"),
-        (expects_four, "it went on waiting when all 3 carriers had answered; expected an end with offer 3"),
-        (waits_for_400_ms, "when one of 2 came 0.6 s before a deadline of 1.2 s; expected {'carrier': 'west'"),
-        (gives_up_at_the_first_silence, "when one of 2 came 0.6 s before a deadline of 1.2 s; expected"),
-        (asks_its_own_question, "the carriers were asked ['order 000002'] when all 4 answered"),
-        (asks_twice, "the carriers were asked ['order 000004', 'order 000004'] when all 4 answered"),
-        (copies_two_fields, "{'carrier': 'nord', 'cents': 950} when 3 answered"),
-        (forgets_what_is_free, "{'carrier': 'north', 'cents': 1} when one of 2 took nothing"),
-        (keeps_offers_in_a_global, ", with other questions at the same time; expected"),
-    ],
-)
-async def test_a_search_for_the_cheapest_offer_is_told_what_it_missed(mesh, answer, said):
-    assert said in await refused("2.3", answer)
+# They mostly wait: a few are tried side by side.
+NOT_THE_CHEAPEST = [
+    (asks_the_first, "{'carrier': 'north', 'cents': 480} when all 4 answered, the cheapest last"),
+    (takes_the_dearest, "{'carrier': 'north', 'cents': 480} when all 4 answered"),
+    (returns_the_price, "420 when all 4 answered, the cheapest last; expected {'carrier': 'west', 'cents': 420}"),
+    (waits_for_the_deadline, "it went on waiting when all 4 carriers had answered"),
+    (waits_for_each, "it took an offer that came after the deadline"),
+    (waits_for_everybody, "it took an offer that came after the deadline"),
+    (stays_subscribed, "it left an inbox subscribed; expected nothing left behind"),
+    (stays_where_nobody_listens, "it left an inbox subscribed; expected nothing left behind"),
+    (believes_the_server, "it raised JSONDecodeError"),
+    (returns_a_list, "[] where no carrier listens; expected None"),
+    (raises_at_the_deadline, "it raised TimeoutError"),
+    (finds_the_least_of_none, "it raised ValueError"),
+    (
+        by(lambda offer: str(offer["cents"])),
+        "when 3 answered with 10000, 950 and 1000 cents; expected {'carrier': 'nord'",
+    ),
+    (by(lambda offer: offer["carrier"]), "'cents': 450} when all 4 answered, the cheapest last; expected"),
+    (takes_the_last, "when 3 answered with 10000, 950 and 1000 cents; expected {'carrier': 'nord'"),
+    (expects_four, "it went on waiting when all 3 carriers had answered; expected an end with offer 3"),
+    (waits_for_400_ms, "when one of 2 came 0.6 s before a deadline of 1.2 s; expected {'carrier': 'west'"),
+    (gives_up_at_the_first_silence, "when one of 2 came 0.6 s before a deadline of 1.2 s; expected"),
+    (asks_its_own_question, "the carriers were asked ['order 000002'] when all 4 answered"),
+    (asks_twice, "the carriers were asked ['order 000004', 'order 000004'] when all 4 answered"),
+    (copies_two_fields, "{'carrier': 'nord', 'cents': 950} when 3 answered"),
+    (forgets_what_is_free, "{'carrier': 'north', 'cents': 1} when one of 2 took nothing"),
+    (keeps_offers_in_a_global, ", with other questions at the same time; expected"),
+]
+
+
+@pytest.mark.parametrize("wrong", [NOT_THE_CHEAPEST[at::4] for at in range(4)])
+async def test_a_search_for_the_cheapest_offer_is_told_what_it_missed(mesh, wrong):
+    verdicts = await refused_side_by_side("2.3", *(answer for answer, _ in wrong))
+    for (_, said), verdict in zip(wrong, verdicts, strict=True):
+        assert said in verdict
 
 
 async def test_an_answer_that_asks_in_vain_is_shown_what_it_raised(mesh):
