@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from mesh_lab.servers.readiness import Deadline, View, ask, healthy, until, wait
 
 HOST = "127.0.0.1"
 STOP_WITHIN_S = 10.0
+FROZEN_WITHIN_S = 2.0
 CHECK_WITHIN_S = 30.0  # to read a configuration: a server needs some hundredths, on a busy machine a few
 
 
@@ -87,7 +89,11 @@ class LocalServer(MeshServer):
 
     def pause(self) -> None:
         """Freeze the process (SIGSTOP), as a hung machine or a frozen VM would."""
-        self._running().suspend()
+        process = self._running()
+        process.suspend()
+        until_s = time.monotonic() + FROZEN_WITHIN_S
+        while process.status() != psutil.STATUS_STOPPED and time.monotonic() < until_s:
+            time.sleep(0.001)  # on a busy machine its threads go on until the first of them takes the signal
         self._paused = True
 
     def resume(self) -> None:
