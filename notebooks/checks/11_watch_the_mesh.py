@@ -68,6 +68,19 @@ class _Monitor:
         return {**found, "connections": listed}
 
 
+class _Silent(_Monitor):
+    """A stand-in for the monitor of a server that does not answer."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__()
+        self._error = error
+
+    def connz(self, query: str = "") -> dict[str, Any]:
+        """Fail as the monitor of a server does that is dead, or hangs."""
+        raise self._error
+
+
+DEAD, FROZEN = _Silent(ConnectionRefusedError(111, "Connection refused")), _Silent(TimeoutError("timed out"))
 IDLE = _Monitor(("shop", 0), ("till", 0))
 BUSY = _Monitor(("report", 5_000), ("dashboard", 9_000_000))
 CROWD = [(f"sensor-{n:04}", 0) for n in range(LISTED + 40)]
@@ -92,6 +105,10 @@ READERS: tuple[tuple[str, tuple[_Monitor, ...], str | None], ...] = (
     ("the slow one has left", (_Monitor(("till", 3), closed=[("report", 10_000)]),), "till"),
     ("nobody has anything pending", (IDLE,), None),
     ("nobody is connected", (_Monitor(), _Monitor()), None),
+    ("of two servers, the first is dead", (DEAD, BUSY), "dashboard"),
+    ("of three servers, the second is frozen", (_Monitor(("a", 1)), FROZEN, BUSY), "dashboard"),
+    ("of two servers, the last is dead", (_Monitor(("till", 4)), DEAD), "till"),
+    ("one server is dead, and one is frozen", (DEAD, FROZEN), None),
 )
 STUCK = "lager-süd"
 FLOOD_BYTES = 30_000_000  # more than the buffers between a server and a reader hold, less than max_pending
