@@ -11,6 +11,8 @@ from nats.js.api import ExternalStream, Placement, StreamConfig, StreamSource
 from nats.js.errors import NotFoundError
 
 from mesh_lab.notebook.exercises import check
+from mesh_lab.orders import encode, read_orders
+from mesh_lab.patterns import wait_routable
 
 CELLS = ExerciseCells(
     "05_grow_the_mesh",
@@ -29,7 +31,28 @@ def edge(**options):
 STORE = edge()
 ALL = {"name": "ALL-RETURNS", "sources": [STORE], "num_replicas": 3}
 
-test_the_cell_for_the_reader_is_not_attempted, test_the_solution_in_the_notebook_is_correct = CELLS.tests("regions")
+test_the_cell_for_the_reader_is_not_attempted, test_the_solution_in_the_notebook_is_correct = CELLS.tests(
+    "regions", twice=("5.1", "5.3")
+)
+
+
+@pytest.fixture(scope="module")
+def followed(_shared_regions):
+    """Keep the lesson's stream for the tries of a file: without it, a check makes one for each."""
+
+    async def make_and_fill():
+        async with await _shared_regions.connect(region="eu") as client:
+            js = client.jetstream(timeout=10.0)
+            home = Placement(cluster="eu")
+            await js.add_stream(name="ORDERS-EU", subjects=["orders.eu.*.placed"], num_replicas=3, placement=home)
+            await wait_routable(client, "ORDERS-EU")
+            for order in read_orders(first=12):
+                if order.region == "eu":
+                    await js.publish(order.subject("placed"), encode(order), timeout=10.0)
+
+    asyncio.run(make_and_fill())
+    yield
+    asyncio.run(remove(_shared_regions, "ORDERS-EU"))
 
 
 def making(**settings):
@@ -69,7 +92,7 @@ BACKUP = {"name": "BACKUP", "mirror": HOME, "num_replicas": 3, "placement": US}
         (BACKUP | {"name": "BACKUP-EU"}, "no stream BACKUP on the servers"),
     ],
 )
-async def test_a_backup_in_the_wrong_place_or_of_the_wrong_kind_is_refused(regions, settings, said):
+async def test_a_backup_in_the_wrong_place_or_of_the_wrong_kind_is_refused(regions, followed, settings, said):
     try:
         assert said in await refused("5.1", making(**settings))
     finally:
@@ -77,12 +100,12 @@ async def test_a_backup_in_the_wrong_place_or_of_the_wrong_kind_is_refused(regio
 
 
 async def remove(mesh, stream):
-    client = await mesh.connect()
-    with contextlib.suppress(NotFoundError):
-        await client.jetstream().delete_stream(stream)
+    async with await mesh.connect() as client:
+        with contextlib.suppress(NotFoundError):
+            await client.jetstream().delete_stream(stream)
 
 
-async def test_other_ways_to_place_a_backup_are_right(regions):
+async def test_other_ways_to_place_a_backup_are_right(regions, followed):
     async def by_configuration(js):
         await js.add_stream(StreamConfig(**BACKUP, storage="memory"))
 
@@ -97,7 +120,7 @@ async def test_other_ways_to_place_a_backup_are_right(regions):
         assert verdict.state == "correct", verdict
 
 
-async def test_a_backup_that_was_never_made_is_refused(regions):
+async def test_a_backup_that_was_never_made_is_refused(regions, followed):
     async def forget(js):
         await js.account_info()
 
