@@ -374,7 +374,7 @@ async def of_its_own_names(js, stream, consumer, now):
         "printed", "takes them", "of the stream", "its own names",
     ],
 )  # fmt: skip
-async def test_ages_that_are_wrong_are_refused(mesh, answer, said):
+async def test_ages_that_are_wrong_are_refused(mesh, own_meshes_kept, answer, said):
     assert said in await refused("11.3", answer)
 
 
@@ -420,5 +420,5 @@ async def looks_one_by_one(js, stream, consumer, now):
 
 
 @pytest.mark.parametrize("answer", [asks_in_raw, reads_from_the_floor, looks_one_by_one])
-async def test_another_way_to_know_the_oldest_is_accepted(mesh, answer):
+async def test_another_way_to_know_the_oldest_is_accepted(mesh, own_meshes_kept, answer):
     await accepted("11.3", answer)
