@@ -12,6 +12,7 @@ from mesh_lab.errors import OrderFormatError, StreamReplacedError
 from mesh_lab.orders.order import STREAM, Event, Totals, decode, event_of
 from mesh_lab.patterns.connection import publish_if_connected
 from mesh_lab.patterns.pull_consumer import position, read_in_order
+from mesh_lab.patterns.wait import unless_closed
 
 SUBJECT = "read_model.summary"
 _log = logging.getLogger(__name__)
@@ -108,9 +109,10 @@ async def ask_read_model(client: Client, *, within: float = 2.0) -> Summary:
     Raises:
         nats.errors.NoRespondersError: No read model runs.
         nats.errors.TimeoutError: None replied in time.
+        nats.errors.ConnectionClosedError: The client was closed.
         OrderFormatError: Something else replied.
     """
-    reply = await client.request(SUBJECT, timeout=within)
+    reply = await unless_closed(client, client.request(SUBJECT, timeout=within))
     try:
         return msgspec.json.decode(reply.data, type=Summary)
     except (msgspec.DecodeError, UnicodeDecodeError) as err:

@@ -15,7 +15,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from mesh_lab.errors import AlreadyStoredError, PublishRefusedError, UnknownOutcomeError
-from mesh_lab.patterns.connection import first_reply, publish_if_connected
+from mesh_lab.patterns.connection import expect_room, first_reply, publish_if_connected
 from mesh_lab.patterns.jetstream_api import NOBODY, ApiError, PublishReply, is_transient, publish_reply, words_after
 from mesh_lab.patterns.wait import retry
 
@@ -107,11 +107,15 @@ async def _attempt(client: Client, messages: Sequence[BatchMessage], answer_with
             heard = f", but {msg.data[:SHOWN_BYTES]!r}, which is no stream's"
         return reply
 
-    for number, message in enumerate(messages, start=1):
-        headers = {**(message.headers or {}), "Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)}
-        if number == last:
-            headers["Nats-Batch-Commit"] = "1"
-        elif number > 1:
+    every = [
+        {**(message.headers or {}), "Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)}
+        for number, message in enumerate(messages, start=1)
+    ]
+    every[-1]["Nats-Batch-Commit"] = "1"
+    for message, headers in zip(messages, every, strict=True):  # before the first one leaves
+        expect_room(client, message.subject, message.payload, headers)
+    for number, (message, headers) in enumerate(zip(messages, every, strict=True), start=1):
+        if 1 < number < last:
             if not await publish_if_connected(client, message.subject, message.payload, headers=headers):
                 raise _NotStored("the client is not connected")
             continue

@@ -208,15 +208,9 @@ async def publish_if_connected(
         raise nats.errors.ConnectionClosedError
     if not client.is_connected:
         return False
+    expect_room(client, subject, payload, headers)
     try:
-        # nats-py 2.16 compares the payload alone, and the server, which counts the headers as well, hangs up for good.
-        if message_bytes(payload, headers) > client.max_payload:
-            raise nats.errors.MaxPayloadError
         await client.publish(subject, payload, reply=reply, headers=headers)  # type: ignore[arg-type]  # only read
-    except nats.errors.MaxPayloadError as err:
-        lines = message_bytes(b"", headers)
-        size = f"{len(payload):,} bytes" + (f" and {lines:,} of headers" if lines else "")
-        raise PublishRefusedError(f"{subject}: {size}, the server takes {client.max_payload:,}") from err
     except (nats.errors.BadSubjectError, nats.errors.BadHeaderError, UnicodeEncodeError) as err:
         raise PublishRefusedError(f"{subject!r}: {err}, in the subject or the headers {dict(headers or {})!r}") from err
     except nats.errors.ConnectionDrainingError as err:
@@ -230,12 +224,21 @@ async def publish_if_connected(
     return True
 
 
+def expect_room(client: Client, subject: str, payload: bytes, headers: Mapping[str, str] | None) -> None:
+    """Raise PublishRefusedError for a message that is larger, with its headers, than the server takes."""
+    # nats-py 2.16 compares the payload alone, and the server, which counts the headers as well, hangs up for good.
+    if message_bytes(payload, headers) > client.max_payload:
+        lines = message_bytes(b"", headers)
+        size = f"{len(payload):,} bytes" + (f" and {lines:,} of headers" if lines else "")
+        raise PublishRefusedError(f"{subject}: {size}, the server takes {client.max_payload:,}")
+
+
 def message_bytes(payload: bytes, headers: Mapping[str, str] | None) -> int:
     """Return the size of a message as the server counts it: its payload, and its headers as nats-py writes them."""
     if headers is None:
         return len(payload)
-    lines = sum(len(name.strip().encode()) + len(value.strip().encode()) + 4 for name, value in headers.items())
-    return len("NATS/1.0\r\n\r\n") + lines + len(payload)
+    texts = (text.strip().encode(errors="surrogatepass") for pair in headers.items() for text in pair)
+    return len("NATS/1.0\r\n\r\n") + sum(map(len, texts)) + 4 * len(headers) + len(payload)
 
 
 async def first_reply(

@@ -24,7 +24,7 @@ from nats.js.api import Header, StorageType
 
 from mesh_lab.errors import GroupMismatchError, NotReadyError
 from mesh_lab.patterns.consumer_info import no_stream
-from mesh_lab.patterns.jetstream_api import WRONG_LAST_SEQUENCE, api_prefix, is_transient
+from mesh_lab.patterns.jetstream_api import WRONG_LAST_SEQUENCE, api_prefix, is_transient, publish_once
 from mesh_lab.patterns.pull_consumer import position, read_in_order
 from mesh_lab.patterns.wait import retry
 
@@ -167,9 +167,8 @@ class GroupBucket:
         """
         headers: dict[str, str] = {Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(last)}
         try:
-            ack = await _replied(
-                self._js.publish(self._write_prefix + key, msgspec.json.encode(value), headers=headers)
-            )
+            subject, entry = self._write_prefix + key, msgspec.json.encode(value)
+            ack = await _replied(publish_once(self._client, subject, entry, headers=headers, within=REPLY_WITHIN_S))
         except nats.js.errors.APIError as err:
             if err.err_code in WRONG_LAST_SEQUENCE:
                 raise ConflictError(key) from err

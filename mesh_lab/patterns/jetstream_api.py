@@ -3,13 +3,16 @@
 It serves patterns that speak the protocol themselves: nats-py's request for each message would be too slow.
 """
 
+from collections.abc import Mapping
+
 import msgspec
 import nats.errors
+from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.api import DEFAULT_PREFIX
 from nats.js.errors import APIError, NoStreamResponseError, ServiceUnavailableError
 
-from mesh_lab.patterns.connection import is_no_responders, is_send_failure
+from mesh_lab.patterns.connection import first_reply, is_no_responders, is_send_failure
 
 
 class ApiError(msgspec.Struct, frozen=True):
@@ -59,6 +62,28 @@ def publish_reply(msg: Msg) -> PublishReply | None:
         return None
     known = reply.error.err_code > 0 if reply.error is not None else reply.stream and reply.seq > 0
     return reply if known else None
+
+
+async def publish_once(
+    client: Client, subject: str, payload: bytes, *, headers: Mapping[str, str], within: float
+) -> PublishReply:
+    """Return a stream's acknowledgement of one message, as ``js.publish`` does; the replies of others are passed over.
+
+    Raises:
+        PublishRefusedError: The message cannot be sent.
+        nats.js.errors.APIError: The stream refused it.
+        nats.js.errors.NoStreamResponseError: No stream listens to the subject, or it has no leader.
+        nats.errors.TimeoutError: No stream replied ``within`` as many seconds.
+        nats.errors.ConnectionReconnectingError: The client was not connected all the time; nothing was sent.
+        nats.errors.ConnectionClosedError: The client was closed.
+    """
+    try:
+        reply = await first_reply(client, subject, payload, accept=publish_reply, within=within, headers=headers)
+    except nats.errors.NoRespondersError as err:
+        raise NoStreamResponseError from err
+    if reply.error is not None:
+        raise APIError(reply.error.code, reply.error.description, reply.error.err_code)
+    return reply
 
 
 # Numbers and codes are those of https://github.com/nats-io/nats-server/blob/main/server/errors.json. The code says

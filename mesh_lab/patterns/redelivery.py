@@ -25,7 +25,7 @@ from nats.js.errors import APIError
 from mesh_lab.errors import CircuitOpenError, PoisonMessageError, PublishRefusedError, UnsuitableConsumerError
 from mesh_lab.patterns.connection import message_bytes, publish_if_connected
 from mesh_lab.patterns.consumer_info import ConsumerSettings, matches, streams_that_take
-from mesh_lab.patterns.jetstream_api import TOO_LARGE, is_transient
+from mesh_lab.patterns.jetstream_api import TOO_LARGE, is_transient, publish_once
 from mesh_lab.patterns.jetstream_wait import EXPECTS_NO_STREAM
 from mesh_lab.patterns.pull_consumer import PullConsumer
 from mesh_lab.patterns.wait import retry
@@ -259,9 +259,9 @@ async def _is_kept(client: Client, dead: str, payload: bytes, headers: dict[str,
     headers = {name: value.encode("utf-8", "backslashreplace").decode() for name, value in headers.items()}
     if message_bytes(payload, headers) > client.max_payload:
         return False
-    js = client.jetstream(timeout=2.0)
+    store = partial(publish_once, client, dead, payload, headers=headers, within=WORD_TIMEOUT_S)
     try:
-        await retry(lambda: js.publish(dead, payload, headers=headers), within=BURY_WITHIN_S)
+        await retry(store, within=BURY_WITHIN_S)
     except APIError as err:
         if err.err_code != TOO_LARGE:
             raise

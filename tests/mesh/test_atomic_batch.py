@@ -110,12 +110,19 @@ async def test_a_message_that_is_too_large_with_the_batchs_own_headers_refuses_a
     mesh: Mesh, place: int
 ) -> None:
     async with await mesh.connect() as own:
-        js = await _stream(own, "ATOML")
+        js, seen = await _stream(own, "ATOML"), list[Msg]()
+
+        async def see(msg: Msg) -> None:
+            seen.append(msg)
+
+        await own.subscribe("ATOML.>", cb=see)
         for size, headers in ((own.max_payload, None), (own.max_payload + 1, None), (own.max_payload - 500, LONG)):
             messages = _messages("ATOML", 3)
             messages[place] = BatchMessage("ATOML.big", bytes(size), headers)
             with pytest.raises(PublishRefusedError, match=rf"ATOML.big: {size:,} bytes and \d+ of headers, the server"):
                 await publish_together(own, messages)
+        await own.flush()
+        assert not seen
         assert (await js.stream_info("ATOML")).state.messages == 0
         await publish_together(own, [BatchMessage("ATOML.fits", bytes(own.max_payload - 200))])
         assert (await js.stream_info("ATOML")).state.messages == 1

@@ -182,6 +182,40 @@ async def test_an_event_above_the_streams_own_limit_is_reported_and_terminated(c
     assert b"message size exceeds maximum allowed" in (await reports.next_msg(timeout=5.0)).data
 
 
+async def test_a_worker_holds_its_orders_while_their_events_cannot_be_stored() -> None:
+    boss, desk = "{ user: boss, password: boss }, ", "{{ user: desk, password: desk{} }}"
+    may_not_pay = ', permissions: { publish: { deny: ["orders.*.*.paid"] } }'
+
+    async def ignore(_err: Exception) -> None:
+        """The server says what this user may not do."""
+
+    async with await start_mesh(servers=1, users_config=boss + desk.format(may_not_pay)) as mesh:
+        client = await mesh.connect(user="boss", password="boss")
+        js = client.jetstream(timeout=5.0)
+        await create_event_store(js)
+        await create_worker_group(js, ack_wait=1.0)
+        await wait_routable(client, STREAM, WORKERS)
+        await place_orders(client, read_orders(first=3))
+        workers = [Worker(await mesh.connect(user="desk", password="desk", error_cb=ignore)) for _ in range(2)]
+        working = [asyncio.create_task(worker.run()) for worker in workers]
+
+        async def in_hand() -> tuple[int, int]:
+            info = await js.consumer_info(STREAM, WORKERS)
+            assert info.num_redelivered == 0
+            return info.num_pending, info.num_ack_pending
+
+        async def all_in_hand() -> bool:
+            return await in_hand() == (0, 3)
+
+        await eventually(all_in_hand, within=10.0)
+        await asyncio.sleep(3.0)  # absence: in three times its ack_wait, no order comes again
+        assert await in_hand() == (0, 3)
+        await mesh.reload(users_config=boss + desk.format(""))
+        await eventually(lambda: sum(worker.processed for worker in workers) == 3, within=15.0)
+        await cancel_and_join(*working)
+        assert await in_hand() == (0, 0)
+
+
 async def test_a_worker_whose_client_is_closed_says_so(mesh: Mesh, store) -> None:
     own = await mesh.connect()
     await place_orders(own, read_orders(first=500))

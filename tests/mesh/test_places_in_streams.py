@@ -439,6 +439,31 @@ async def test_a_worker_refuses_a_group_that_acknowledges_for_it(client: Client,
         await Worker(client).run()
 
 
+async def test_a_client_that_is_closed_waits_for_no_summary(mesh: Mesh, client: Client) -> None:
+    await client.subscribe("read_model.summary")  # which never replies
+    await client.flush()
+    own = await mesh.connect(to="n1")
+    asking = asyncio.create_task(ask_read_model(own, within=30.0))
+    await asyncio.sleep(0.2)  # pacing: it has asked
+    await own.close()
+    with pytest.raises(nats.errors.ConnectionClosedError, match="closed"):
+        async with asyncio.timeout(5.0):
+            await asking
+
+
+async def test_a_group_is_not_led_astray_by_those_who_reply_to_its_writes(client: Client, js) -> None:
+    async def answer(msg: Msg) -> None:
+        if msg.reply:
+            await msg.respond(b"ok")
+
+    await client.subscribe("$KV.S-g.>", cb=answer)
+    await fill(js, 2)
+    crew = Crew(client)
+    crew.join("a")
+    await eventually(lambda: crew.saw(1, 2), within=10.0)
+    await crew.leave()
+
+
 async def test_a_reply_that_is_no_summary_is_told(client: Client, js) -> None:
     async def answer(msg: Msg) -> None:
         await msg.respond(b"ok")

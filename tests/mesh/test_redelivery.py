@@ -11,6 +11,7 @@ from nats.js.api import ConsumerConfig
 from nats.js.errors import NoStreamResponseError
 
 from mesh_lab.errors import CircuitOpenError, PoisonMessageError, PublishRefusedError
+from mesh_lab.patterns.connection import server_name
 from mesh_lab.patterns.jetstream_wait import wait_routable
 from mesh_lab.patterns.redelivery import Backoff, consume_with_retries, letter_id
 from mesh_lab.patterns.wait import cancel_and_join, eventually
@@ -148,6 +149,19 @@ async def test_where_nobody_keeps_the_dead_any_more_nothing_is_taken_off(
         await desk.js.add_stream(name="DEAD", subjects=["dead.work"])
         info = await desk.js.consumer_info("WORK", "desk")
         assert info.num_ack_pending == 1
+
+
+@pytest.mark.parametrize("word", [b"ok", b'{"error": {"code": 400, "err_code": 0, "description": "no"}}'])
+async def test_whoever_replies_to_dead_letters_as_well_is_not_taken_for_their_stream(mesh: Mesh, word: bytes) -> None:
+    async def answer(msg) -> None:
+        await msg.respond(word)
+
+    async with Desk(mesh) as desk, await mesh.connect(to=server_name(desk.client)) as other:
+        await other.subscribe("dead.*", cb=answer)
+        await other.flush()
+        await desk.put(b"a")
+        await buried(desk, "no order")
+        assert [letter.data for letter in await desk.letters()] == [b"a"]
 
 
 async def test_a_death_between_burying_and_taking_off_leaves_one_letter(mesh: Mesh) -> None:
