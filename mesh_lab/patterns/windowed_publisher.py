@@ -10,8 +10,10 @@ order of a key waits for each of the key's acknowledgements before the key's nex
 """
 
 import asyncio
+import contextlib
 import random
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
@@ -27,6 +29,7 @@ from mesh_lab.patterns.jetstream_api import Ack, ApiError, is_transient, publish
 from mesh_lab.patterns.wait import cancel_and_join
 
 SWEEP_S = 0.05
+TOO_MANY = 429  # the code where a server has more messages to store than it keeps waiting
 SHOWN_BYTES = 120
 Failure = PublishRefusedError | UnknownOutcomeError
 
@@ -82,6 +85,7 @@ class WindowedPublisher:
         self._ack_timeout, self._retry_for = ack_timeout, retry_for
         self._inbox = client.new_inbox()
         self._outstanding: dict[str, _Outstanding] = {}
+        self._turned_away: deque[str] = deque()  # replies of messages that the servers had no room for
         self._failures: list[Failure | nats.errors.ConnectionClosedError] = []
         self._number, self._changed = 0, asyncio.Event()
         self._subscription: Subscription | None = None
@@ -201,16 +205,37 @@ class WindowedPublisher:
             self.stored += 1
             self.duplicates += reply.duplicate
             self._end(msg.subject, reply)
+            await self._fill_room()
         elif is_transient(error):
             message.unanswered -= 1
             message.refusal = error
             message.resend_at = time.monotonic() + random.uniform(0.05, 0.25)
+            if error.code == TOO_MANY:  # each message that is stored makes room for one; all at once would not fit
+                message.resend_at += random.uniform(0.0, self._ack_timeout)
+                self._turned_away.append(msg.subject)
         elif message.unanswered > 1:
             problem = f"{message.name}: {error}; an earlier copy, which got no reply, may be stored"
             self._end(msg.subject, UnknownOutcomeError(problem))
         else:
             refusal = PublishRefusedError(f"{message.name}: {error}", code=error.code, err_code=error.err_code)
             self._end(msg.subject, refusal)
+
+    async def _fill_room(self) -> None:
+        """Send one of the messages again for which there was no room, now that one was stored."""
+        while self._turned_away:
+            reply = self._turned_away.popleft()
+            message = self._outstanding.get(reply)
+            if message is not None and not message.unanswered:  # or else it is on its way already
+                await self._send_again(reply, message)
+                return
+
+    async def _send_again(self, reply: str, message: _Outstanding) -> None:
+        message.resend_at = time.monotonic() + self._ack_timeout
+        try:
+            with contextlib.suppress(nats.errors.ConnectionClosedError):  # the next sweep sees it
+                await self._send(reply, message)
+        except PublishRefusedError as err:  # too large: published while the client reconnected
+            self._end(reply, err)
 
     def _end(self, reply: str, end: Ack | Failure) -> None:
         """Settle a message with its outcome, and call back."""
@@ -236,13 +261,7 @@ class WindowedPublisher:
                 if closed or message.give_up_at <= now:
                     self._end(reply, self._given_up(message))
                 elif self._client.is_connected:
-                    message.resend_at = now + self._ack_timeout
-                    try:
-                        await self._send(reply, message)
-                    except PublishRefusedError as err:  # too large: published while the client reconnected
-                        self._end(reply, err)
-                    except nats.errors.ConnectionClosedError:
-                        break  # the next turn sees it
+                    await self._send_again(reply, message)
 
     def _given_up(self, message: _Outstanding) -> Failure:
         """Return what became of a message that nobody has acknowledged, with the last that was heard of it."""
