@@ -194,7 +194,8 @@ async def _last(js: JetStreamContext, subject: str):
         return await js.get_last_msg("A", subject)
 
 
-async def test_letters_that_no_stream_takes_are_refused_before_any_work(client: Client, js) -> None:
+async def test_letters_that_no_stream_takes_are_refused_before_any_work(client: Client, js, monkeypatch) -> None:
+    monkeypatch.setattr("mesh_lab.patterns.redelivery.LISTENED_TO_WITHIN_S", 0.5)
     await make(client, "billing")
     with pytest.raises(UnsuitableConsumerError, match=r"no stream takes dead letters on 'ded', expected one"):
         await consume_with_retries(client, "A", "billing", well, dead="ded")
@@ -235,18 +236,18 @@ async def in_msgs(mesh: Mesh) -> int:
     return sum(server.monitor.varz()["in_msgs"] for server in mesh.servers.values())
 
 
-@pytest.mark.parametrize("config", [{"max_expires": 10**6}, {"max_waiting": 1}, {}])
-async def test_an_idle_consumer_is_asked_at_most_20_times_a_second(mesh: Mesh, client: Client, js, config) -> None:
-    await make(client, "idle", **config)
-    other = asyncio.create_task(first_batch(client, "A", "idle"))
-    reading = asyncio.create_task(first_batch(client, "A", "idle"))
-    retrying = asyncio.create_task(consume_with_retries(client, "A", "idle", well, dead="dead"))
+async def test_an_idle_consumer_is_asked_at_most_20_times_a_second(mesh: Mesh, client: Client, js) -> None:
+    tasks: list[asyncio.Task[object]] = []
+    for name, config in (("short", {"max_expires": 10**6}), ("narrow", {"max_waiting": 1}), ("plain", {})):
+        await make(client, name, **config)
+        tasks += [asyncio.create_task(first_batch(client, "A", name)) for _ in range(2)]
+        tasks.append(asyncio.create_task(consume_with_retries(client, "A", name, well, dead="dead")))
     await asyncio.sleep(1.0)  # pacing: all of them have asked
     before = await in_msgs(mesh)
     await asyncio.sleep(2.0)  # absence: so many requests do not come
-    assert await in_msgs(mesh) - before <= 3 * 2.0 * 20
-    assert not any(task.done() for task in (other, reading, retrying))
-    await cancel_and_join(other, reading, retrying)
+    assert await in_msgs(mesh) - before <= len(tasks) * 2.0 * 20
+    assert not any(task.done() for task in tasks)
+    await cancel_and_join(*tasks)
 
 
 # What goes meanwhile.
@@ -303,7 +304,7 @@ async def test_a_push_consumer_that_takes_the_place_is_refused(client: Client, j
 
 async def test_a_paused_consumer_is_told_and_waited_for(client: Client, js, caplog) -> None:
     await make(client, "billing")
-    until = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 3))
+    until = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 2))
     await js.pause_consumer("A", "billing", until)
     await js.publish("a.1", b"1")
     assert await first_batch(client, "A", "billing") == [b"1"]
@@ -313,26 +314,32 @@ async def test_a_paused_consumer_is_told_and_waited_for(client: Client, js, capl
 # Slow handlers.
 
 
-@pytest.mark.parametrize(
-    "config", [{"ack_wait": 10**9}, {"ack_wait": 3 * 10**8}, {"ack_wait": 30 * 10**9, "backoff": [10**9, 5 * 10**9]}]
-)
-async def test_a_message_whose_handler_takes_long_comes_once(client: Client, js, config) -> None:
-    await make(client, "slow", **config, max_deliver=5)
+async def test_a_message_whose_handler_takes_long_comes_once(client: Client, js) -> None:
+    backoff = {"ack_wait": 30 * 10**9, "backoff": [10**9, 5 * 10**9]}
+    consumers = {"second": {"ack_wait": 10**9}, "short": {"ack_wait": 3 * 10**8}, "backoff": backoff}
+    for name, config in consumers.items():
+        await make(client, name, **config, max_deliver=5)
     await js.publish("a.1", b"1")
-    began, stop = list[float](), asyncio.Event()
+    began = list[str]()
 
-    async def handle(msg) -> None:
-        began.append(time.monotonic())
-        await asyncio.sleep(3.0)  # work
-        stop.set()
+    async def works(name: str) -> None:
+        stop = asyncio.Event()
 
-    workers = [consume_with_retries(client, "A", "slow", handle, dead="dead", attempts=2, stop=stop) for _ in range(3)]
+        async def handle(msg) -> None:
+            began.append(name)
+            await asyncio.sleep(3.0)  # work
+            stop.set()
+
+        options = {"dead": "dead", "attempts": 2, "stop": stop}
+        await asyncio.gather(*(consume_with_retries(client, "A", name, handle, **options) for _ in range(3)))
+
     async with asyncio.timeout(20.0):
-        await asyncio.gather(*workers)
-    assert len(began) == 1
+        await asyncio.gather(*map(works, consumers))
+    assert sorted(began) == sorted(consumers)
     assert await _letters(js) == 0
-    info = await js.consumer_info("A", "slow")
-    assert (info.num_ack_pending, info.num_redelivered) == (0, 0)
+    for name in consumers:
+        info = await js.consumer_info("A", name)
+        assert (info.num_ack_pending, info.num_redelivered) == (0, 0)
 
 
 async def test_a_message_is_held_while_its_letter_waits_for_a_stream(client: Client, js) -> None:
