@@ -122,7 +122,7 @@ class Worker:
         while True:
             msg, order, events = await self._steps.get()
             if isinstance(events, Exception):
-                if getattr(events, "err_code", 0) != TOO_LARGE:
+                if getattr(events, "err_code", 0) not in TOO_LARGE:
                     raise events
                 await self._reject(msg, events)
             elif events:

@@ -263,7 +263,7 @@ async def _is_kept(client: Client, dead: str, payload: bytes, headers: dict[str,
     try:
         await retry(store, within=BURY_WITHIN_S)
     except APIError as err:
-        if err.err_code != TOO_LARGE:
+        if err.err_code not in TOO_LARGE:
             raise
         return False
     return True

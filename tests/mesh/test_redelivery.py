@@ -238,6 +238,15 @@ async def test_a_message_that_fills_its_limit_is_buried_without_its_payload(mesh
         assert (await desk.js.get_msg("WORK", int(letter.headers["Dead-Sequence"]))).data == full
 
 
+async def test_a_message_whose_headers_fill_what_a_stream_takes_is_buried_without_them(mesh: Mesh) -> None:
+    async with Desk(mesh) as desk:
+        await desk.js.publish("work.1", b"a", headers={"Trace": "x" * 65_400})
+        await buried(desk, "no order")
+        [letter] = await desk.letters()
+        assert (letter.data or b"", letter.headers["Dead-Size"]) == (b"", "1")
+        assert "Trace" not in letter.headers
+
+
 async def test_a_message_too_large_for_the_stream_of_letters_is_buried_without_its_payload(mesh: Mesh) -> None:
     async with Desk(mesh) as desk:
         await desk.js.update_stream(name="DEAD", subjects=["dead.work"], max_msg_size=2_000)
