@@ -1,7 +1,6 @@
 """The order-processing mesh: what the notebooks build, finished.
 
-It needs nats-py, msgspec, zstd and the standard library, and runs in a notebook as in a container. It takes no
-JetStream domain: its streams are where the client's own JetStream is. For another domain's, connect to a server there.
+It needs nats-py, msgspec, zstd and the standard library, and runs in a notebook as in a container.
 """
 
 from mesh_lab.orders.bulk import OrderBatch, decode_batch, encode_batch, headers_of

@@ -2,10 +2,7 @@
 
 A service ends in good order at SIGTERM or Ctrl-C, also while there is no server, and prints one line of JSON about its
 work when it ends. One that runs until it is stopped tolerates that its servers go or refuse it: it says so in a line on
-standard error, tries on, and says when it is back.
-
-It uses the JetStream of the servers that it connects to, and takes no domain: for a leaf node's, give it the address of
-the leaf node.
+standard error, tries on, and says when it is back. It takes no JetStream domain: its streams are where it connects to.
 """
 
 import argparse

@@ -107,14 +107,13 @@ async def _attempt(client: Client, messages: Sequence[BatchMessage], answer_with
             heard = f", but {msg.data[:SHOWN_BYTES]!r}, which is no stream's"
         return reply
 
-    every = [
-        {**(message.headers or {}), "Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)}
-        for number, message in enumerate(messages, start=1)
-    ]
-    every[-1]["Nats-Batch-Commit"] = "1"
-    for message, headers in zip(messages, every, strict=True):  # before the first one leaves
-        expect_room(client, message.subject, message.payload, headers)
-    for number, (message, headers) in enumerate(zip(messages, every, strict=True), start=1):
+    every: list[tuple[BatchMessage, dict[str, str]]] = []
+    for number, message in enumerate(messages, start=1):
+        headers = {**(message.headers or {}), "Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)}
+        headers |= {"Nats-Batch-Commit": "1"} if number == last else {}
+        expect_room(client, message.subject, message.payload, headers)  # before the first one leaves
+        every.append((message, headers))
+    for number, (message, headers) in enumerate(every, start=1):
         if 1 < number < last:
             if not await publish_if_connected(client, message.subject, message.payload, headers=headers):
                 raise _NotStored("the client is not connected")

@@ -166,9 +166,9 @@ class GroupBucket:
             NoReplyError: It may be stored.
         """
         headers: dict[str, str] = {Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(last)}
+        subject, entry = self._write_prefix + key, msgspec.json.encode(value)
         try:
-            subject, entry = self._write_prefix + key, msgspec.json.encode(value)
-            ack = await _replied(publish_once(self._client, subject, entry, headers=headers, within=REPLY_WITHIN_S))
+            ack = await _replied(publish_once(self._client, subject, entry, headers, REPLY_WITHIN_S))
         except nats.js.errors.APIError as err:
             if err.err_code in WRONG_LAST_SEQUENCE:
                 raise ConflictError(key) from err

@@ -64,21 +64,16 @@ def publish_reply(msg: Msg) -> PublishReply | None:
     return reply if known else None
 
 
-async def publish_once(
-    client: Client, subject: str, payload: bytes, *, headers: Mapping[str, str], within: float
-) -> PublishReply:
+async def publish_once(client: Client, subject: str, data: bytes, headers: Mapping[str, str], within: float) -> Ack:
     """Return a stream's acknowledgement of one message, as ``js.publish`` does; the replies of others are passed over.
 
     Raises:
-        PublishRefusedError: The message cannot be sent.
         nats.js.errors.APIError: The stream refused it.
         nats.js.errors.NoStreamResponseError: No stream listens to the subject, or it has no leader.
-        nats.errors.TimeoutError: No stream replied ``within`` as many seconds.
-        nats.errors.ConnectionReconnectingError: The client was not connected all the time; nothing was sent.
-        nats.errors.ConnectionClosedError: The client was closed.
+        Exception: What :func:`first_reply` raises.
     """
     try:
-        reply = await first_reply(client, subject, payload, accept=publish_reply, within=within, headers=headers)
+        reply = await first_reply(client, subject, data, accept=publish_reply, within=within, headers=headers)
     except nats.errors.NoRespondersError as err:
         raise NoStreamResponseError from err
     if reply.error is not None:

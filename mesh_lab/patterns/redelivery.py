@@ -259,9 +259,8 @@ async def _is_kept(client: Client, dead: str, payload: bytes, headers: dict[str,
     headers = {name: value.encode("utf-8", "backslashreplace").decode() for name, value in headers.items()}
     if message_bytes(payload, headers) > client.max_payload:
         return False
-    store = partial(publish_once, client, dead, payload, headers=headers, within=WORD_TIMEOUT_S)
     try:
-        await retry(store, within=BURY_WITHIN_S)
+        await retry(partial(publish_once, client, dead, payload, headers, WORD_TIMEOUT_S), within=BURY_WITHIN_S)
     except APIError as err:
         if err.err_code not in TOO_LARGE:
             raise

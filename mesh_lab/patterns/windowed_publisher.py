@@ -223,11 +223,9 @@ class WindowedPublisher:
     async def _fill_room(self) -> None:
         """Send one of the messages again for which there was no room, now that one was stored."""
         while self._turned_away:
-            reply = self._turned_away.popleft()
-            message = self._outstanding.get(reply)
+            message = self._outstanding.get(reply := self._turned_away.popleft())
             if message is not None and not message.unanswered:  # or else it is on its way already
-                await self._send_again(reply, message)
-                return
+                return await self._send_again(reply, message)
 
     async def _send_again(self, reply: str, message: _Outstanding) -> None:
         message.resend_at = time.monotonic() + self._ack_timeout
