@@ -327,7 +327,7 @@ async def test_a_message_whose_handler_takes_long_comes_once(client: Client, js)
 
         async def handle(msg) -> None:
             began.append(name)
-            await asyncio.sleep(3.0)  # work
+            await asyncio.sleep(2.0)  # work
             stop.set()
 
         options = {"dead": "dead", "attempts": 2, "stop": stop}

@@ -79,8 +79,8 @@ class Crew:
     async def requests_per_s(self) -> float:
         (server,) = self.mesh.servers.values()
         before = server.monitor.varz()["in_msgs"]
-        await asyncio.sleep(3.0)  # absence: requests that do not come
-        return (server.monitor.varz()["in_msgs"] - before) / 3.0
+        await asyncio.sleep(2.0)  # absence: requests that do not come
+        return (server.monitor.varz()["in_msgs"] - before) / 2.0
 
 
 @pytest.fixture
