@@ -193,27 +193,23 @@ async def test_a_worker_holds_its_orders_while_their_events_cannot_be_stored() -
         client = await mesh.connect(user="boss", password="boss")
         js = client.jetstream(timeout=5.0)
         await create_event_store(js)
-        await create_worker_group(js, ack_wait=1.0)
+        await create_worker_group(js, ack_wait=2.0)
         await wait_routable(client, STREAM, WORKERS)
         await place_orders(client, read_orders(first=3))
         workers = [Worker(await mesh.connect(user="desk", password="desk", error_cb=ignore)) for _ in range(2)]
         working = [asyncio.create_task(worker.run()) for worker in workers]
 
-        async def in_hand() -> tuple[int, int]:
+        async def group_has(in_hand: int) -> bool:
             info = await js.consumer_info(STREAM, WORKERS)
-            assert info.num_redelivered == 0
-            return info.num_pending, info.num_ack_pending
+            return (info.num_pending, info.num_ack_pending, info.num_redelivered) == (0, in_hand, 0)
 
-        async def all_in_hand() -> bool:
-            return await in_hand() == (0, 3)
-
-        await eventually(all_in_hand, within=10.0)
-        await asyncio.sleep(3.0)  # absence: in three times its ack_wait, no order comes again
-        assert await in_hand() == (0, 3)
+        await eventually(lambda: group_has(3), within=10.0)
+        await asyncio.sleep(4.0)  # absence: in twice their ack_wait, no order comes again
+        assert await group_has(3)
         await mesh.reload(users_config=boss + desk.format(""))
         await eventually(lambda: sum(worker.processed for worker in workers) == 3, within=15.0)
+        await eventually(lambda: group_has(0), within=5.0)
         await cancel_and_join(*working)
-        assert await in_hand() == (0, 0)
 
 
 async def test_a_worker_whose_client_is_closed_says_so(mesh: Mesh, store) -> None:
