@@ -68,9 +68,7 @@ async def publish_once(client: Client, subject: str, data: bytes, headers: Mappi
     """Return a stream's acknowledgement of one message, as ``js.publish`` does; the replies of others are passed over.
 
     Raises:
-        nats.js.errors.APIError: The stream refused it.
-        nats.js.errors.NoStreamResponseError: No stream listens to the subject, or it has no leader.
-        Exception: What :func:`first_reply` raises.
+        nats.errors.Error: What ``js.publish`` raises, or :func:`first_reply`.
     """
     try:
         reply = await first_reply(client, subject, data, accept=publish_reply, within=within, headers=headers)

@@ -29,7 +29,6 @@ from mesh_lab.patterns.jetstream_api import Ack, ApiError, is_transient, publish
 from mesh_lab.patterns.wait import cancel_and_join
 
 SWEEP_S = 0.05
-TOO_MANY = 429  # the code where a server has more messages to store than it keeps waiting
 SHOWN_BYTES = 120
 Failure = PublishRefusedError | UnknownOutcomeError
 
@@ -205,13 +204,13 @@ class WindowedPublisher:
             self.stored += 1
             self.duplicates += reply.duplicate
             self._end(msg.subject, reply)
-            await self._fill_room()
+            await self._send_turned_away(2)
         elif is_transient(error):
             message.unanswered -= 1
             message.refusal = error
             message.resend_at = time.monotonic() + random.uniform(0.05, 0.25)
-            if error.code == TOO_MANY:  # each message that is stored makes room for one; all at once would not fit
-                message.resend_at += random.uniform(0.0, self._ack_timeout)
+            if error.code == 429 and not message.unanswered:  # too many: all at once, they would not fit again
+                message.resend_at = message.give_up_at
                 self._turned_away.append(msg.subject)
         elif message.unanswered > 1:
             problem = f"{message.name}: {error}; an earlier copy, which got no reply, may be stored"
@@ -220,12 +219,12 @@ class WindowedPublisher:
             refusal = PublishRefusedError(f"{message.name}: {error}", code=error.code, err_code=error.err_code)
             self._end(msg.subject, refusal)
 
-    async def _fill_room(self) -> None:
-        """Send one of the messages again for which there was no room, now that one was stored."""
-        while self._turned_away:
-            message = self._outstanding.get(reply := self._turned_away.popleft())
-            if message is not None and not message.unanswered:  # or else it is on its way already
-                return await self._send_again(reply, message)
+    async def _send_turned_away(self, most: int) -> None:
+        """Send messages again for which there was no room: one at a sweep, and two for each that is stored."""
+        while most and self._turned_away:
+            if (message := self._outstanding.get(reply := self._turned_away.popleft())) is not None:
+                await self._send_again(reply, message)
+                most -= 1
 
     async def _send_again(self, reply: str, message: _Outstanding) -> None:
         message.resend_at = time.monotonic() + self._ack_timeout
@@ -251,6 +250,7 @@ class WindowedPublisher:
         """Send again what is due, give up on what has timed out, and on everything when the client is closed."""
         while True:
             await asyncio.sleep(SWEEP_S)
+            await self._send_turned_away(1)
             now, closed = time.monotonic(), self._client.is_closed
             due = [item for item in self._outstanding.items() if closed or item[1].resend_at <= now]
             for reply, message in due:
