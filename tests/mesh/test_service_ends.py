@@ -258,7 +258,7 @@ def test_settings_that_cannot_be_used_end_a_service_with_a_line_before_it_dials(
 async def test_a_password_that_is_wrong_is_said_at_once(one: Mesh) -> None:
     line = await asyncio.to_thread(refusal, "--url", address(one, "n1", "lab:wrong"))
     assert line.startswith("worker: no server let us in: Error(\"nats: 'Authorization Violation'\"); check the user")
-    assert one.logs("n1", last=None).count("authentication error") == 1
+    assert 1 <= one.logs("n1", last=None).count("authentication error") <= 3  # and not for 10 s
     line = await asyncio.to_thread(refusal, "--url", address(one, "n1", "no-token"))
     assert "Authorization Violation" in line
 
