@@ -291,8 +291,11 @@ async def test_what_the_servers_cannot_buffer_is_sent_again_until_it_is_stored()
         refused = sum(b'"err_code":10167' in answer for answer in told)
         assert refused > 0
         assert (await js.stream_info("BURST")).state.messages == 10_000 - refused
+        (server,) = mesh.servers.values()
+        before = server.monitor.varz()["in_msgs"]
         async with WindowedPublisher(client, window=10_000) as publisher:
             for n in range(10_000):
                 await publisher.publish("BURST.x", bytes(128), msg_id=str(n))
         assert publisher.stored == 10_000
+        assert server.monitor.varz()["in_msgs"] - before < 5 * 10_000, "each one is sent some three times"
         assert (await js.stream_info("BURST")).state.messages == 20_000 - refused
