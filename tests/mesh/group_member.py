@@ -13,6 +13,7 @@ signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 import asyncio
 import json
 import random
+import uuid
 
 import nats.errors
 import nats.js.errors
@@ -41,9 +42,12 @@ async def main(options: dict, told: dict) -> None:
             "order": msg.subject.split(".")[-2],
             "event": msg.subject.split(".")[-1],
         }
+        # One id for all tries of one call: a report whose acknowledgement was lost is stored once, and a message that
+        # is handled twice is reported twice.
+        once = {"Nats-Msg-Id": uuid.uuid4().hex}
         while True:
             try:
-                await js.publish(told["reports"], json.dumps(report).encode())
+                await js.publish(told["reports"], json.dumps(report).encode(), headers=once)
                 return
             except (TimeoutError, nats.errors.Error, nats.js.errors.APIError):
                 await asyncio.sleep(0.05)  # pacing: the next try, until it is stored
