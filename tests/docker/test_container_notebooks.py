@@ -13,7 +13,9 @@ from mesh_lab.servers.compose import Project
 from mesh_lab.servers.start import start_mesh
 
 
-@pytest.mark.parametrize("notebook", ["03_keep_orders_in_jetstream", "06_shard_by_subject", "11_watch_the_mesh"])
+# The others that run on containers take minutes; those that need more run on local servers, as
+# tests/mesh/test_servers_of_others.py tries with each set-up cell.
+@pytest.mark.parametrize("notebook", ["03_keep_orders_in_jetstream"])
 async def test_a_notebook_holds_on_containers_and_leaves_no_stream(project: Project, notebook: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "--nbval", str(Path("notebooks") / f"{notebook}.ipynb")]
     environment = {**os.environ, "MESH_LAB_BACKEND": "docker"}
