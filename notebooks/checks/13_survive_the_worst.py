@@ -1,6 +1,7 @@
 """Checks of notebook 13: an audit that finds what is wrong, and servers replaced while orders flow."""
 
 import asyncio
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from mesh_lab import Mesh
@@ -167,6 +168,7 @@ async def _longest_gap_s(trial: Trial, answer: Any) -> tuple[float, str]:
                 await trial.returns(answer(own), "roll did not return", "that it does", within=ROLLED_WITHIN_S)
             finally:
                 await cancel_and_join(looking)
+            after = await asyncio.to_thread(_starts, own)  # at once: what is done later was not done
             gone = [name for name, server in own.servers.items() if server.state != "running"]
             if not gone:
                 done = len(writing.history)
@@ -174,10 +176,10 @@ async def _longest_gap_s(trial: Trial, answer: Any) -> tuple[float, str]:
             await writing.stop(wait=not gone)
         if gone:
             raise NotYet(f"{gone[0]} is {own.servers[gone[0]].state} in the end", "that it runs again")
+        if same := [name for name in own.servers if after[name] in (before[name], "")]:
+            how = "is the same process as before" if after[same[0]] else "did not reply when roll returned"
+            raise NotYet(f"{same[0]} {how}", "that each was restarted")
         await own.ready()
-        after = await asyncio.to_thread(_starts, own)
-        if same := [name for name in own.servers if after[name] == before[name]]:
-            raise NotYet(f"{same[0]} is the same process as before", "that each was restarted")
         await caught_up(own, writing.history)
         found = audit(writing.history, await read_stream(client, STREAM))
         if found.broken:
@@ -199,5 +201,10 @@ def _in_words(seen: list[frozenset[tuple[str, str]]]) -> str:
 
 
 def _starts(mesh: Mesh) -> dict[str, str]:
-    """Return when each server's process was started, as it says itself."""
-    return {name: server.monitor.varz()["start"] for name, server in mesh.servers.items() if server.monitor}
+    """Return when each server's process was started, as it says itself; "" for one that does not reply."""
+    starts = dict.fromkeys(mesh.servers, "")
+    for name, server in mesh.servers.items():
+        with suppress(OSError):
+            if server.monitor:
+                starts[name] = server.monitor.varz()["start"]
+    return starts
