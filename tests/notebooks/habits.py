@@ -2,7 +2,7 @@
 
 ``python tests/notebooks/habits.py twice notebooks/03_*.ipynb`` prints each cell that does not hold; ``sections``,
 ``interrupted`` and ``paused`` are the other habits, and without names it takes all notebooks. ``make test`` tries the
-first two on notebook 00; the rest, ``make habits``, is for a release, since it takes an hour.
+first one on notebook 00; the rest, ``make habits``, is for a release, since it takes an hour.
 """
 
 import argparse
@@ -11,14 +11,13 @@ import os
 import sys
 import tempfile
 from contextlib import AsyncExitStack
-from itertools import pairwise
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
-from page import Page
+from page import Page, parts
 from refresh import ANSI, CELL_TIMEOUT_S, KERNEL_STARTUP_S, NOTEBOOKS
 
 PAUSE_S = 12.0
@@ -131,15 +130,6 @@ async def sections(page: Page) -> list[str]:
                 await reader.run(cell, f"from {title[:40]!r}")
         faults += reader.faults
     return faults
-
-
-def parts(page: Page) -> tuple[list[NotebookNode], list[tuple[str, list[NotebookNode]]]]:
-    """Return the cells of the set-up, up to the next heading of a section, and those of each section after it."""
-    first = page.cells.index(page.code[0])
-    starts = [heading for heading in page.headings if heading.level == 2 and heading.position > first]
-    ends = [*(heading.position for heading in starts), len(page.cells)]
-    code = [[cell for cell in page.cells[a:b] if cell.cell_type == "code"] for a, b in pairwise([0, *ends])]
-    return code[0], [(h.text, cells) for h, cells in zip(starts, code[1:], strict=True) if cells]
 
 
 HABITS = {habit.__name__: habit for habit in (twice, sections, interrupted, paused)}

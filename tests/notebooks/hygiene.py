@@ -5,6 +5,7 @@ of a notebook, its code and its outputs.
 """
 
 import ast
+import builtins
 import re
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import nbformat
 from nbformat import NotebookNode
-from page import Page, describe, output_texts
+from page import Page, describe, names_of, output_texts, parts
 from prose import PROSE_CHECKS
 
 FILE_NAME = re.compile(r"^\d\d_[a-z0-9]+(_[a-z0-9]+)+\.ipynb$")
@@ -38,6 +39,8 @@ SECRET = re.compile(
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
     r"|(?i:\bpass(?:word)?)[\"']?\s*[:=]\s*[\"']?(?=\w*\d)\w{8,}"  # what looks random after `password:`
 )
+# What IPython and the package's extension put into a notebook.
+GIVEN = {*dir(builtins), "display", "get_ipython", "services"}
 STAR_IMPORT = re.compile(r"^\s*from\s+\S+\s+import\s+\*", re.MULTILINE)
 # Waiting for a while is no condition; sleep(0) only lets others run.
 SLEEP = re.compile(r"\bsleep\((?!0\))")
@@ -52,6 +55,20 @@ def faults(notebook: NotebookNode, path: Path) -> list[str]:
     """
     page = Page(notebook, path)
     return [fault for check in (*CHECKS, *PROSE_CHECKS) for fault in check(page)]
+
+
+def sections_that_need_others(notebook: NotebookNode, path: Path) -> list[str]:
+    """Return in words what sections use that neither they nor the set-up define; one may start at any section."""
+    page = Page(notebook, path)
+    setup, sections = parts(page)
+    known, found = names_of(page, setup).defined | GIVEN, []
+    for title, cells in sections:
+        used = names_of(page, cells)
+        if missing := used.loaded - used.defined - known:
+            found.append(
+                f"section {title!r} needs {', '.join(sorted(missing))}; neither it nor the set-up defines that"
+            )
+    return found
 
 
 def _name_and_title(page: Page) -> Iterator[str]:

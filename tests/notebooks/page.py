@@ -1,7 +1,10 @@
 """A notebook as the hygiene checks look at it: cells, headings and sections."""
 
+import ast
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from nbformat import NotebookNode
@@ -93,3 +96,46 @@ def output_texts(cell: NotebookNode) -> list[str]:
 def without_code(markdown: str) -> str:
     """Return prose without fenced blocks and code spans, in which anything may stand."""
     return CODE_SPAN.sub("`…`", FENCE.sub("", markdown))
+
+
+def parts(page: Page) -> tuple[list[NotebookNode], list[tuple[str, list[NotebookNode]]]]:
+    """Return the code cells of the set-up, up to the next section's heading, and those of each section after it."""
+    first = page.cells.index(page.code[0]) if page.code else 0
+    starts = [heading for heading in page.headings if heading.level == 2 and heading.position > first]
+    ends = [*(heading.position for heading in starts), len(page.cells)]
+    code = [[cell for cell in page.cells[a:b] if cell.cell_type == "code"] for a, b in pairwise([0, *ends])]
+    return code[0], [(h.text, cells) for h, cells in zip(starts, code[1:], strict=True) if cells]
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What some cells load and define, at whatever depth."""
+
+    loaded: set[str]
+    defined: set[str]
+
+
+def names_of(page: Page, cells: list[NotebookNode]) -> Names:
+    """Return the names that cells use; a cell that is no Python has none, nor has one that runs in another process."""
+    names = Names(set(), set())
+    for cell in cells:
+        if cell.source.startswith("%%") or "raises-exception" in page.tags(cell):
+            continue
+        lines = ["" if line.lstrip().startswith(("%", "!")) else line for line in cell.source.splitlines()]
+        with suppress(SyntaxError):
+            for node in ast.walk(ast.parse("\n".join(lines))):
+                _note(node, names)
+    return names
+
+
+def _note(node: ast.AST, names: Names) -> None:
+    if isinstance(node, ast.Name):
+        (names.loaded if isinstance(node.ctx, ast.Load) else names.defined).add(node.id)
+    elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        names.defined.add(node.name)
+    elif isinstance(node, ast.arg):
+        names.defined.add(node.arg)
+    elif isinstance(node, ast.alias):
+        names.defined.add((node.asname or node.name).partition(".")[0])
+    elif isinstance(node, ast.ExceptHandler) and node.name:
+        names.defined.add(node.name)
