@@ -29,6 +29,7 @@ class TokenBucket:
         self._rate_per_s, self._burst, self._clock = rate_per_s, burst, clock
         self._tokens = float(burst)
         self._filled_at = clock()
+        self._turn = asyncio.Lock()
 
     def take(self) -> float:
         """Take a token and return 0.0; or take none, and return in how many seconds there will be one."""
@@ -40,14 +41,15 @@ class TokenBucket:
 
     async def wait(self) -> None:
         """Take a token, and return when it is there; callers are served in their order."""
-        self._fill()
-        self._tokens -= 1  # also one that is not there yet: the next in the queue owes one more, and waits longer
-        if self._tokens < 0:
-            try:
-                await asyncio.sleep(-self._tokens / self._rate_per_s)
-            except asyncio.CancelledError:
-                self._tokens += 1  # nothing will be sent for it
-                raise
+        async with self._turn:  # sleeps that end close together may end in another order, where the machine stalls
+            self._fill()
+            self._tokens -= 1  # also one that is not there yet
+            if self._tokens < 0:
+                try:
+                    await asyncio.sleep(-self._tokens / self._rate_per_s)
+                except asyncio.CancelledError:
+                    self._tokens += 1  # nothing will be sent for it
+                    raise
 
     def _fill(self) -> None:
         now = self._clock()

@@ -174,7 +174,7 @@ async def remembers_the_first(nc, subject, payloads):
         ),
         (sends_its_own, "the worker got 60 orders for 60 payloads, or others; expected each payload, once"),
         (stays_subscribed, "it left an inbox subscribed; expected nothing left behind"),
-        (remembers_the_first, "the rate is"),
+        (remembers_the_first, "the rate is|refused orders count as processed"),  # by how fast the first was
     ],
 )
 async def test_a_benchmark_that_works_and_tells_something_else_is_refused(mesh, answer, said):
