@@ -231,10 +231,10 @@ async def handles_poison_and_bad_moments(trial: Trial, answer: Any) -> str:
         _expect_terminated(*await till.handle(answer, msg, POISON))
     till.away_for[three[0].id] = 1
     msgs = await delivered(*[encode(order) for order in three], b"one CD, please")
-    whats = (LATER, GOOD, GOOD, POISON)
+    kinds = (LATER, GOOD, GOOD, POISON)
     async with asyncio.TaskGroup() as group:
-        at_once = [group.create_task(till.handle(answer, msg, what)) for msg, what in zip(msgs, whats, strict=True)]
-    for what, handled in zip(whats, at_once, strict=True):
+        at_once = [group.create_task(till.handle(answer, msg, what)) for msg, what in zip(msgs, kinds, strict=True)]
+    for what, handled in zip(kinds, at_once, strict=True):
         said, _ = handled.result()
         wanted = {LATER: "given back", GOOD: "acknowledged", POISON: "terminated"}[what]
         if said.kind != wanted:

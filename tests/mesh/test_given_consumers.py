@@ -197,8 +197,8 @@ async def _last(js: JetStreamContext, subject: str):
 async def test_letters_that_no_stream_takes_are_refused_before_any_work(client: Client, js, monkeypatch) -> None:
     monkeypatch.setattr("mesh_lab.patterns.redelivery.LISTENED_TO_WITHIN_S", 0.5)
     await make(client, "billing")
-    with pytest.raises(UnsuitableConsumerError, match=r"no stream takes dead letters on 'ded', expected one"):
-        await consume_with_retries(client, "A", "billing", well, dead="ded")
+    with pytest.raises(UnsuitableConsumerError, match=r"no stream takes dead letters on 'nowhere', expected one"):
+        await consume_with_retries(client, "A", "billing", well, dead="nowhere")
 
 
 # Requests that are refused.
