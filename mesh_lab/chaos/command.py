@@ -5,7 +5,6 @@ import contextlib
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -60,7 +59,8 @@ def run_chaos(
         done = asyncio.run(run())
     _print({f"seed {seed}, {len(done.faults)} faults": done}, gaps=True)
     if report is not None:
-        _say_written(write_report(report_of(done, seed=seed, seconds=seconds, kinds=chosen), report))
+        written = write_report(report_of(done, seed=seed, seconds=seconds, kinds=chosen), report)
+        _say(f"written: {', '.join(map(str, written))}")
     done.check()
     return 0
 
@@ -84,7 +84,7 @@ def run_campaign(*, seeds: int, jobs: int, kinds: Sequence[Kind] = (), report: P
         found = asyncio.run(campaign(chosen, seeds, jobs=jobs, on_run=on_run))
     sys.stdout.write(table := as_markdown(found))
     if report is not None:
-        _say_written(write_campaign(found, table, report))
+        _say(f"written: {', '.join(map(str, write_campaign(found, table, report)))}")
     return 1 if found["not_kept"] else 0
 
 
@@ -152,16 +152,9 @@ class _Display:
 
 @contextlib.contextmanager
 def _prepared() -> Iterator[None]:
-    """Clear what killed runs left, and let every ending clean up: mounts outlive a process."""
+    """Clear what killed runs left, and let SIGTERM and SIGHUP clean up as Ctrl-C does: mounts outlive a process."""
     if cleared := clear_leftovers():
         _say(f"removed {cleared} disks that a killed run had left")
-    with _ending_as_by_ctrl_c():
-        yield
-
-
-@contextlib.contextmanager
-def _ending_as_by_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the program as Ctrl-C does, with clean-up: mounts outlive a process."""
 
     def end(*_: object) -> None:
         # A shell script starts background processes with SIGINT ignored, and would so ignore this one too.
@@ -182,10 +175,6 @@ def _say(line: str) -> None:
     sys.stderr.write(line + "\n")
 
 
-def _say_written(paths: Sequence[Path]) -> None:
-    _say(f"written: {', '.join(map(str, paths))}")
-
-
 def _print(runs: Mapping[str, ChaosRun], *, gaps: bool) -> None:
     rows: dict[str, Callable[[ChaosRun], str]] = {
         "sent": lambda run: f"{run.audit.attempted:,}",
@@ -202,12 +191,8 @@ def _print(runs: Mapping[str, ChaosRun], *, gaps: bool) -> None:
     else:
         rows["back within a minute"] = lambda run: "no" if run.not_back else "yes"
     for server in next(iter(runs.values())).on_disk:
-        rows[f"on the disk of {server}"] = partial(_on_disk, server=server)
+        rows[f"on the disk of {server}"] = lambda run, server=server: f"{run.on_disk[server]:,}"  # type: ignore[misc]
     table = Table("orders", *(Column(label, justify="right") for label in runs), box=None)
     for name, cell in rows.items():
         table.add_row(name, *(cell(run) for run in runs.values()))
     Console().print(table)
-
-
-def _on_disk(run: ChaosRun, *, server: str) -> str:
-    return f"{run.on_disk[server]:,}"

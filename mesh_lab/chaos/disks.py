@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 
 from mesh_lab.errors import NoPowerCutError, ProcessEndedError
@@ -111,14 +111,8 @@ class Disk:
             self._unmount()
 
     def _unmount(self) -> None:
-        for patience_s in UNMOUNT_AFTER_S:
-            with contextlib.suppress(NoPowerCutError):  # busy: a process that was killed is still being taken down
-                if self._mounted:
-                    time.sleep(patience_s)
-                    _run("umount", str(self._mount_point))
-                    self._mounted = False
         if self._mounted:
-            _run("umount", "--lazy", str(self._mount_point))
+            _unmount(str(self._mount_point))
             self._mounted = False
 
 
@@ -146,6 +140,20 @@ async def own_disks(mesh: Mesh) -> AsyncIterator[dict[str, Disk]]:
             yield disks
         finally:
             await run_shielded(asyncio.to_thread(closing.close))
+
+
+async def freeze(mesh: Mesh, disks: Mapping[str, Disk]) -> None:
+    """Freeze all servers, and keep what is on their disks at that moment; the first half of a power cut."""
+    await asyncio.gather(*(mesh.pause(name) for name in mesh.servers))
+    for disk in disks.values():
+        await run_shielded(asyncio.to_thread(disk.snapshot))
+
+
+async def lose_power(mesh: Mesh, disks: Mapping[str, Disk]) -> None:
+    """Kill all servers, and put back what was on their disks when they froze; they are not started again."""
+    await asyncio.gather(*(mesh.kill(name) for name in mesh.servers))
+    for disk in disks.values():
+        await run_shielded(asyncio.to_thread(disk.roll_back))
 
 
 @contextlib.contextmanager
@@ -188,13 +196,22 @@ def clear_leftovers() -> int:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             for image in place.glob("*.img"):
                 for device in _run("losetup", "--noheadings", "--output", "NAME", "--associated", str(image)).split():
-                    with contextlib.suppress(NoPowerCutError):  # attached, and not mounted
-                        _run("umount", device)
+                    if f"{device} " in Path("/proc/mounts").read_text():
+                        _unmount(device)
                     with contextlib.suppress(NoPowerCutError):  # gone with its mount
                         _run("losetup", "--detach", device)
                 cleared += 1
             shutil.rmtree(place)
     return cleared
+
+
+def _unmount(place: str) -> None:
+    for patience_s in UNMOUNT_AFTER_S:
+        time.sleep(patience_s)
+        with contextlib.suppress(NoPowerCutError):  # busy: a process that was killed is still being taken down
+            _run("umount", place)
+            return
+    _run("umount", "--lazy", place)
 
 
 def _run(*command: str) -> str:

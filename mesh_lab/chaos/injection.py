@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from nats.aio.client import Client
 
-from mesh_lab.chaos.disks import READY_WITHIN_S, Disk, start_all
+from mesh_lab.chaos.disks import READY_WITHIN_S, Disk, freeze, lose_power, start_all
 from mesh_lab.chaos.schedule import ON_DISKS, InjectedFault, Kind, PlannedFault
 from mesh_lab.chaos.services import DyingService, Name
 from mesh_lab.errors import NotReadyError, UnsupportedByBackendError
@@ -122,12 +122,8 @@ class _Hurting:
                 if monitor is not None:  # it hits when the server has to write, a moment later
                     await eventually(lambda: asyncio.to_thread(lambda: not monitor.health().ok), within=FULL_WITHIN_S)
             case "power cut":
-                await asyncio.gather(*(mesh.pause(name) for name in mesh.servers))
-                for disk in self._disks.values():
-                    await asyncio.to_thread(disk.snapshot)
-                await asyncio.gather(*(mesh.kill(name) for name in mesh.servers))
-                for disk in self._disks.values():
-                    await asyncio.to_thread(disk.roll_back)
+                await freeze(mesh, self._disks)
+                await lose_power(mesh, self._disks)
 
     async def recover(self, planned: PlannedFault, target: str) -> None:
         mesh = self._mesh

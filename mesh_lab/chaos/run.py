@@ -9,7 +9,7 @@ from functools import partial
 
 import nats.errors
 
-from mesh_lab.chaos.disks import READY_WITHIN_S, Disk, own_disks, start_all
+from mesh_lab.chaos.disks import READY_WITHIN_S, Disk, freeze, lose_power, own_disks, start_all
 from mesh_lab.chaos.history import Audit, History, audit
 from mesh_lab.chaos.injection import KILLED, inject
 from mesh_lab.chaos.schedule import KINDS, LINKED, ON_DISKS, OUTAGE_S, InjectedFault, Kind, PlannedFault, draw_schedule
@@ -180,13 +180,9 @@ async def power_cut(*, sync_interval: str | None = None, seconds: float = 8.0) -
         async with Writers(mesh, number=8) as working:
             await asyncio.sleep(seconds)
             began_s = working.now_s
-            await asyncio.gather(*(mesh.pause(name) for name in mesh.servers))
-            for disk in disks.values():
-                await run_shielded(asyncio.to_thread(disk.snapshot))
+            await freeze(mesh, disks)
             history = await working.stop(wait=False)
-        await asyncio.gather(*(mesh.kill(name) for name in mesh.servers))
-        for disk in disks.values():
-            await run_shielded(asyncio.to_thread(disk.roll_back))
+        await lose_power(mesh, disks)
         fault = InjectedFault(PlannedFault(seconds, "power cut", "all", 0.0), "all", began_s, working.now_s)
         return await audit_after_faults(mesh, history, [fault], restart=False)
 

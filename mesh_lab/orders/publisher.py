@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 
 from nats.aio.client import Client
 
+from mesh_lab.errors import OrderFormatError
 from mesh_lab.orders.order import Order, decode, encode
 from mesh_lab.patterns.jetstream_api import Ack
 from mesh_lab.patterns.windowed_publisher import WindowedPublisher
@@ -24,14 +25,18 @@ async def place_orders(
         on_stored: Called with the acknowledgement of each order.
 
     Raises:
-        OrderFormatError: An order is none that readers would take, as with a blank in its id; those before it are sent.
+        OrderFormatError: An order is none that readers would take, as by a blank in its id; those before it are stored.
         PublishRefusedError: The stream refused an order, or nobody took it within the retry budget.
         UnknownOutcomeError: No reply came for an order within the retry budget.
         nats.errors.ConnectionClosedError: The client was closed; what was not acknowledged may be stored.
     """
     async with WindowedPublisher(client, window=WINDOW) as publisher:
         for order in orders:
-            decode(payload := encode(order))  # an ``Order`` checks nothing itself, and one bad subject would stay
+            try:
+                decode(payload := encode(order))  # an ``Order`` checks nothing itself, and one bad subject would stay
+            except OrderFormatError:
+                await publisher.flush()
+                raise
             subject, msg_id = order.subject("placed"), order.msg_id("placed")
             await publisher.publish(subject, payload, msg_id=msg_id, on_stored=on_stored)
         await publisher.flush()

@@ -308,8 +308,12 @@ async def open_inbox(client: Client, note: Callable[[Msg], Awaitable[None]], *, 
 
 async def unsubscribe(subscription: Subscription) -> None:
     """End a subscription; a connection that is closed, gone or going has ended it, or tells the next server."""
-    with contextlib.suppress(nats.errors.Error, RuntimeError, ConnectionError):
-        await subscription.unsubscribe()
+    try:
+        with contextlib.suppress(nats.errors.Error):
+            await subscription.unsubscribe()
+    except (RuntimeError, OSError) as err:
+        if not is_send_failure(err):
+            raise
 
 
 def is_send_failure(err: BaseException) -> bool:

@@ -214,10 +214,11 @@ class Mesh:
         return Fault(server, "killed")
 
     async def pause(self, server: str) -> Fault:
-        """Freeze one server with SIGSTOP: its connections stay open, and nothing answers.
+        """Freeze one server with SIGSTOP, and return when it is frozen: its connections stay open, nothing answers.
 
         Raises:
             ServerExitedError: It does not run.
+            NotReadyError: It goes on running for 10 s.
         """
         await asyncio.to_thread(self._server(server).pause)
         return Fault(server, "paused")

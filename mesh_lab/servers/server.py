@@ -10,7 +10,13 @@ from pathlib import Path
 
 import psutil
 
-from mesh_lab.errors import BadConfigError, ProcessEndedError, ServerExitedError, UnsupportedByBackendError
+from mesh_lab.errors import (
+    BadConfigError,
+    NotReadyError,
+    ProcessEndedError,
+    ServerExitedError,
+    UnsupportedByBackendError,
+)
 from mesh_lab.observe.monitor import Monitor
 from mesh_lab.processes import ChildProcess, output_of
 from mesh_lab.servers.backend import MeshServer, State
@@ -19,7 +25,7 @@ from mesh_lab.servers.readiness import Deadline, View, ask, healthy, until, wait
 
 HOST = "127.0.0.1"
 STOP_WITHIN_S = 10.0
-FROZEN_WITHIN_S = 2.0
+FROZEN_WITHIN_S = 10.0
 CHECK_WITHIN_S = 30.0  # to read a configuration: a server needs some hundredths, on a busy machine a few
 
 
@@ -91,10 +97,11 @@ class LocalServer(MeshServer):
         """Freeze the process (SIGSTOP), as a hung machine or a frozen VM would."""
         process = self._running()
         process.suspend()
-        until_s = time.monotonic() + FROZEN_WITHIN_S
-        while process.status() != psutil.STATUS_STOPPED and time.monotonic() < until_s:
+        self._paused, until_s = True, time.monotonic() + FROZEN_WITHIN_S
+        while process.status() != psutil.STATUS_STOPPED:
+            if time.monotonic() > until_s:
+                raise NotReadyError(f"server {self.name!r} still runs {FROZEN_WITHIN_S:g} s after it was to freeze")
             time.sleep(0.001)  # on a busy machine its threads go on until the first of them takes the signal
-        self._paused = True
 
     def resume(self) -> None:
         """Let the process go on."""

@@ -8,26 +8,14 @@ from typing import Any
 
 import pytest
 from nats.aio.client import Client
+from shared_mesh import shared_mesh
 
 from mesh_lab.notebook.trial import Trial
 from mesh_lab.servers import start
 from mesh_lab.servers.borrowed import stream_names
 from mesh_lab.servers.mesh import Mesh
 
-
-@pytest.fixture(scope="session")
-def _shared_mesh() -> Iterator[Mesh]:
-    # Loops of its own: a mesh outlives the loop of the test that started it.
-    mesh = asyncio.run(start.start_mesh(servers=3))
-    yield mesh
-    asyncio.run(mesh.close())
-
-
-@pytest.fixture
-def mesh(_shared_mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> Mesh:
-    """Three servers that run; what a test leaves on them, the next one finds."""
-    monkeypatch.setattr(start, "_started", [weakref.ref(_shared_mesh)])
-    return _shared_mesh
+_shared_mesh, mesh = shared_mesh(scope="session", servers=3)
 
 
 @pytest.fixture

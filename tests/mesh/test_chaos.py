@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from nats.aio.client import Client
 from nats.js.api import StorageType, StreamConfig
 from programs import killed_at_the_end
 
@@ -30,6 +31,7 @@ from mesh_lab.orders.event_store import create_worker_group, open_event_store
 from mesh_lab.orders.order import ALL_SUBJECTS, STREAM
 from mesh_lab.patterns.jetstream_wait import wait_routable
 from mesh_lab.patterns.wait import eventually
+from mesh_lab.servers.mesh import Mesh
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +44,14 @@ def needs_power_cut(test: Callable[..., object]) -> Callable[..., object]:
     return pytest.mark.needs("power-cut")(pytest.mark.usefixtures("_power_can_be_cut")(test))
 
 
+async def with_store(mesh: Mesh) -> Client:
+    """Open the event store on three servers, and return the client that did."""
+    client = await mesh.connect()
+    await open_event_store(client, replicas=3)
+    await wait_routable(client, STREAM)
+    return client
+
+
 async def test_what_is_acknowledged_outlives_every_kind_of_fault():
     steps = [
         PlannedFault(0.5, "cut", "leader", 0.5),
@@ -52,9 +62,7 @@ async def test_what_is_acknowledged_outlives_every_kind_of_fault():
         PlannedFault(3.0, "kill all", "all", 0.1),
     ]
     async with await start_mesh(servers=3, links=True) as mesh:
-        client = await mesh.connect()
-        await open_event_store(client, replicas=3)
-        await wait_routable(client, STREAM)
+        await with_store(mesh)
         reported: list[InjectedFault] = []
         async with Writers(mesh) as writing:
             faults = await inject(mesh, STREAM, steps, now=lambda: writing.now_s, on_fault=reported.append)
@@ -76,9 +84,7 @@ async def test_a_slow_link_a_hand_over_and_a_loss_of_quorum_lose_no_order():
         PlannedFault(1.2, "no quorum", "follower", 1.0),
     ]
     async with await start_mesh(servers=3, links=True) as mesh:
-        client = await mesh.connect()
-        await open_event_store(client, replicas=3)
-        await wait_routable(client, STREAM)
+        await with_store(mesh)
         async with Writers(mesh) as writing:
             hurting = asyncio.create_task(inject(mesh, STREAM, steps, now=lambda: writing.now_s))
             await eventually(lambda: sum(s.state == "killed" for s in mesh.servers.values()) == 2, within=30.0)
@@ -152,9 +158,7 @@ async def test_three_copies_in_memory_are_lost_together_and_that_is_seen():
 
 async def test_the_disks_hold_what_a_client_reads():
     async with await start_mesh(servers=3) as mesh:
-        client = await mesh.connect()
-        await open_event_store(client, replicas=3)
-        await wait_routable(client, STREAM)
+        client = await with_store(mesh)
         async with Writers(mesh, number=2) as writing:
             await eventually(lambda: len(writing.history) > 200, within=20.0)
         assert await caught_up(mesh, writing.history)
@@ -259,9 +263,7 @@ async def test_a_power_cut_that_is_ended_early_leaves_no_disk(before, tmp_path):
 async def test_full_disks_and_power_cuts_lose_no_order_that_was_synced():
     steps = [PlannedFault(0.5, "full disk", "leader", 0.2), PlannedFault(1.0, "power cut", "all", 0.0)]
     async with new_servers(["full disk", "power cut"]) as (mesh, disks):
-        client = await mesh.connect()
-        await open_event_store(client, replicas=3)
-        await wait_routable(client, STREAM)
+        await with_store(mesh)
         async with Writers(mesh) as writing:
             faults = await inject(mesh, STREAM, steps, now=lambda: writing.now_s, disks=disks)
         assert any("resources" in mesh.logs(name, last=None) for name in mesh.servers), "the disk was never full"

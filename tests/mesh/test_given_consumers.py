@@ -4,8 +4,7 @@ import asyncio
 import contextlib
 import json
 import time
-import weakref
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
@@ -15,31 +14,20 @@ import pytest
 from nats.aio.client import Client
 from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig
+from shared_mesh import shared_mesh
 
 from mesh_lab.errors import PoisonMessageError, UnsuitableConsumerError
 from mesh_lab.patterns.jetstream_wait import wait_routable
 from mesh_lab.patterns.pull_consumer import PullConsumer, read_in_order
 from mesh_lab.patterns.redelivery import Backoff, consume_with_retries
 from mesh_lab.patterns.wait import cancel_and_join, eventually
-from mesh_lab.servers import start
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import start_mesh
 
 QUICK = Backoff(first=0.02, most=0.1)
 
 
-@pytest.fixture(scope="module")
-def _one_server() -> Iterator[Mesh]:
-    mesh = asyncio.run(start_mesh(servers=1))
-    yield mesh
-    asyncio.run(mesh.close())
-
-
-@pytest.fixture
-def mesh(_one_server: Mesh, monkeypatch: pytest.MonkeyPatch) -> Mesh:
-    """One server, which is enough for what is tried here."""
-    monkeypatch.setattr(start, "_started", [weakref.ref(_one_server)])
-    return _one_server
+_kept, mesh = shared_mesh(servers=1)  # enough for what is tried here
 
 
 @pytest.fixture

@@ -179,8 +179,9 @@ async def all_handled(client: Client, name: str, count: int) -> None:
 
 async def all_joined(client: Client, name: str, count: int) -> bool:
     subjects = f"$KV.{name}-shop.member.*"
-    with contextlib.suppress(nats.js.errors.NotFoundError):
-        info = await client.jetstream(timeout=5.0).stream_info(f"KV_{name}-shop", subjects_filter=subjects)
+    # Not made yet, or made and without a leader: such a request is never answered.
+    with contextlib.suppress(nats.js.errors.NotFoundError, nats.errors.TimeoutError):
+        info = await client.jetstream(timeout=1.0).stream_info(f"KV_{name}-shop", subjects_filter=subjects)
         return len(info.state.subjects or {}) == count
     return False
 

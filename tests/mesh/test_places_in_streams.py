@@ -3,8 +3,7 @@
 import asyncio
 import contextlib
 import datetime
-import weakref
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 import nats.errors
@@ -14,6 +13,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import StreamConfig
+from shared_mesh import shared_mesh
 
 from mesh_lab.errors import GroupMismatchError, OrderFormatError, StreamReplacedError, UnsuitableConsumerError
 from mesh_lab.orders.bulk_lane import BulkCount, batched, count_bulk, create_bulk_lane, send_batches
@@ -28,25 +28,13 @@ from mesh_lab.patterns.partition_group import GroupMember, Partition
 from mesh_lab.patterns.pull_consumer import PullConsumer, position, read_in_order
 from mesh_lab.patterns.redelivery import consume_with_retries
 from mesh_lab.patterns.wait import cancel_and_join, eventually
-from mesh_lab.servers import start
 from mesh_lab.servers.mesh import Mesh
-from mesh_lab.servers.start import start_mesh
 
 LEASE_S = 0.9
 
 
-@pytest.fixture(scope="module")
-def _one_server() -> Iterator[Mesh]:
-    mesh = asyncio.run(start_mesh(servers=1, leaves=["store-berlin"]))
-    yield mesh
-    asyncio.run(mesh.close())
-
-
-@pytest.fixture
-def mesh(_one_server: Mesh, monkeypatch: pytest.MonkeyPatch) -> Mesh:
-    """One server and a leaf node with a JetStream domain of its own."""
-    monkeypatch.setattr(start, "_started", [weakref.ref(_one_server)])
-    return _one_server
+# One server, and a leaf node with a JetStream domain of its own.
+_kept, mesh = shared_mesh(servers=1, leaves=["store-berlin"])
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import pytest
 from workarounds import Workaround, works_around
 
 from mesh_lab import start_mesh
@@ -46,13 +47,14 @@ RACES = [
 ]
 # Without a repair the second try comes after 4 to 9 s (server/raft.go), with one the first would do, within 2 s.
 FIRST_TRY_S, SECOND_TRY_S = 3.5, 20.0
-TIMES = 5  # on a busy machine, two servers may happen to dial each other in time
+TIMES = 10  # two servers may happen to dial each other in time
 
 
 @works_around(
     "servers that gateways join try to elect a meta leader before they dial each other, and then wait for seconds",
     "mesh_lab/servers/local.py:_elect_at_once",
 )
+@pytest.mark.alone  # where processes start slowly, servers happen to have dialled each other in time
 async def test_regions_elect_their_first_meta_leader_only_at_the_second_try(tmp_path: Path) -> None:
     took: list[float] = []
     while max(took, default=0.0) <= FIRST_TRY_S and len(took) < TIMES:
