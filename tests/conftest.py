@@ -29,6 +29,7 @@ NEEDS = {
 # These notebooks compare rates or latencies that another process on the same cores would change.
 MEASURING_NOTEBOOKS = {
     "04_measure_without_lying",
+    "06_shard_by_subject",
     "07_push_back",
     "08_batch_and_compress",
     "09_lock_the_doors",
