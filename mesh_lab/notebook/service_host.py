@@ -31,9 +31,10 @@ from mesh_lab.patterns.addresses import ConnectOptions
 from mesh_lab.patterns.connection import close, connect, flush, is_login_refused
 from mesh_lab.patterns.pull_consumer import PullConsumer
 from mesh_lab.processes import CONNECT_VARIABLE
+from mesh_lab.servers.borrowed import who
 from mesh_lab.tls import unpack
 
-READY_VARIABLE = "MESH_LAB_READY"
+READY_VARIABLE, MEMBER_VARIABLE = "MESH_LAB_READY", "MESH_LAB_MEMBER"
 SETTLE_S = 2.0
 """A main that waits for replies longer than this makes requests as its daily work."""
 ANNOUNCE_EVERY_S, AGAIN_S = 0.05, 1.0
@@ -57,6 +58,7 @@ class Host:
         processes.on_input_line(lambda _: None, at_end=self._confirmed.set)
         # Main has its name and its connection; the credentials stay out of what it may print.
         packed, ready = json.loads(os.environ.pop(CONNECT_VARIABLE)), os.environ.pop(READY_VARIABLE)
+        self._member = os.environ.pop(MEMBER_VARIABLE)
         options = cast(ConnectOptions, unpack(packed))
         client: Client | None = await self._connect(options)
         while client is not None and await self._serve(client, ready):
@@ -70,7 +72,10 @@ class Host:
 
         self._closed.clear()
         name, log = os.environ["SERVICE_NAME"], lambda line: sys.stderr.write(f"{line}\n")
-        return await connect(options, name=name, closed_cb=note_closed, error_cb=_log_error, log=log, **more)
+        client = await connect(options, name=name, closed_cb=note_closed, error_cb=_log_error, log=log, **more)
+        if self._member:  # before main makes a stream, which is the lesson's too
+            await client.publish(self._member, who(client).encode())
+        return client
 
     async def _connect_again(self, options: ConnectOptions) -> Client | None:
         """Return a client as soon as the servers let one in again, ``None`` if main is to stop before that."""

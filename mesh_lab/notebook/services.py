@@ -26,7 +26,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from mesh_lab.errors import MeshClosedError, NotReadyError, ProcessEndedError, UnknownNameError
-from mesh_lab.notebook.service_host import FINISH_S, READY_VARIABLE
+from mesh_lab.notebook.service_host import FINISH_S, MEMBER_VARIABLE, READY_VARIABLE
 from mesh_lab.patterns.connection import connect
 from mesh_lab.patterns.wait import eventually
 from mesh_lab.processes import CONNECT_VARIABLE, ChildProcess
@@ -73,6 +73,7 @@ class Replica(ChildProcess):
                 "SERVICE_NAME": name,
                 CONNECT_VARIABLE: json.dumps(pack(mesh.connect_options())),
                 READY_VARIABLE: f"{service.ready_subject}.{number}",
+                MEMBER_VARIABLE: mesh.borrowed.members if mesh.borrowed is not None else "",
             },
             stdin=True,  # its end confirms that the report of being ready has arrived
         )

@@ -4,6 +4,7 @@ The server keeps a batch's messages aside until one carries *commit*, and then s
 A batch has 1,000 messages at most, and a server drops a batch that gets no message for ten seconds.
 """
 
+import re
 import secrets
 from collections.abc import Sequence
 from itertools import count
@@ -24,6 +25,9 @@ RETRY_EVERY_S = 0.15
 INCOMPLETE, DUPLICATE = 10176, 10201
 """``err_code`` of a batch that the leader has only a part of, as where it is a new one; and of one stored before."""
 INCOMPLETE_TRIES, SHOWN_BYTES = 3, 120
+# As nats-py 2.16 has them, which looks at each message only when it sends it.
+_SUBJECT, _NAME = re.compile(r"[^ \t\r\n\ud800-\udfff]+"), re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]*")
+_VALUE = re.compile(r"[^\ud800-\udfff]*")
 
 
 class BatchMessage(NamedTuple):
@@ -111,7 +115,10 @@ async def _attempt(client: Client, messages: Sequence[BatchMessage], answer_with
     for number, message in enumerate(messages, start=1):
         headers = {**(message.headers or {}), "Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)}
         headers |= {"Nats-Batch-Commit": "1"} if number == last else {}
-        expect_room(client, message.subject, message.payload, headers)  # before the first one leaves
+        named = all(_NAME.fullmatch(name.strip()) and _VALUE.fullmatch(value) for name, value in headers.items())
+        if not (named and _SUBJECT.fullmatch(message.subject)):  # before the first one leaves
+            raise PublishRefusedError(f"{message.subject!r}: malformed, in the subject or the headers {headers!r}")
+        expect_room(client, message.subject, message.payload, headers)
         every.append((message, headers))
     for number, (message, headers) in enumerate(every, start=1):
         if 1 < number < last:

@@ -5,6 +5,7 @@ that was made anew under the same name.
 """
 
 import json
+import secrets
 from collections.abc import Collection
 from contextlib import suppress
 from typing import Any
@@ -26,12 +27,18 @@ class BorrowedAccount:
     """The account in which a lesson works, on servers that go on without it.
 
     Attributes:
-        made: The streams that the lesson's own clients made, each with the time at which the server says it did.
+        members: Subject on which a process that works for the lesson says who its client is, as :func:`who`.
     """
 
     def __init__(self, client: Client, clients: Collection[Client]) -> None:
-        self._client, self._clients, self._heard = client, clients, False
-        self.made: dict[str, str] = {}
+        self._client, self._clients, self._heard = client, clients, set[str]()
+        self.members = f"_LAB.member.{secrets.token_hex(8)}"
+        self._ours, self._created = set[str](), list[tuple[str, str, str]]()
+
+    @property
+    def made(self) -> dict[str, str]:
+        """The streams that the lesson and its services made, each with the time at which the server says it did."""
+        return {name: created for maker, name, created in self._created if maker in self._ours}
 
     async def begin(self) -> None:
         """Take the account for the lesson.
@@ -52,6 +59,7 @@ class BorrowedAccount:
                 "streams, or look at them with `mesh-lab clear`, remove them, and restart the kernel"
             )
         await use(self._client)
+        await self._client.subscribe(self.members, cb=self._note_member)
         await self._client.subscribe("$JS.EVENT.ADVISORY.API", cb=self._note)
         with suppress(NotReadyError):  # an account that must not hear it: then nothing is known to be the lesson's
             await eventually(self._is_heard, within=HEARD_WITHIN_S, every=0.1)
@@ -59,25 +67,38 @@ class BorrowedAccount:
     async def end(self) -> None:
         """Remove what the lesson made; NotReadyError if the servers do not reply."""
         try:
-            for name, created in self.made.items():
-                if (await _ask(self._client, f"STREAM.INFO.{name}")).get("created") == created:
+            for name in await stream_names(self._client) if self._heard else ():
+                info = await _ask(self._client, call := f"STREAM.INFO.{name}")
+                # A stream's leader replies to both, and audits both: when this audit is here, so is that of its making.
+                await eventually(lambda heard=f"$JS.API.{call}": heard in self._heard, within=HEARD_WITHIN_S)
+                if self.made.get(name) == info.get("created"):
                     await _ask(self._client, f"STREAM.DELETE.{name}")
-        except (TimeoutError, nats.errors.Error) as err:
-            left = ", ".join(self.made)
-            raise NotReadyError(f"of {left}, some are left in the account: {err!r}; try `mesh-lab clear`") from err
+        except (TimeoutError, nats.errors.Error, UnsupportedByBackendError) as err:
+            if left := ", ".join(self.made):
+                raise NotReadyError(f"of {left}, some are left in the account: {err!r}; try `mesh-lab clear`") from err
 
     async def _is_heard(self) -> bool:
         await _ask(self._client, "INFO")  # is audited too
-        return self._heard
+        return bool(self._heard)
 
     async def _note(self, msg: Msg) -> None:
-        self._heard, audit = True, json.loads(msg.data)
-        maker = audit.get("client") or {}
-        ours = {(server_name(client), client.client_id) for client in self._clients}
-        if ".API.STREAM.CREATE." in audit["subject"] and (maker.get("server"), maker.get("id")) in ours:
+        audit = json.loads(msg.data)
+        client = audit.get("client") or {}
+        maker = f"{client.get('server')} {client.get('id')} {client.get('name')}"
+        self._heard |= {audit["subject"]} if maker == who(self._client) else set()
+        if ".API.STREAM.CREATE." in audit["subject"]:
+            self._ours |= {maker} & {who(client) for client in self._clients}
             reply = json.loads(audit["response"])
             if reply.get("did_create"):
-                self.made[reply["config"]["name"]] = reply["created"]
+                self._created.append((maker, reply["config"]["name"], reply["created"]))
+
+    async def _note_member(self, msg: Msg) -> None:
+        self._ours.add(msg.data.decode())
+
+
+def who(client: Client) -> str:
+    """Return what tells a client from others, as the servers' audit names it; its name, since numbers come again."""
+    return f"{server_name(client)} {client.client_id} {client.options['name']}"
 
 
 async def in_use(client: Client) -> bool:

@@ -129,12 +129,34 @@ async def test_a_message_that_is_too_large_with_the_batchs_own_headers_refuses_a
         await js.delete_stream("ATOML")
 
 
-async def test_a_malformed_subject_or_header_refuses_the_batch(client: Client) -> None:
+MALFORMED = [
+    BatchMessage("", b""),
+    BatchMessage("ATOMM.a b", b""),
+    BatchMessage("ATOMM.a\r\nPUB ATOMM.b 0\r\n", b""),
+    BatchMessage("ATOMM.\ud800", b""),
+    BatchMessage("ATOMM.a", b"", {"bad name": "x"}),
+    BatchMessage("ATOMM.a", b"", {"Good": "x", "Größe": "x"}),
+    BatchMessage("ATOMM.a", b"", {"Good": "\ud800"}),
+]
+
+
+@pytest.mark.parametrize("wrong", MALFORMED)
+@pytest.mark.parametrize("place", [0, 1, 2])
+async def test_a_malformed_subject_or_header_refuses_the_batch_before_anything_is_sent(
+    client: Client, wrong: BatchMessage, place: int
+) -> None:
     js = await _stream(client, "ATOMM")
-    for wrong in (BatchMessage("ATOMM.a b", b""), BatchMessage("ATOMM.a", b"", {"bad name": "x"})):
-        with pytest.raises(PublishRefusedError, match="in the subject or the headers"):
-            await publish_together(client, [*_messages("ATOMM", 2), wrong])
-    assert (await js.stream_info("ATOMM")).state.messages == 0
+    heard = await client.subscribe("ATOMM.>")
+    messages = [BatchMessage("ATOMM.a", b"", {"": "left out", " Good ": "a\r\nb"})] * 3
+    messages[place] = wrong
+    with pytest.raises(PublishRefusedError, match="in the subject or the headers"):
+        await publish_together(client, messages)
+    await client.flush()
+    assert heard.pending_msgs == 0
+    messages[place] = messages[place - 1]
+    assert (await publish_together(client, messages)).seq == 3
+    assert (await js.stream_info("ATOMM")).state.messages == 3
+    await js.delete_stream("ATOMM")
 
 
 async def test_a_batch_of_which_the_server_has_a_part_is_sent_again(
