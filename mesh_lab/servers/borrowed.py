@@ -8,6 +8,7 @@ import json
 import secrets
 from collections.abc import Collection
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import nats.errors
@@ -70,7 +71,7 @@ class BorrowedAccount:
             for name in await stream_names(self._client) if self._heard else ():
                 info = await _ask(self._client, call := f"STREAM.INFO.{name}")
                 # A stream's leader replies to both, and audits both: when this audit is here, so is that of its making.
-                await eventually(lambda heard=f"$JS.API.{call}": heard in self._heard, within=HEARD_WITHIN_S)
+                await eventually(partial(self._heard.__contains__, f"$JS.API.{call}"), within=HEARD_WITHIN_S)
                 if self.made.get(name) == info.get("created"):
                     await _ask(self._client, f"STREAM.DELETE.{name}")
         except (TimeoutError, nats.errors.Error, UnsupportedByBackendError) as err:
@@ -85,7 +86,8 @@ class BorrowedAccount:
         audit = json.loads(msg.data)
         client = audit.get("client") or {}
         maker = f"{client.get('server')} {client.get('id')} {client.get('name')}"
-        self._heard |= {audit["subject"]} if maker == who(self._client) else set()
+        if maker == who(self._client):
+            self._heard.add(audit["subject"])
         if ".API.STREAM.CREATE." in audit["subject"]:
             self._ours |= {maker} & {who(client) for client in self._clients}
             reply = json.loads(audit["response"])
