@@ -48,13 +48,9 @@ async def short_run(kind: Kind, seed: int) -> ShortRun:
 async def campaign(
     kinds: Sequence[Kind], seeds: int, *, jobs: int, on_run: Callable[[ShortRun], object]
 ) -> dict[str, Any]:
-    """Run each kind of fault from the seeds 1, 2 and so on, and return what all of the runs showed, in short.
+    """Run each kind of fault from the seeds 1 to ``seeds``, and return what all of the runs showed, in short.
 
-    Args:
-        kinds: Kinds of faults.
-        seeds: Runs of each kind.
-        jobs: Runs side by side; each has three servers.
-        on_run: Called with the result of each run.
+    So many ``jobs`` run side by side, each on three servers.
     """
     free, runs = asyncio.Semaphore(jobs), list[ShortRun]()
 

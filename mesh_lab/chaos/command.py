@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -13,7 +13,7 @@ from rich.table import Column, Table
 
 from mesh_lab.chaos.campaign import ShortRun, as_markdown, campaign
 from mesh_lab.chaos.disks import READY_WITHIN_S, clear_leftovers, why_not
-from mesh_lab.chaos.report import report_of, versions, write_campaign, write_report
+from mesh_lab.chaos.report import report_of, versions, write, write_report
 from mesh_lab.chaos.run import ChaosRun, chaos_run, new_servers, power_cut
 from mesh_lab.chaos.schedule import FAULTS, KINDS, InjectedFault, Kind
 from mesh_lab.chaos.writers import Writers
@@ -57,7 +57,7 @@ def run_chaos(
 
     with _prepared(), shown.live():
         done = asyncio.run(run())
-    _print({f"seed {seed}, {len(done.faults)} faults": done}, gaps=True)
+    _print({f"seed {seed}, {len(done.faults)} faults": done})
     if report is not None:
         written = write_report(report_of(done, seed=seed, seconds=seconds, kinds=chosen), report)
         _say(f"written: {', '.join(map(str, written))}")
@@ -84,7 +84,7 @@ def run_campaign(*, seeds: int, jobs: int, kinds: Sequence[Kind] = (), report: P
         found = asyncio.run(campaign(chosen, seeds, jobs=jobs, on_run=on_run))
     sys.stdout.write(table := as_markdown(found))
     if report is not None:
-        _say(f"written: {', '.join(map(str, write_campaign(found, table, report)))}")
+        _say(f"written: {', '.join(map(str, write(found, report, '.md', table)))}")
     return 1 if found["not_kept"] else 0
 
 
@@ -103,7 +103,7 @@ def run_power_cuts(*, seconds: float) -> int:
         for label, interval in INTERVALS.items():
             _say(f"sync_interval {label}")
             done[label] = asyncio.run(power_cut(sync_interval=interval, seconds=seconds))
-    _print(done, gaps=False)
+    _print(done)
     for label, run in done.items():
         if run.not_back:
             number = versions()["nats-server"]
@@ -113,7 +113,7 @@ def run_power_cuts(*, seconds: float) -> int:
 
 
 class _Display:
-    """What a run is doing: kept up to date on a terminal, else a line for each fault."""
+    """What a run is doing: a line for each fault, and on a terminal, below them, how it stands."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
@@ -125,13 +125,10 @@ class _Display:
 
     def note(self, fault: InjectedFault) -> None:
         self._faults.append(fault)
-        if not self._console.is_terminal:
-            _say(str(fault))
+        self._console.print(str(fault), highlight=False)
 
-    def live(self) -> contextlib.AbstractContextManager[object]:
-        if not self._console.is_terminal:
-            return contextlib.nullcontext()
-        return Live(get_renderable=self._now, console=self._console, refresh_per_second=4)
+    def live(self) -> Live:
+        return Live(get_renderable=self._now, console=self._console, refresh_per_second=4, transient=True)
 
     def _now(self) -> Table | str:
         if self._writers is None:
@@ -175,24 +172,17 @@ def _say(line: str) -> None:
     sys.stderr.write(line + "\n")
 
 
-def _print(runs: Mapping[str, ChaosRun], *, gaps: bool) -> None:
-    rows: dict[str, Callable[[ChaosRun], str]] = {
-        "sent": lambda run: f"{run.audit.attempted:,}",
-        "acknowledged": lambda run: f"{run.audit.acknowledged:,}",
-        "stored": lambda run: f"{run.audit.stored:,}",
-        "lost": lambda run: f"{len(run.audit.lost):,}",
-        "doubled": lambda run: f"{len(run.audit.doubled):,}",
-        "out of order": lambda run: f"{len(run.audit.reversed):,}",
-        "unknown, and stored": lambda run: f"{run.audit.recovered:,}",
-    }
-    if gaps:
-        rows["longest gap"] = lambda run: f"{run.longest_gap_s:.1f} s"
-        rows["served"] = lambda run: f"{run.history.availability:.0%} of {run.history.length_s:.0f} s"
-    else:
-        rows["back within a minute"] = lambda run: "no" if run.not_back else "yes"
-    for server in next(iter(runs.values())).on_disk:
-        rows[f"on the disk of {server}"] = lambda run, server=server: f"{run.on_disk[server]:,}"  # type: ignore[misc]
-    table = Table("orders", *(Column(label, justify="right") for label in runs), box=None)
-    for name, cell in rows.items():
-        table.add_row(name, *(cell(run) for run in runs.values()))
+def _print(runs: Mapping[str, ChaosRun]) -> None:
+    columns = {label: _figures(run) for label, run in runs.items()}
+    table = Table("orders", *(Column(label, justify="right") for label in columns), box=None)
+    for name in next(iter(columns.values())):
+        table.add_row(name, *(figures[name] for figures in columns.values()))
     Console().print(table)
+
+
+def _figures(run: ChaosRun) -> dict[str, str]:
+    figures = {name: f"{count:,}" for name, count in run.audit.counts.items()}
+    figures["longest gap"] = f"{run.longest_gap_s:.1f} s"
+    figures["served"] = f"{run.history.availability:.0%} of {run.history.length_s:.0f} s"
+    figures["back within a minute"] = "no" if run.not_back else "yes"
+    return figures | {f"on the disk of {server}": f"{count:,}" for server, count in run.on_disk.items()}

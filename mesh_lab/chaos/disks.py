@@ -171,7 +171,7 @@ def _place() -> Iterator[Path]:
             shutil.rmtree(place)
 
 
-async def start_all(mesh: Mesh, *, within: float = READY_WITHIN_S) -> None:
+async def start_all(mesh: Mesh) -> None:
     """Start all servers that do not run, together: one alone would wait for a majority for ever.
 
     Raises:
@@ -181,7 +181,7 @@ async def start_all(mesh: Mesh, *, within: float = READY_WITHIN_S) -> None:
     for server in mesh.servers.values():
         if server.state not in ("running", "paused"):
             await asyncio.to_thread(server.start)
-    await mesh.ready(within=within)
+    await mesh.ready(within=READY_WITHIN_S)
 
 
 def clear_leftovers() -> int:

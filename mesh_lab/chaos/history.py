@@ -86,7 +86,7 @@ class History:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """What became of the orders of a run. Every tuple of ids has to be empty for it to be valid."""
+    """What became of the orders of a run; it is valid if nothing is ``broken``."""
 
     attempted: int
     acknowledged: int
@@ -95,36 +95,36 @@ class Audit:
     """Messages that a client reads in the end."""
     recovered: int
     """Orders whose outcome was unknown and that are stored, which breaks no promise."""
-    lost: tuple[str, ...]
-    """Acknowledged, and not stored."""
-    lost_on: Mapping[str, tuple[str, ...]]
-    """Acknowledged, and not on the disk of that server, by server."""
-    differing_on: Mapping[str, tuple[str, ...]]
-    """On the disk of that server under another number, or more or less often, than a client reads, by server."""
-    unexpected: tuple[str, ...]
-    """Stored, and never sent."""
-    contradicted: tuple[str, ...]
-    """Stored, although the server had refused it."""
-    doubled: tuple[str, ...]
-    """Stored more than once."""
-    reversed: tuple[str, ...]
-    """Acknowledged, and stored before an order that their writer had sent earlier."""
-    misplaced: tuple[str, ...]
-    """Stored under another sequence number than the acknowledgement gave."""
-    without_effect: tuple[str, ...] = ()
-    """Stored, and a worker that has handled everything never made its effect."""
-    repeated_effect: tuple[str, ...] = ()
-    """Given more than one effect by workers."""
+    broken: Mapping[str, tuple[str, ...]]
+    """The ids that break the promise, by how they break it; :func:`audit` has the ways."""
 
     @property
-    def broken(self) -> dict[str, tuple[str, ...]]:
-        """The ids that break the promise, by how they break it."""
-        ways = {"lost": self.lost}
-        ways |= {f"lost on {server}": ids for server, ids in self.lost_on.items()}
-        ways |= {f"different on {server}": ids for server, ids in self.differing_on.items()}
-        alike = ("unexpected", "contradicted", "doubled", "reversed", "misplaced", "without_effect", "repeated_effect")
-        ways |= {way.replace("_", " "): getattr(self, way) for way in alike}
-        return {way: ids for way, ids in ways.items() if ids}
+    def lost(self) -> tuple[str, ...]:
+        """Acknowledged, and not stored."""
+        return self.broken.get("lost", ())
+
+    @property
+    def doubled(self) -> tuple[str, ...]:
+        """Stored more than once."""
+        return self.broken.get("doubled", ())
+
+    @property
+    def reversed(self) -> tuple[str, ...]:
+        """Acknowledged, and stored before an order that their writer had sent earlier."""
+        return self.broken.get("reversed", ())
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The numbers that tables and reports show."""
+        return {
+            "sent": self.attempted,
+            "acknowledged": self.acknowledged,
+            "stored": self.stored,
+            "lost": len(self.lost),
+            "doubled": len(self.doubled),
+            "out of order": len(self.reversed),
+            "unknown, and stored": self.recovered,
+        }
 
     def __str__(self) -> str:
         counts = f"{self.attempted:,} sent, {self.acknowledged:,} acknowledged, {self.stored:,} stored"
@@ -166,27 +166,26 @@ def audit(
     seqs = {message.id: message.seq for message in reversed(stored)}  # the first of those that are there twice
     copies = Counter(message.id for message in stored)
     there = [attempt for attempt in history.attempts if attempt.id in seqs]
-    lost_on, differing_on = dict[str, tuple[str, ...]](), dict[str, tuple[str, ...]]()
+    ways = {"lost": _missing(acknowledged, stored)}
     for server, messages in (replicas or {}).items():
-        lost_on[server], held = _missing(acknowledged, messages), Counter(messages)
+        ways[f"lost on {server}"] = missing = _missing(acknowledged, messages)
+        # On its disk under another number, or more or less often, than a client reads.
+        held = Counter(messages)
         differing = dict.fromkeys(id_ for _, id_ in sorted((held - read) + (read - held)))
-        differing_on[server] = tuple(id_ for id_ in differing if id_ not in lost_on[server])
-    return Audit(
-        attempted=len(sent),
-        acknowledged=len(acknowledged),
-        stored=len(stored),
-        recovered=sum(attempt.outcome == "unknown" for attempt in there),
-        lost=_missing(acknowledged, stored),
-        lost_on=lost_on,
-        differing_on=differing_on,
-        contradicted=tuple(attempt.id for attempt in there if attempt.outcome == "refused"),
-        unexpected=tuple(id_ for id_ in copies if id_ not in sent),
-        doubled=tuple(id_ for id_, number in copies.items() if number > 1),
-        reversed=tuple(_reversed(acknowledged.values(), seqs)),
-        misplaced=tuple(id_ for id_, attempt in acknowledged.items() if seqs.get(id_, attempt.seq) != attempt.seq),
-        without_effect=() if effects is None else tuple(id_ for id_ in copies if not effects.get(id_)),
-        repeated_effect=tuple(id_ for id_, number in (effects or {}).items() if number > 1),
-    )
+        ways[f"different on {server}"] = tuple(id_ for id_ in differing if id_ not in missing)
+    ways |= {
+        "unexpected": tuple(id_ for id_ in copies if id_ not in sent),
+        "contradicted": tuple(attempt.id for attempt in there if attempt.outcome == "refused"),
+        "doubled": tuple(id_ for id_, number in copies.items() if number > 1),
+        "reversed": tuple(_reversed(acknowledged.values(), seqs)),
+        # Under another number than the acknowledgement gave.
+        "misplaced": tuple(id_ for id_, one in acknowledged.items() if seqs.get(id_, one.seq) != one.seq),
+        "without effect": () if effects is None else tuple(id_ for id_ in copies if not effects.get(id_)),
+        "repeated effect": tuple(id_ for id_, number in (effects or {}).items() if number > 1),
+    }
+    recovered = sum(attempt.outcome == "unknown" for attempt in there)
+    broken = {way: ids for way, ids in ways.items() if ids}
+    return Audit(len(sent), len(acknowledged), len(stored), recovered, broken)
 
 
 def _missing(acknowledged: Iterable[str], messages: Iterable[Stored]) -> tuple[str, ...]:

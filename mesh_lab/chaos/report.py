@@ -37,29 +37,20 @@ def verdict_of(run: ChaosRun) -> tuple[str, str]:
 
 def report_of(run: ChaosRun, *, seed: int, seconds: float, kinds: Sequence[Kind]) -> dict[str, Any]:
     """Return all that is kept of a run; a field is never renamed without another ``schema``."""
-    found, (verdict, reason) = run.audit, verdict_of(run)
-    faults = [
-        (fault.planned.kind, fault.began_s, fault.ended_s, fault.server, fault.planned.target) for fault in run.faults
-    ]
+    verdict, reason = verdict_of(run)
     return {
         "schema": SCHEMA,
         "verdict": verdict,
         "reason": reason,
         "run": {"seed": seed, "seconds": seconds, "kinds": list(kinds), **versions()},
-        "orders": {
-            "sent": found.attempted,
-            "acknowledged": found.acknowledged,
-            "stored": found.stored,
-            "lost": len(found.lost),
-            "doubled": len(found.doubled),
-            "out of order": len(found.reversed),
-            "unknown, and stored": found.recovered,
-        },
+        "orders": run.audit.counts,
         "on_disk": dict(run.on_disk),
-        "broken": {way: ids[:IDS_KEPT] for way, ids in found.broken.items()},
+        "broken": {way: ids[:IDS_KEPT] for way, ids in run.audit.broken.items()},
         "length_s": run.history.length_s,
         "faults": [
-            dict(zip(("kind", "began_s", "ended_s", "server", "target"), fault, strict=True)) for fault in faults
+            {"kind": one.planned.kind, "began_s": one.began_s, "ended_s": one.ended_s}
+            | {"server": one.server, "target": one.planned.target}
+            for one in run.faults
         ],
         "gaps": run.history.gaps(),
     }
@@ -67,20 +58,15 @@ def report_of(run: ChaosRun, *, seed: int, seconds: float, kinds: Sequence[Kind]
 
 def write_report(report: dict[str, Any], path: Path) -> list[Path]:
     """Write a report as ``path.json`` and ``path.html``, whatever ending the path has, and return both."""
-    encoded = msgspec.json.encode(report).decode()
     # Within a page, no text may end the script; the page itself shows all text as text.
-    page = PAGE.read_text().replace("{}", encoded.replace("<", "\\u003c"), 1)
-    return _written(path, json=msgspec.json.format(encoded, indent=2) + "\n", html=page)
+    encoded = msgspec.json.encode(report).decode().replace("<", "\\u003c")
+    return write(report, path, ".html", PAGE.read_text().replace("{}", encoded, 1))
 
 
-def _written(path: Path, **texts: str) -> list[Path]:
+def write(found: dict[str, Any], path: Path, ending: str, text: str) -> list[Path]:
+    """Write what was found as ``path.json`` and, beside it, a text that shows it, and return both paths."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    paths = [path.with_suffix(f".{ending}") for ending in texts]
-    for place, text in zip(paths, texts.values(), strict=True):
-        place.write_text(text)
-    return paths
-
-
-def write_campaign(found: dict[str, Any], table: str, path: Path) -> list[Path]:
-    """Write a campaign and its table as ``path.json`` and ``path.md``, and return both."""
-    return _written(path, json=msgspec.json.format(msgspec.json.encode(found).decode(), indent=2) + "\n", md=table)
+    as_json, shown = path.with_suffix(".json"), path.with_suffix(ending)
+    as_json.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
+    shown.write_text(text)
+    return [as_json, shown]

@@ -154,14 +154,9 @@ async def power_cut(*, sync_interval: str | None = None, seconds: float = 8.0) -
     It models the system's memory, not what a disk itself may hold back: the servers are frozen, their disks' images
     copied, everything is killed, and the copies take the images' place.
 
-    Three servers that forget alike may wait for each other for ever (nats-server 2.15.1). Raft writes a snapshot, which
-    says how far the stream has come, and syncs it; the stream's own messages up to there are synced later, every
-    ``sync_interval``, and the log that could replay them is dropped with the snapshot. After a cut at that moment each
-    server knows from its snapshot of messages that no disk has, and waits for a leader that would send them. While it
-    waits, it puts its election off; after 5 s without a leader, it takes the snapshot up again (``processSnapshot`` in
-    server/jetstream_cluster.go, ``pauseApplyLocked`` and ``DrainAndReplaySnapshot`` in server/raft.go). So do all
-    three: "stream catching up" on /healthz, "catchup aborted, no leader" in the logs. ``sync_interval: always``
-    prevents it, and notebook 13 shows the way back.
+    Three servers that forget alike may wait for each other for ever (nats-server 2.15.1, ``processSnapshot`` in
+    server/jetstream_cluster.go): each has synced a snapshot that knows of messages which were not synced, and puts its
+    election off until a leader sends them. ``sync_interval: always`` prevents it; notebook 13 shows the way back.
 
     Args:
         sync_interval: How long what is acknowledged may stay in memory alone: ``"1s"``, or ``"always"`` for not at

@@ -82,10 +82,7 @@ class DyingService:
             )
 
     async def finish(self, wanted: Collection[str] = ()) -> None:
-        """Return when it has done what is left to do; a publisher has ended then.
-
-        Args:
-            wanted: Orders whose effects a worker has to have made; a publisher sends what it has noted.
+        """Return when a worker has made the effects of the orders ``wanted``, or a publisher has sent all and ended.
 
         Raises:
             NotReadyError: It was not done within a minute.

@@ -80,12 +80,9 @@ def read_replica(store: Path, stream: str, *, torn: bool = False) -> list[Stored
 
 
 def truncate_replica(store: Path, stream: str, *, keep: int) -> None:
-    """Take a stream's last messages off the disk of a server that does not run, as a power cut does.
+    """Take a stream's last messages off the disk of a server that does not run, as a power cut does, but for ``keep``.
 
-    Args:
-        store: As for :func:`read_replica`.
-        stream: As for :func:`read_replica`; all of it lies in one file, as it does up to some megabytes.
-        keep: How many messages stay.
+    All of the stream lies in one file, as it does up to some megabytes.
     """
     [path] = store.rglob(f"streams/{stream}/msgs/*.blk")
     block, end = path.read_bytes(), 0

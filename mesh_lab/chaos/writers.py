@@ -68,8 +68,7 @@ class Writers:
     async def stop(self, *, wait: bool = True) -> History:
         """End the writers and return their history; stopping twice does nothing.
 
-        Args:
-            wait: Whether to wait for the outcome of orders in flight; ``False`` records them as ``unknown``.
+        It waits for the outcome of orders in flight; without ``wait``, they are ``unknown``.
 
         Raises:
             Exception: What ended a writer early.

@@ -11,7 +11,7 @@ import pytest
 
 from mesh_lab.chaos.campaign import ShortRun, as_markdown, campaign
 from mesh_lab.chaos.history import Attempt, History, audit
-from mesh_lab.chaos.report import report_of, verdict_of, write_campaign, write_report
+from mesh_lab.chaos.report import report_of, verdict_of, write, write_report
 from mesh_lab.chaos.run import ChaosRun
 from mesh_lab.chaos.schedule import KINDS, InjectedFault, PlannedFault, draw_schedule
 from mesh_lab.chaos.stored import Stored, read_replica, truncate_replica
@@ -288,7 +288,7 @@ async def test_a_campaign_counts_by_kind_and_names_each_run_that_broke_the_promi
         **{"lost": 0, "doubled": 0, "out_of_order": 0, "median_gap_s": 2.0},
     }
     assert (found["kinds"]["stop"]["kept"], found["kinds"]["stop"]["lost"]) == (2, 1)
-    as_json, as_table = write_campaign(found, as_markdown(found), tmp_path / "campaign")
+    as_json, as_table = write(found, tmp_path / "campaign", ".md", as_markdown(found))
     assert "| stop | 3 | 2 | 5 | 250 | 1 | 0 | 0 | 3.0 |" in as_table.read_text()
     assert "- stop, seed 2: broken. 1 lost" in as_table.read_text()
     assert msgspec.json.decode(as_json.read_bytes())["not_kept"][0]["seed"] == 2
