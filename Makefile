@@ -68,7 +68,7 @@ check: $(VENV)/dev.stamp ## lint, check types and spelling, check the notebooks'
 notebooks: $(VENV)/dev.stamp ## execute the notebooks in clean kernels; store their outputs and the reference run
 	rm -rf $(VENV)/home
 	MESH_LAB_HOME=$(CURDIR)/$(VENV)/home $(BIN)/python tests/notebooks/refresh.py --record
-	MESH_LAB_HOME=$(CURDIR)/$(VENV)/home $(BIN)/python -m mesh_lab.measure.ledger export
+	MESH_LAB_HOME=$(CURDIR)/$(VENV)/home $(BIN)/python -m mesh_lab.measure.ledger
 
 doctor: $(VENV)/lab.stamp ## check this machine and say how to fix what is missing
 	@$(BIN)/mesh-lab doctor

@@ -1,19 +1,20 @@
 """This machine's results, kept from notebook to notebook, beside a reference run that comes with the package.
 
-``python -m mesh_lab.measure.ledger export`` makes this machine's results the reference run.
+``python -m mesh_lab.measure.ledger`` makes this machine's results the reference run. A ledger that cannot be read or
+written is a :class:`~mesh_lab.errors.StoreError`, whose message says what to do.
 """
 
-import argparse
 import json
 import sys
+from collections import defaultdict
 from dataclasses import fields
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mesh_lab.errors import MeshLabError, StoreError
+from mesh_lab.errors import StoreError
 from mesh_lab.measure.local_store import data_dir, open_store
-from mesh_lab.measure.measurement import Measurement, figure, rounded
+from mesh_lab.measure.measurement import Kind, Measurement, figure, rounded
 from mesh_lab.measure.reference import REFERENCE, read_reference, write_reference
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ def record(notebook: str, measurement: Measurement) -> Measurement:
 
     Raises:
         ValueError: The notebook has no name.
-        StoreError: The ledger cannot be read or written; the message says what to do.
     """
     if not notebook.strip():
         raise ValueError("a measurement is kept under its notebook's name, and the name is empty")
@@ -48,68 +48,8 @@ def record(notebook: str, measurement: Measurement) -> Measurement:
     return measurement
 
 
-def rows(notebook: str) -> list[Measurement]:
-    """Return everything that was recorded for a notebook on this machine, oldest first.
-
-    Raises:
-        StoreError: The ledger cannot be read; the message says what to do.
-    """
-    return [measurement for name, measurement in _read() if name == notebook]
-
-
-def latest(notebook: str) -> list[Measurement]:
-    """Return the newest measurement of each name and kind, in the order in which they were first taken.
-
-    Raises:
-        StoreError: The ledger cannot be read; the message says what to do.
-    """
-    return list({(one.name, one.kind): one for one in rows(notebook)}.values())
-
-
-def compare(notebook: str) -> "pd.DataFrame":
-    """Return this machine's newest results beside the reference run, as a table.
-
-    A dash stands for a missing result. Rates differ between machines; which of two rows is faster should not.
-
-    Raises:
-        StoreError: The ledger or the reference run cannot be read; the message says what to do.
-    """
-    import pandas as pd
-
-    here = {(one.name, one.kind): one for one in latest(notebook)}
-    there = {(one.what, one.kind): one for one in read_reference(notebook)}
-    table = []
-    for what, kind in here | there:
-        mine, reference = here.get((what, kind)), there.get((what, kind))
-        figures = [mine.figure if mine else MISSING, figure(reference.value, kind) if reference else MISSING]
-        ratio = rounded(mine.value / reference.value, 2) if mine and reference and reference.value else MISSING
-        spread = f"{int(mine.spread * 100)} %" if mine and mine.runs > 1 else MISSING
-        table.append([what, kind, *figures, ratio, spread])
-    return pd.DataFrame(table, columns=["what", "kind", "here", "reference", "here / reference", "spread here"])
-
-
-def export_reference(path: Path = REFERENCE) -> Path:
-    """Write the newest results of every notebook as a reference run, the package's own, and return the file's path.
-
-    Raises:
-        StoreError: The ledger is empty or cannot be read, or the file cannot be written.
-    """
-    notebooks = {notebook: latest(notebook) for notebook, _ in _read()}
-    if not notebooks:
-        raise StoreError(f"the ledger in {data_dir()} is empty; run the notebooks first, then export")
-    write_reference(path, notebooks)
-    return path
-
-
-def _stored(value: Any) -> str | int:
-    """Return a field as text or a plain int: SQLite would store the integers of pandas, of other types, as bytes."""
-    if isinstance(value, tuple):
-        return json.dumps([float(one) for one in value])
-    return int(value) if isinstance(value, Integral) else str(value)
-
-
-def _read() -> list[tuple[str, Measurement]]:
-    """Return every notebook's name and measurement, oldest first."""
+def rows() -> list[tuple[str, Measurement]]:
+    """Return everything that was recorded on this machine, oldest first: notebook and measurement."""
     columns = ", ".join(COLUMNS)
     with open_store("ledger", TABLE) as database:
         found = database.execute(f"SELECT notebook, {columns} FROM measurements ORDER BY id").fetchall()  # noqa: S608
@@ -126,17 +66,52 @@ def _read() -> list[tuple[str, Measurement]]:
     return measurements
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(prog="python -m mesh_lab.measure.ledger", description=main.__doc__)
-    parser.add_argument("command", choices=["export"], help="make this machine's results the reference run")
-    parser.add_argument("path", nargs="?", type=Path, default=REFERENCE, help="file to write")
-    chosen = parser.parse_args(arguments)
-    try:
-        sys.stdout.write(f"{export_reference(chosen.path)}\n")
-    except MeshLabError as err:
-        sys.exit(str(err))
+def latest() -> dict[str, dict[tuple[str, Kind], Measurement]]:
+    """Return each notebook's newest measurements by name and kind, in the order in which they were first taken."""
+    newest: defaultdict[str, dict[tuple[str, Kind], Measurement]] = defaultdict(dict)
+    for notebook, one in rows():
+        newest[notebook][one.name, one.kind] = one
+    return newest
+
+
+def compare(notebook: str) -> "pd.DataFrame":
+    """Return this machine's newest results beside the reference run, as a table.
+
+    A dash stands for a missing result. Rates differ between machines; which of two rows is faster should not.
+    """
+    import pandas as pd
+
+    here = latest().get(notebook, {})
+    there = {(one.what, one.kind): one for one in read_reference(notebook)}
+    table = []
+    for what, kind in here | there:
+        mine, reference = here.get((what, kind)), there.get((what, kind))
+        figures = [mine.figure if mine else MISSING, figure(reference.value, kind) if reference else MISSING]
+        ratio = rounded(mine.value / reference.value, 2) if mine and reference and reference.value else MISSING
+        spread = f"{int(mine.spread * 100)} %" if mine and mine.runs > 1 else MISSING
+        table.append([what, kind, *figures, ratio, spread])
+    return pd.DataFrame(table, columns=["what", "kind", "here", "reference", "here / reference", "spread here"])
+
+
+def export_reference(path: Path = REFERENCE) -> Path:
+    """Write the newest results of every notebook as a reference run, the package's own, and return the file's path.
+
+    Raises:
+        StoreError: The ledger is empty, or the file cannot be written.
+    """
+    notebooks = {notebook: list(measurements.values()) for notebook, measurements in latest().items()}
+    if not notebooks:
+        raise StoreError(f"the ledger in {data_dir()} is empty; run the notebooks first, then export")
+    write_reference(path, notebooks)
+    return path
+
+
+def _stored(value: Any) -> str | int:
+    """Return a field as text or a plain int: SQLite would store the integers of pandas, of other types, as bytes."""
+    if isinstance(value, tuple):
+        return json.dumps([float(one) for one in value])
+    return int(value) if isinstance(value, Integral) else str(value)
 
 
 if __name__ == "__main__":
-    main()
+    sys.stdout.write(f"{export_reference()}\n")

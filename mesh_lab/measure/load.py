@@ -8,18 +8,16 @@ import asyncio
 import secrets
 import sys
 import threading
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial, reduce
+from functools import partial
 from itertools import pairwise
-from operator import or_
 from typing import Any, TypeVar, get_type_hints
 
 import msgspec
 
 from mesh_lab.errors import ProcessEndedError
-from mesh_lab.measure.load_jobs import HEADER, Job, Publish, PublishAcknowledged, Receive, Received, Result, Sent
+from mesh_lab.measure.load_jobs import HEADER, Job, Publish, PublishAcknowledged, Receive, Result, Sent
 from mesh_lab.measure.measurement import Run
 from mesh_lab.processes import ChildProcess
 from mesh_lab.tls import pack
@@ -78,26 +76,20 @@ async def deliver_load(
     subject: str = SUBJECT,
     messages: int = 100_000,
     payload_bytes: int = 128,
-    publishers: int = 1,
     subscribers: int = 1,
-    queue: str | None = None,
-    subscriber_options: Mapping[str, Any] | None = None,
     within: float = 60.0,
 ) -> Run:
     """Publish to core NATS and subscribe, and return the time from the first publish to the last receive.
 
-    The run's ``messages`` are the deliveries that were due: each message once for a queue group, and once for every
-    subscriber without one. The server cuts off a subscriber that has more than ``max_pending`` (64 MiB) to read.
+    The run's ``messages`` are the deliveries that were due: each message once for every subscriber. The server cuts off
+    a subscriber that has more than ``max_pending`` (64 MiB) to read.
 
     Args:
         options: Arguments of ``nats.connect``, as ``mesh.connect_options()`` returns them.
         subject: Where to publish; subscribers put ``*`` in the place of a token ``{n}``.
-        messages: Messages in all, shared out among the publishers.
+        messages: Messages that one process publishes.
         payload_bytes: Size of each payload, 8 (its number) or more.
-        publishers: Processes that publish.
         subscribers: Processes that subscribe.
-        queue: Name of their queue group; ``None`` gives every message to every subscriber.
-        subscriber_options: Where the subscribers connect, if elsewhere than the publishers.
         within: Seconds until all must be done, the children's start included.
 
     Raises:
@@ -108,26 +100,15 @@ async def deliver_load(
         raise ValueError(f"subscribers={subscribers}, expected 1 or more")
     inbox = f"_INBOX.load.{secrets.token_hex(8)}"
     controls = {f"subscriber {i + 1}": f"{inbox}.{i}" for i in range(subscribers)}
-    shares = numbered_shares(options, subject, messages, payload_bytes, publishers, within)
-    receiver = shares[0] | {"count": messages, "publishers": publishers, "queue": queue or ""}
-    receiver["options"] = portable(options if subscriber_options is None else subscriber_options)
-    receiving = [Receive(**receiver | {"role": role, "control": control}) for role, control in controls.items()]
-    publishing = [Publish(**share, controls=list(controls.values())) for share in shares]
-    sent, got = await run_children(publishing, receiving, within=within)
-    due, lost, duplicates = count_faults(got, messages=messages, shared=queue is not None)
-    # Where nothing came there is no last receive; the time that the publishers took stands in for it.
+    [share] = numbered_shares(options, subject, messages, payload_bytes, 1, within)
+    receiving = [Receive(**share | {"role": role, "control": control}) for role, control in controls.items()]
+    publishing = Publish(**share, controls=list(controls.values()))
+    sent, got = await run_children([publishing], receiving, within=within)
+    due, different = messages * subscribers, sum(result.different for result in got)
+    duplicates = sum(result.received for result in got) - different
+    # Where nothing came there is no last receive; the time that the publisher took stands in for it.
     elapsed_s = _elapsed_s(sent, got if any(result.ended_ns for result in got) else sent)
-    return Run(due, elapsed_s, lost, duplicates, payload_bytes, sent[0].server_version)
-
-
-def count_faults(results: Sequence[Received], *, messages: int, shared: bool) -> tuple[int, int, int]:
-    """Return how many deliveries were due, lost and duplicated; with ``shared``, all results are of one queue group."""
-    # One byte to a message, 1 if it came: as numbers, their union is an "or" and their size a count of bits.
-    seen = [int.from_bytes(zlib.decompress(result.seen), "little") for result in results]
-    groups = [reduce(or_, seen)] if shared else seen
-    due = messages * len(groups)
-    different = sum(group.bit_count() for group in groups)
-    return due, due - different, sum(result.received for result in results) - different
+    return Run(due, elapsed_s, due - different, duplicates, payload_bytes, sent[0].server_version)
 
 
 async def run_children(
@@ -135,10 +116,8 @@ async def run_children(
 ) -> tuple[list[S], list[R]]:
     """Run a load and return the results of the publishers and of the subscribers, in the jobs' order.
 
-    Args:
-        publishers: Jobs that begin when every child is ready.
-        subscribers: Jobs that run until the publishers are done and nothing more arrives.
-        within: Seconds until the children must be done; 5 s later they are killed.
+    Publishers begin when every child is ready; subscribers run until they are done and nothing more arrives. A load
+    that is not done after ``within`` seconds is killed 5 s later.
 
     Raises:
         ProcessEndedError: A child ended without a result, or was not done in time.

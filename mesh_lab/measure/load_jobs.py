@@ -8,7 +8,6 @@ import contextlib
 import struct
 import sys
 import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -26,7 +25,7 @@ from mesh_lab.patterns.windowed_publisher import WindowedPublisher
 HEADER = struct.Struct(">4sI")  # every payload begins with the run's mark and the message's number
 ACK_TIMEOUT_S = 10.0
 PROBE_EVERY_S = 0.02
-QUIET_S = 2.0  # without a message: then a subscriber gives up waiting for the publishers' last one
+QUIET_S = 2.0  # without a message: then a subscriber gives up waiting for the publisher's last one
 
 
 class Parent:
@@ -77,10 +76,10 @@ class Sent(Result, frozen=True, kw_only=True):
 
 
 class Received(Result, frozen=True, kw_only=True):
-    """Messages received, duplicates included; ``seen``, compressed, is a 1 for each number of a load that came."""
+    """Messages received, duplicates included, and how many different ones of a load they were."""
 
     received: int = 0
-    seen: bytes = b""
+    different: int = 0
 
 
 R_co = TypeVar("R_co", bound=Result, covariant=True)
@@ -127,7 +126,7 @@ class NumberedJob(Job[R_co], Generic[R_co], frozen=True, kw_only=True):
         for n in range(self.first, self.first + self.count):
             yield f"{before}{n}{after}" if token else self.subject, HEADER.pack(self.mark, n) + padding
 
-    async def subscribe(self, client: Client, note: Callable[[int], None], *, queue: str = "") -> Any:
+    async def subscribe(self, client: Client, note: Callable[[int], None]) -> Any:
         """Subscribe, without limits, and note the numbers: what is lost was lost on the way, not in a queue here."""
         run = self.mark
 
@@ -138,7 +137,7 @@ class NumberedJob(Job[R_co], Generic[R_co], frozen=True, kw_only=True):
                     note(n)
 
         subject = self.subject.replace("{n}", "*")
-        return await client.subscribe(subject, queue=queue, cb=on_message, pending_msgs_limit=0, pending_bytes_limit=0)
+        return await client.subscribe(subject, cb=on_message, pending_msgs_limit=0, pending_bytes_limit=0)
 
 
 class Publish(NumberedJob[Sent], frozen=True, kw_only=True):
@@ -183,14 +182,12 @@ class PublishAcknowledged(NumberedJob[Sent], frozen=True, kw_only=True):
 class Receive(NumberedJob[Received], frozen=True, kw_only=True):
     """Subscribe, and note which of the run's messages come."""
 
-    control: str  # where publishers probe this subscriber, and report that they are done
-    publishers: int
-    queue: str = ""
+    control: str  # where the publisher probes this subscriber, and reports that it is done
     survives_reconnect: bool = True
 
     async def __call__(self, client: Client, parent: Parent) -> Received:
-        seen, all_ended = bytearray(self.count), asyncio.Event()
-        received = last_ns = ends = 0
+        seen, ended = bytearray(self.count), asyncio.Event()
+        received = last_ns = 0
 
         def note(n: int) -> None:
             nonlocal received, last_ns
@@ -199,25 +196,24 @@ class Receive(NumberedJob[Received], frozen=True, kw_only=True):
             seen[n] = 1
 
         async def on_control(msg: Msg) -> None:
-            nonlocal ends
             if msg.reply:
                 await msg.respond(b"here")
-            elif (ends := ends + 1) >= self.publishers:
-                all_ended.set()
+            else:
+                ended.set()
 
-        subscription = await self.subscribe(client, note, queue=self.queue)
+        subscription = await self.subscribe(client, note)
         await client.subscribe(self.control, cb=on_control)
         await flush(client)
-        await parent.ready()  # returns when the publishers are done
+        await parent.ready()  # returns when the publisher is done
         parent.stage = "the last messages"
-        while not all_ended.is_set():
+        while not ended.is_set():
             before = received
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(all_ended.wait(), QUIET_S)
+                await asyncio.wait_for(ended.wait(), QUIET_S)
             if received == before:  # the end was lost too, as when the server cuts a slow subscriber off
                 break
         await subscription.drain()  # the callback finishes what has arrived
-        return Received(ended_ns=last_ns, received=received, seen=zlib.compress(seen, 1))
+        return Received(ended_ns=last_ns, received=received, different=sum(seen))
 
 
 async def publish_one_by_one(client: Client, parent: Parent, messages: Iterable[tuple[str, bytes]]) -> Sent:

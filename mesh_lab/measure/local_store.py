@@ -42,9 +42,7 @@ def data_dir() -> Path:
 def open_store(name: str, table: str) -> Iterator[sqlite3.Connection]:
     """Open one of the files for a single transaction, which an exception rolls back; make the file if it is missing.
 
-    Args:
-        name: What the file holds, in one word; it is also the file's name.
-        table: Name and columns of its table, as ``CREATE TABLE`` takes them.
+    ``name`` is the file's, and ``table`` the name and columns of its only table, as ``CREATE TABLE`` takes them.
 
     Raises:
         StoreError: The file cannot be used, or another program holds it; the message says what to do.

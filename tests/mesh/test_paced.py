@@ -53,7 +53,7 @@ async def test_every_request_is_answered_and_its_times_are_in_order(mesh: Mesh, 
         await msg.respond(b"12")
 
     await listen(desk, "paced.ask.*", answer)
-    run = await paced_load(near(mesh), subject="paced.ask.{n}", rate_per_s=200, seconds=0.5, payload_bytes=64)
+    run = await paced_load(near(mesh), subject="paced.ask.{n}", rate_per_s=200, seconds=0.5)
     assert (run.messages, run.answered, run.refused, run.lost) == (100, 100, 0, 0)
     assert asked == [f"paced.ask.{n}" for n in range(100)]
     assert list(run.due_ns) == [5_000_000 * n for n in range(100)]
@@ -284,11 +284,14 @@ async def test_a_wrong_password_is_an_error_and_no_result(mesh: Mesh) -> None:
         await paced_load(options, subject="paced.ask", rate_per_s=100, seconds=0.1)
 
 
-async def test_a_closed_loop_that_waits_too_often_says_what_it_waited_for(mesh: Mesh, desk: Client) -> None:
+async def test_a_closed_loop_that_waits_too_often_says_what_it_waited_for(
+    mesh: Mesh, desk: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def stay_silent(msg: Msg) -> None:
         return
 
     await listen(desk, "paced.silent", stay_silent)
+    monkeypatch.setattr("mesh_lab.measure.paced.LATE_BY_S", 0.5)
     load: dict[str, Any] = {"subject": "paced.silent", "rate_per_s": 100, "seconds": 1, "closed": True}
     with pytest.raises(ProcessEndedError, match="was waiting for the answers"):
-        await paced_load(near(mesh), **load, patience=0.2, within=0.5)
+        await paced_load(near(mesh), **load, patience=0.2)

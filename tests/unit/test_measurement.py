@@ -1,10 +1,8 @@
 import dataclasses
-import zlib
 
 import pytest
 
-from mesh_lab.measure.load import count_faults, deliver_load, publish_load
-from mesh_lab.measure.load_jobs import Received
+from mesh_lab.measure.load import deliver_load, publish_load
 from mesh_lab.measure.measurement import Measurement, Run, measure, rounded
 
 
@@ -148,37 +146,11 @@ def test_what_is_not_a_number_is_not_shown():
         rounded(float("inf"))
 
 
-def heard(*times_each):
-    """Report of a subscriber that got message 0 so many times, message 1 so many times, and so on."""
-    seen = bytes(times > 0 for times in times_each)
-    return Received(received=sum(times_each), seen=zlib.compress(seen))
-
-
-def test_a_planted_loss_and_a_planted_duplicate_are_counted():
-    assert count_faults([heard(1, 1, 1, 1)], messages=4, shared=False) == (4, 0, 0)
-    assert count_faults([heard(1, 0, 1, 1)], messages=4, shared=False) == (4, 1, 0)
-    assert count_faults([heard(1, 3, 1, 1)], messages=4, shared=False) == (4, 0, 2)
-
-
-def test_a_loss_does_not_hide_behind_a_duplicate():
-    assert count_faults([heard(0, 2, 1, 1)], messages=4, shared=False) == (4, 1, 1)
-
-
-def test_every_subscriber_without_a_queue_group_is_due_every_message():
-    assert count_faults([heard(1, 1), heard(1, 0)], messages=2, shared=False) == (4, 1, 0)
-
-
-def test_members_of_a_queue_group_are_due_each_message_once():
-    assert count_faults([heard(1, 0, 0), heard(0, 1, 0)], messages=3, shared=True) == (3, 1, 0)
-    assert count_faults([heard(1, 1, 0), heard(0, 1, 1)], messages=3, shared=True) == (3, 0, 1)
-
-
 @pytest.mark.parametrize(
     ("facts", "said"),
     [
         ({"payload_bytes": 7}, "payload_bytes=7, expected 8 or more: each payload carries its number"),
         ({"messages": 0}, "publishers=1, messages=0: expected"),
-        ({"publishers": 3, "messages": 2}, "publishers=3, messages=2: expected 1 <= publishers <= messages"),
         ({"within": 0}, "within=0, expected a positive number of seconds"),
         ({"subject": "orders.x{n}"}, "must be a token of its own"),
         ({"options": {"tls": object()}}, "connect option 'tls' is a object, which cannot travel"),
@@ -189,6 +161,11 @@ async def test_a_load_that_cannot_be_is_refused_before_it_starts(load, facts, sa
     options = facts.get("options", {})
     with pytest.raises(ValueError, match=said):
         await load(options, **{name: value for name, value in facts.items() if name != "options"})
+
+
+async def test_a_publisher_needs_a_message():
+    with pytest.raises(ValueError, match="publishers=3, messages=2: expected 1 <= publishers <= messages"):
+        await publish_load({}, publishers=3, messages=2)
 
 
 async def test_a_window_without_acknowledgements_is_refused():

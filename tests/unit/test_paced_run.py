@@ -104,9 +104,6 @@ def test_one_line_says_everything_and_warns_of_a_generator_that_was_late():
         (lambda run: run.lateness_ms(0), "percent=0, expected above 0"),
         (lambda run: run.latencies_ms(since="then"), "since='then', expected one of due, sent"),
         (lambda run: stalled(outcome=bytes([UNANSWERED] * 10)).percentile_ms(50), "of 0 answered messages"),
-        (lambda run: stalled(outcome=b""), "expected the same number in each"),
-        (lambda run: stalled(outcome=bytes([9] * 10)), "expected the same number in each"),
-        (lambda run: PacedRun(1, [], [], [], b""), "expected the same number in each, 1 or more"),
     ],
 )
 def test_what_a_run_cannot_say_is_refused(ask, said):
@@ -170,12 +167,10 @@ LOAD = {"subject": "prices.ask", "rate_per_s": 100.0, "seconds": 1.0}
         ({"seconds": 0}, "seconds=0, expected a positive"),
         ({"seconds": 0.001}, "no message is due"),
         ({"patience": 0}, "patience=0, expected a positive"),
-        ({"within": -1}, "within=-1, expected a positive"),
         ({"until": "answered"}, "until='answered', expected one of reply, ack, received"),
         ({"arrivals": "poisson"}, "arrivals='poisson', expected one of steady, random"),
         ({"payloads": []}, "0 payloads until 'reply': expected 1 or more"),
         ({"payloads": [b"a"], "until": "received"}, "1 payloads until 'received': expected 1 or more, and not"),
-        ({"payload_bytes": 7}, "payload_bytes=7, expected 8 or more"),
         ({"subject": "prices.{n}a"}, "must be a token of its own"),
         ({"options": {"tls": object()}}, "connect option 'tls' is a object, which cannot travel"),
     ],
