@@ -63,9 +63,7 @@ STYLE: Any = {
 def new_chart(title: str, *, body_in: float) -> Iterator["Figure"]:
     """Yield an empty figure with its title, drawn upon in the house's style; the reader's own settings stay.
 
-    Args:
-        title: The finding, in a sentence; wrapped to the figure's width.
-        body_in: Height below the title, in inches.
+    The title is wrapped to the figure's width, and ``body_in`` is the height below it, in inches.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure

@@ -27,7 +27,7 @@ from typing import Any, Literal
 from mesh_lab.errors import UnknownNameError
 from mesh_lab.notebook import answers
 from mesh_lab.notebook.leftovers import Watch, tasks_noted
-from mesh_lab.notebook.progress import NotebookProgress, Progress, note_solved, solved_numbers
+from mesh_lab.notebook.progress import Progress, note_solved, solved_numbers
 from mesh_lab.notebook.trial import MachineClock, NotYet, Trial
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import newest_mesh
@@ -181,14 +181,14 @@ def progress() -> Progress:
         StoreError: The record of solved exercises cannot be read.
     """
     _load_all()
-    solved, rows = solved_numbers(), []
+    solved, rows = solved_numbers(), {}
     for notebook, file in _files().items():
-        tasks = [(number, _exercises[number].title) for number in _sorted_numbers() if _notebook_of(number) == notebook]
+        tasks = {number: _exercises[number].title for number in _sorted_numbers() if _notebook_of(number) == notebook}
         if tasks:
-            done = tuple(task for task in tasks if task[0] in solved)
-            left = tuple(task for task in tasks if task[0] not in solved)
-            rows.append(NotebookProgress(file.stem.replace("_", " "), done, left))
-    return Progress(tuple(rows))
+            done = {number: title for number, title in tasks.items() if number in solved}
+            left = {number: title for number, title in tasks.items() if number not in solved}
+            rows[file.stem.replace("_", " ")] = done, left
+    return Progress(rows)
 
 
 def _exercise(number: str) -> _Exercise:

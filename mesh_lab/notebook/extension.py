@@ -18,11 +18,7 @@ services = Services()
 
 
 def load(shell: "InteractiveShell") -> None:
-    """Add ``%%service`` and ``services`` to a shell, and let ``asyncio.run()`` work in its cells; twice does no harm.
-
-    Args:
-        shell: The shell of the notebook, or of a terminal.
-    """
+    """Add ``%%service`` and ``services`` to a shell, and let ``asyncio.run()`` work in its cells; twice is no harm."""
     allow_nested_loops()
     begin_lessons()
     shell.magics_manager.register_function(service_magic(services), magic_kind="cell", magic_name="service")

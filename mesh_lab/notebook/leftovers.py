@@ -62,7 +62,7 @@ class _Server(NamedTuple):
 
 
 class Watch:
-    """What is on a mesh before a trial, and what a right answer has added to it since."""
+    """What is on a mesh before a trial; what a right answer has added to it since is :class:`NotYet`."""
 
     def __init__(self, mesh: Mesh) -> None:
         self._mesh = mesh
@@ -73,11 +73,7 @@ class Watch:
         self._before = await _servers(self._mesh)
 
     async def look_inside(self, clients: Mapping[Client, Mesh], began: Tasks, files: Collection[str]) -> None:
-        """Look while the trial's clients are open: their subscriptions, and tasks that run the answer's own code.
-
-        Raises:
-            NotYet: Something was left.
-        """
+        """Look while the trial's clients are open: their subscriptions, and tasks that run the answer's own code."""
         own = [task for task in began if _file(task) in files]
         try:
             await _expect_none(partial(_running, own))
@@ -91,11 +87,7 @@ class Watch:
                 await _expect_none(partial(_subscriptions, client, mesh))
 
     async def look_around(self, began: Tasks) -> None:
-        """Look when the trial's clients, servers and streams are gone: connections, streams, and all its tasks.
-
-        Raises:
-            NotYet: Something was left.
-        """
+        """Look when the trial's clients, servers and streams are gone: connections, streams, and all its tasks."""
         await _expect_none(self._added)
         await _expect_none(partial(_running, list(began)))
 
@@ -137,11 +129,9 @@ async def _subscriptions(client: Client, mesh: Mesh) -> list[str]:
     # A callback of nats-py's own tells them from those of an answer (both attributes have a test in tests/upstream).
     callbacks = {sub.subject: str(getattr(sub._cb, "__module__", "")) for sub in client._subs.values()}
     own = {subject for subject, module in callbacks.items() if module.startswith("nats.") and subject.endswith(".*")}
-    at = client.connected_url
-    servers = list(mesh.servers.values())
-    for server in [one for one in servers if at is not None and one.port == at.port] or servers[
-        :1
-    ]:  # or behind a relay
+    at, servers = client.connected_url, list(mesh.servers.values())
+    connected = [one for one in servers if at is not None and one.port == at.port]
+    for server in connected or servers[:1]:  # or behind a relay
         if server.monitor is not None:
             found = await asyncio.to_thread(server.monitor.connz, f"cid={client.client_id}&subs=1")
             subjects = [subject for one in found["connections"] for subject in one.get("subscriptions_list") or []]

@@ -116,11 +116,7 @@ class Drawing:
     texts: list[Text] = field(default_factory=list)
 
     def svg(self, summary: str) -> str:
-        """Return the drawing as SVG, on white with a margin.
-
-        Args:
-            summary: What it shows, in words.
-        """
+        """Return the drawing as SVG, on white with a margin; its title is a ``summary`` in words."""
         width, height = (length + 2 * PADDING for length in self.size)
         page = Box(-PADDING, -PADDING, width, height, "white", style.FAINT)
         parts: list[Box | Line | Text] = [page, *self.frames, *self.lines, *self.boxes.values(), *self.texts]
@@ -131,11 +127,7 @@ class Drawing:
         )
 
     def figure(self, title: str) -> "Figure":
-        """Return the drawing as a chart.
-
-        Args:
-            title: The finding, in a sentence.
-        """
+        """Return the drawing as a chart under its title."""
         from matplotlib.patches import FancyBboxPatch
 
         scale = PAGE / self.size[0]
@@ -217,16 +209,10 @@ def draw(
     snapshots: Mapping[str, ServerSnapshot] | None = None,
     before: Mapping[str, ServerSnapshot] | None = None,
 ) -> Drawing:
-    """Return the drawing of a mesh: as it is laid out, or, with ``states``, as it is now.
+    """Return the drawing of a mesh: as it is laid out, or, with each server's state in words, as it is now.
 
-    Args:
-        layout: Regions and leaf nodes.
-        publishers: As in :func:`topology`, which draws no regions.
-        subscribers: The same.
-        cut: As in :func:`regions`.
-        states: Each server's state in a word or two.
-        snapshots: What the servers that answered reported.
-        before: What they reported the time before; rates are the difference.
+    Rates are the difference between what the servers reported and what they had reported ``before``. Clients and cuts
+    are as in :func:`topology`, which draws no regions, and in :func:`regions`.
     """
     drawing, snapshots, before = Drawing(), snapshots or {}, before or {}
     _place(drawing, layout, publishers, subscribers, live=states is not None)

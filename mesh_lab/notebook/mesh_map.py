@@ -10,6 +10,7 @@ from mesh_lab.servers.mesh import Mesh
 
 FAULTS = ("kill", "pause", "resume", "restart")
 """Methods of a mesh that take a server's name."""
+EVERY_S = 1.0  # between two snapshots, each of six requests to every server
 
 
 class MeshMap:
@@ -21,23 +22,15 @@ class MeshMap:
         snapshots: What each server reported last, by name; a server that did not answer is not in it.
     """
 
-    def __init__(self, mesh: Mesh, *, every: float = 1.0) -> None:
-        """Show a mesh. Needs a running event loop, which a notebook's cells have.
+    def __init__(self, mesh: Mesh) -> None:
+        """Show a mesh, which the map does not keep alive: it ends when that is closed or forgotten.
 
-        Args:
-            mesh: What to show; the map does not keep it alive, and ends when it is closed or forgotten.
-            every: Seconds between two snapshots, each of six requests to every server.
-
-        Raises:
-            ValueError: ``every`` is below 0.1 s: the servers would be kept busy by being watched.
+        Needs a running event loop, which a notebook's cells have.
         """
         import ipywidgets
 
-        if every < 0.1:
-            raise ValueError(f"every={every} s, expected 0.1 or more: being watched must cost the servers little")
         self.snapshots: dict[str, ServerSnapshot] = {}
         self._mesh = weakref.ref(mesh)
-        self._every = every
         self._states = dict.fromkeys(mesh.servers, "not asked yet")
         self._tasks: set[asyncio.Task[None]] = set()
         self._one_at_a_time = asyncio.Lock()
@@ -72,7 +65,7 @@ class MeshMap:
             while (mesh := self._mesh()) is not None and not mesh.closed:
                 del mesh
                 await self.refresh()
-                await asyncio.sleep(self._every)
+                await asyncio.sleep(EVERY_S)
         except Exception as err:
             self._message.value = f"the map stopped: {err!r}"
             raise

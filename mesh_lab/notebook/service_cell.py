@@ -5,8 +5,7 @@ import ast
 import re
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from mesh_lab.errors import MeshLabError, ServiceCellError
 from mesh_lab.notebook.services import MOST_REPLICAS, Service, Services
@@ -16,16 +15,12 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}")
 SIGNATURE = "async def main(nc)"
 
 
-@dataclass(frozen=True, slots=True)
-class ServiceCell:
-    """A cell that can be run as a service."""
+class ServiceCell(NamedTuple):
+    """A cell that can be run as a service; in its source the magic line is a comment, so that line numbers stay."""
 
     name: str
-    """Letters, digits and dashes; it names connections and files."""
     replicas: int
-    """1 to 64."""
     source: str
-    """The cell as Python; the magic line is a comment, so that line numbers are those that the reader sees."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -34,11 +29,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse_cell(line: str, cell: str) -> ServiceCell:
-    """Return the service that a cell describes, after every check that needs no process.
-
-    Args:
-        line: Rest of the magic line, after ``%%service``.
-        cell: Lines of the cell after the magic line.
+    """Return the service that the rest of a magic line and a cell describe, after every check that needs no process.
 
     Raises:
         ServiceCellError: The magic line is not understood, or the cell is no service.

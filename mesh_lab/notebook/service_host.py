@@ -219,12 +219,7 @@ def _in_a_line(error: BaseException) -> str:
 
 
 def run(program: Path, crash_file: Path) -> int:
-    """Run a service and return the exit code.
-
-    Args:
-        program: File with the cell's source.
-        crash_file: Where to write a crash: the error in a line, then the traceback, reduced to the cell's own lines.
-    """
+    """Run a service and return the exit code; of a crash, write the error in a line, then the cell's own traceback."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
     try:

@@ -19,7 +19,7 @@ from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import nats.errors
 from nats.aio.client import Client
@@ -35,7 +35,6 @@ from mesh_lab.servers.start import newest_mesh
 from mesh_lab.tls import pack
 
 State = Literal["running", "finished", "stopped", "killed", "crashed"]
-STATES: tuple[State, ...] = ("running", "finished", "stopped", "killed", "crashed")
 MOST_REPLICAS = 64
 STOP_S = FINISH_S + 4.0
 """A little more than the host's own limits together."""
@@ -192,7 +191,7 @@ class Service:
     def __repr__(self) -> str:
         """Return the number of processes in each state: ``worker: 2 processes running, 1 killed``."""
         counts = Counter(self.states.values())
-        words = [f"{counts[state]} {state}" for state in STATES if counts[state]] or ["no"]
+        words = [f"{counts[state]} {state}" for state in get_args(State) if counts[state]] or ["no"]
         count, *state = words[0].split()
         words[0] = " ".join([count, "process" if count == "1" else "processes", *state])
         return f"{self.name}: {', '.join(words)}"

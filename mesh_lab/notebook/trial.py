@@ -186,10 +186,6 @@ class Trial:
         self._meshes.append(mesh)
         return mesh
 
-    async def own_client(self) -> Client:
-        """Return a client of a new mesh of the check's own."""
-        return await self.client(on=await self.own_mesh())
-
     async def absent(self, client: Client, *streams: str, api_timeout: float = API_TIMEOUT_S) -> JetStreamContext:
         """Remove streams that an answer is to make, now and when the trial has ended, and return a JetStream context.
 

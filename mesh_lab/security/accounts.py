@@ -108,9 +108,7 @@ class Operator:
     def server_block(self, account: Account, *, directory: str) -> str:
         """Return the part of a server's configuration that names its operator, in nats-server's syntax.
 
-        Args:
-            account: One that the server has from the start, beside the system account.
-            directory: Where it keeps the accounts that it is sent later.
+        From the start it has an account beside the system account; those that it is sent later it keeps in a directory.
         """
         preload = "\n".join(f'  {known.public}: "{known.token()}"' for known in (account, self.system))
         return (

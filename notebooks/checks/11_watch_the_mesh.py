@@ -268,7 +268,7 @@ def _nows() -> tuple[datetime.datetime, datetime.datetime]:
 )
 async def knows_the_oldest(trial: Trial, answer: Any) -> str:
     """Ask before there is anything, while messages wait, while some are in hand, and when all is done."""
-    client = await trial.own_client()
+    client = await trial.client(on=await trial.own_mesh())
     js = await trial.stream(client, "PARCELS", subjects=["parcels.*", "other"])
     packing = _Packing(trial, client, js, answer)
     await packing.employ(ConsumerConfig(durable_name="desk", ack_wait=60, filter_subject="parcels.*"))

@@ -129,7 +129,7 @@ CASES = (
 )
 async def steals_no_consumer(trial: Trial, answer: Any) -> str:
     """Open consumers that are not there, open them again, and open somebody else's with the same and other settings."""
-    js = await trial.stream(await trial.own_client(), "PARCELS", subjects=["orders.>"])
+    js = await trial.stream(await trial.client(on=await trial.own_mesh()), "PARCELS", subjects=["orders.>"])
     await _make_and_open_again(trial, js, answer)
     for at, case in enumerate(CASES):
         name = f"owner-{at}"

@@ -7,10 +7,15 @@ import warnings
 import pytest
 
 from mesh_lab import start_mesh
-from mesh_lab.notebook import MeshMap
+from mesh_lab.notebook.mesh_map import MeshMap
 from mesh_lab.observe.snapshots import rate_per_s, snapshot
 from mesh_lab.patterns.jetstream_wait import flush_through
 from mesh_lab.patterns.wait import eventually
+
+
+@pytest.fixture(autouse=True)
+def _often(monkeypatch):
+    monkeypatch.setattr("mesh_lab.notebook.mesh_map.EVERY_S", 0.1)
 
 
 def monitors(mesh):
@@ -87,7 +92,7 @@ async def test_who_is_dead_or_frozen_does_not_hold_up_the_look():
 
 async def test_the_map_follows_and_its_buttons_break_and_mend():
     async with await start_mesh(servers=3) as mesh:
-        shown = MeshMap(mesh, every=0.1)
+        shown = MeshMap(mesh)
         assert "not asked yet" in shown.svg
         await eventually(lambda: len(shown.snapshots) == 3, within=10.0)
         assert repr(shown) == "MeshMap(n1 ready, n2 ready, n3 ready)"
@@ -112,7 +117,7 @@ async def test_the_map_follows_and_its_buttons_break_and_mend():
 
 async def test_buttons_that_are_pressed_together_act_one_after_the_other():
     async with await start_mesh(servers=3) as mesh:
-        shown = MeshMap(mesh, every=0.1)
+        shown = MeshMap(mesh)
         _, _, pause, resume, restart, said = shown._box.children[1].children
         for button in (restart, restart, pause, resume):
             button.click()
@@ -149,7 +154,7 @@ def _with_password(mesh):
 
 async def test_the_map_does_not_keep_its_mesh():
     mesh = await start_mesh(servers=1)
-    directory, shown = mesh.directory, MeshMap(mesh, every=0.1)
+    directory, shown = mesh.directory, MeshMap(mesh)
     await shown.refresh()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # of the children that nobody waited for
@@ -166,7 +171,7 @@ async def test_the_map_does_not_keep_its_mesh():
 
 async def test_the_map_ends_with_its_mesh():
     mesh = await start_mesh(servers=1)
-    shown = MeshMap(mesh, every=0.1)
+    shown = MeshMap(mesh)
     await eventually(lambda: shown.snapshots, within=10.0)
     await mesh.close()
     await eventually(lambda: shown._message.value == "the mesh was closed", within=10.0)
@@ -181,8 +186,3 @@ async def test_a_notebook_without_its_kernel_shows_the_drawing(mesh):
     assert bundle["text/plain"].startswith("MeshMap(n1 ")
     assert bundle["image/svg+xml"].startswith("<svg ")
     assert "application/vnd.jupyter.widget-view+json" in bundle
-
-
-async def test_a_map_that_would_keep_the_servers_busy_is_refused(mesh):
-    with pytest.raises(ValueError, match="every=0.01 s, expected 0.1 or more"):
-        MeshMap(mesh, every=0.01)

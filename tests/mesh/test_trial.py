@@ -135,7 +135,7 @@ async def test_what_a_trial_gives_is_gone_afterwards(mesh, client):
     nc = await trial.client()
     js = await trial.stream(nc, "ORDERS-1-1", subjects=["orders11.*"])
     await js.publish("orders11.1", b"")
-    own = await trial.own_client()
+    own = await trial.client(on=await trial.own_mesh())
     assert newest_mesh() is mesh
     assert nc.connected_url.port != own.connected_url.port
     await trial.close()
