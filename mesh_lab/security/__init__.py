@@ -3,4 +3,4 @@
 from mesh_lab.security.accounts import Account, Operator, User
 from mesh_lab.security.auth_callout import Grant, serve_logins
 from mesh_lab.security.certificates import Authority
-from mesh_lab.security.tokens import CurveKey, Key, decode_token
+from mesh_lab.security.tokens import CurveKey, Key, credentials, decode_token, encode_token

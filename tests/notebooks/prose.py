@@ -66,9 +66,9 @@ def _pictures(page: Page) -> Iterator[str]:
         shown = [output.data for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
         if not shown:
             continue
-        before = page.cells[position - 1]
-        if before.cell_type != "markdown" or not PICTURE.search(before.source):
-            yield f"{describe(page, cell)} shows a picture; expected a line '*Picture: …*' in the prose before"
+        beside = [page.cells[position - 1], *page.cells[position + 1 : position + 2]]
+        if not any(one.cell_type == "markdown" and PICTURE.search(one.source) for one in beside):
+            yield f"{describe(page, cell)} shows a picture; expected a line '*Picture: …*' in the prose beside it"
         # The text of matplotlib's own figures is noise that refresh.py drops, and nbval would miss it.
         if "nbval-ignore-output" not in page.tags(cell) and any("text/plain" not in data for data in shown):
             yield f"{describe(page, cell)} shows a picture without a text; draw it with mesh_lab.notebook.charts"
