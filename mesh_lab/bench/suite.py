@@ -86,6 +86,8 @@ CONSUME = (
 END_TO_END = (
     BenchCase("single lane, windowed, an ack each", "end to end", (jobs.Windowed, jobs.Work), 69_659, window=4_000,
          quick=True),
+    BenchCase("single lane, fast ingest, an ack each", "end to end", (jobs.FastIngest, jobs.Work), 69_659, window=4_000,
+         stream=BATCHED),
     BenchCase("single lane, fast ingest, ack all", "end to end", (jobs.FastIngest, partial(jobs.Work, ack_all=True)),
          69_659, window=10_000, ack=AckPolicy.ALL, stream=BATCHED),
     BenchCase("bulk lane, 256 orders a message", "end to end", (jobs.BulkOrders, jobs.BulkWork), 15 * 69_659,

@@ -49,6 +49,7 @@ async def create_event_store(
         num_replicas=replicas,
         metadata=metadata,
         duplicate_window=DUPLICATE_WINDOW_S,
+        allow_batched=True,  # fast ingest
         # An event is history: no client changes or removes it through the API.
         deny_delete=True,
         deny_purge=True,

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import msgspec
@@ -26,6 +27,7 @@ from mesh_lab.orders.publisher import place_orders
 from mesh_lab.orders.read_model import Summary, ask_read_model, serve_read_model
 from mesh_lab.orders.worker import REJECTED, Worker
 from mesh_lab.patterns.jetstream_wait import wait_routable
+from mesh_lab.patterns.pull_consumer import read_in_order
 from mesh_lab.patterns.wait import cancel_and_join, eventually
 from mesh_lab.security.certificates import Authority
 from mesh_lab.servers.mesh import Mesh
@@ -96,13 +98,14 @@ async def test_a_publisher_that_runs_twice_places_each_order_once(client: Client
 
 
 async def test_an_order_whose_worker_died_goes_to_another_and_is_done_once(client: Client, store, mesh: Mesh) -> None:
-    await place_orders(client, read_orders(first=200))
+    await place_orders(client, read_orders(first=5_000))
     async with await mesh.connect() as other:
         dying = Worker(other)
         dies = asyncio.create_task(dying.run())
-        await eventually(lambda: dying.processed >= 50, within=20.0)
+        await eventually(lambda: dying.processed >= 50, within=20.0, every=0.01)
         dies.cancel()  # with orders in hand, some of their events stored
         await asyncio.wait({dies})
+    assert dying.processed < 5_000
     worker = Worker(client)
     working = asyncio.create_task(worker.run())
 
@@ -112,7 +115,31 @@ async def test_an_order_whose_worker_died_goes_to_another_and_is_done_once(clien
 
     await eventually(all_acknowledged, within=20.0)
     working.cancel()
-    assert (await store.stream_info(STREAM)).state.messages == 600
+    assert (await store.stream_info(STREAM)).state.messages == 15_000
+
+
+async def test_events_are_stored_one_by_one_where_the_stream_takes_no_fast_ingest(client: Client, store) -> None:
+    config = (await store.stream_info(STREAM)).config
+    config.allow_batched = False
+    await store.update_stream(config)
+    await place_orders(client, read_orders(first=50))
+    worker = Worker(client)
+    working = asyncio.create_task(worker.run())
+    await eventually(lambda: worker.processed == 50, within=20.0)
+    working.cancel()
+    assert set((await _lives(client, 150)).values()) == {("placed", "paid", "shipped")}
+
+
+async def _lives(client: Client, events: int) -> dict[str, tuple[str, ...]]:
+    """Return each order's events in the order in which the stream has them."""
+    lives = defaultdict[str, tuple[str, ...]](tuple)
+    async with contextlib.aclosing(read_in_order(client, STREAM)) as batches:
+        while events > 0:
+            for msg in await anext(batches):
+                _, _, order, event = msg.subject.split(".")
+                lives[order] += (event,)
+                events -= 1
+    return lives
 
 
 async def test_a_message_that_is_no_order_is_reported_and_does_not_hold_up_the_rest(client: Client, store) -> None:
@@ -312,6 +339,8 @@ async def test_the_main_job_is_exact_while_the_streams_leader_is_killed_and_rest
     async with await start_mesh(servers=3) as mesh:
         run = await run_orders(mesh, workers=2, kill_one=True)
         await eventually(mesh.is_healthy, within=20.0)
+        lives = await _lives(await mesh.connect(), 3 * run.totals.orders)
+    assert set(lives.values()) == {("placed", "paid", "shipped")}
     assert run.totals == EVERYTHING
     assert [fault.split()[1] for fault in run.faults] == ["killed", "restarted"]
 
