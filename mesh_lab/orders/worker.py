@@ -14,13 +14,7 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from mesh_lab.errors import (
-    BatchEndedError,
-    BatchForgottenError,
-    OrderFormatError,
-    PublishRefusedError,
-    UnknownOutcomeError,
-)
+from mesh_lab.errors import MeshLabError, OrderFormatError, PublishRefusedError
 from mesh_lab.orders.event_store import WORKERS
 from mesh_lab.orders.order import STREAM, Event, Order, decode, encode, next_events
 from mesh_lab.patterns.connection import publish_if_connected
@@ -124,8 +118,7 @@ class Worker:
                     for event in events:
                         headers = {"Nats-Msg-Id": order.msg_id(event)}
                         await ingest.publish(order.subject(event), payload, headers=headers)
-        except (PublishRefusedError, BatchEndedError, BatchForgottenError, UnknownOutcomeError):
-            # Under the same ids, one by one: then each event's own outcome is known.
+        except MeshLabError:  # whatever became of it: one by one, under the same ids, each event's outcome is known
             self._fast_from = time.monotonic() + SLOW_S
             return False
         return True
