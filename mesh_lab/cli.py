@@ -54,11 +54,12 @@ def main(arguments: list[str] | None = None) -> int:
     orders.add_argument("--file", type=_file, help="orders in the data set's format, instead of the data set")
     orders.add_argument("--kill-one", action="store_true", help="kill the stream's leader half-way and restart it")
     orders.add_argument("--docker", action="store_true", help="in containers, servers and services alike")
+    orders.add_argument("--go", action="store_true", help="run it in Go, too, in turn on the same servers, and compare")
     bench = command(_bench, "measure each way of publishing and consuming, on servers of its own")
     bench.add_argument("--quick", action="store_true", help="the rungs that matter most, in under a minute")
     bench.add_argument("--json", action="store_true", help="print JSON instead of tables")
     bench.add_argument("--schema", action="store_true", help="print the JSON Schema of --json, and run nothing")
-    bench.add_argument("--peer", action="store_true", help="run the nats command-line tool's benchmark beside it")
+    bench.add_argument("--go", action="store_true", help="run the same in Go, too, in the same rounds, and compare")
     ladders = ("publish", "consume", "end to end")
     bench.add_argument("--ladder", action="append", choices=ladders, help="only this one; may be repeated")
     chaos = command(_chaos, "break servers of its own while orders are written, and look for losses")
@@ -88,6 +89,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.run is _chaos and (wrong := _wrong_in_chaos(options)):
         chaos.error(wrong)
+    if options.run is _orders and options.go and (options.file or options.kill_one or options.docker):
+        orders.error("--go compares on servers of its own; of the other options, it takes --workers and --first")
     try:
         code: int = options.run(options)
     except (MeshLabError, nats.errors.Error, OSError) as err:  # the latter two: files, and servers that refuse
@@ -182,12 +185,14 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _orders(options: argparse.Namespace) -> int:
-    from mesh_lab.orders.job.report import run_with_progress
+    from mesh_lab.orders.job.report import run_beside_go, run_with_progress
 
     given = {name: getattr(options, name) for name in ("workers", "first", "file", "kill_one")}
 
     async def until_stopped() -> int:
         on_stop_signal(cast("asyncio.Task[int]", asyncio.current_task()).cancel)
+        if options.go:
+            return await run_beside_go(workers=options.workers, first=options.first)
         return await run_with_progress(**given, backend="docker" if options.docker else None)
 
     try:
@@ -201,7 +206,7 @@ def _bench(options: argparse.Namespace) -> int:
 
     if options.schema:
         return print_schema()
-    return run_bench(quick=options.quick, as_json=options.json, peer=options.peer, ladders=options.ladder or ())
+    return run_bench(quick=options.quick, as_json=options.json, go=options.go, ladders=options.ladder or ())
 
 
 def _chaos(options: argparse.Namespace) -> int:

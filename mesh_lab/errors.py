@@ -19,8 +19,8 @@ class NoEngineError(MeshLabError, ConnectionError):
     """No Docker engine answers, or Compose 2 is missing."""
 
 
-class NoNatsCliError(MeshLabError, FileNotFoundError):
-    """The ``nats`` command-line tool was asked for and is not installed."""
+class NoGoError(MeshLabError, FileNotFoundError):
+    """The Go twin was asked for, and there is no Go here, or none that can build it."""
 
 
 class NoPowerCutError(MeshLabError, PermissionError):

@@ -22,6 +22,7 @@ import pytest
 NEEDS = {
     "browser": "a Chromium that JupyterLab is shown in",
     "debian-mirror": "a mirror that a Debian package comes from",
+    "go": "Go, and the sources of NATS's client for it",
     "full-disk": "root, and a system that lets it mount a small disk",
     "power-cut": "root on Linux, with loop devices to cut off",
 }

@@ -15,13 +15,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from mesh_lab.bench.nats_cli import COMMANDS, NatsCliResult, find_nats_cli, run_nats_cli
-from mesh_lab.bench.suite import CASES, BenchCase, CaseResult, StreamSetup, run_suite
+from mesh_lab.bench.suite import CASES, GO, BenchCase, CaseResult, StreamSetup, run_suite
+from mesh_lab.measure.go_twin import GoTwin
 from mesh_lab.measure.measurement import NOISY_SPREAD, rounded
 from mesh_lab.measure.reference import Machine, this_machine
+from mesh_lab.orders.dataset import data_set
 from mesh_lab.servers.start import start_mesh
 
-SCHEMA = 1
+SCHEMA = 2
 BAR_CHARACTERS = 24
 SETUPS = (StreamSetup(1, "file"), StreamSetup(3, "file"), StreamSetup(1, "memory"), StreamSetup(3, "memory"))
 
@@ -41,6 +42,7 @@ class BenchResult(msgspec.Struct, frozen=True):
         elapsed_s: Seconds of each run, in the order in which they were made.
         rate_per_s: ``count`` divided by the seconds of the median run.
         spread: Difference between the slowest run and the fastest, as a share of the median.
+        times_go: ``rate_per_s``, divided by that of the same task in Go in this run; ``null`` where there is none.
     """
 
     ladder: str
@@ -55,41 +57,43 @@ class BenchResult(msgspec.Struct, frozen=True):
     elapsed_s: list[float]
     rate_per_s: float
     spread: float
+    times_go: float | None
 
 
 class BenchReport(msgspec.Struct, frozen=True):
-    """The whole run; ``schema`` is the version of this format, ``peers`` is empty without ``--peer``."""
+    """The whole run; ``schema`` is the version of this format, ``go`` what ``--go`` was run with, or empty."""
 
     schema: int
     machine: Machine
     results: list[BenchResult]
-    peers: list[NatsCliResult]
+    go: str
 
 
-def run_bench(*, quick: bool, as_json: bool, peer: bool, ladders: Sequence[str] = ()) -> int:
+def run_bench(*, quick: bool, as_json: bool, go: bool, ladders: Sequence[str] = ()) -> int:
     """Run the benchmark on servers of its own, print the report (progress to standard error), and return the exit code.
 
     Args:
         quick: Only the cases that matter most, on file streams, two rounds: under a minute.
         as_json: JSON instead of tables.
-        peer: Whether to run the ``nats`` tool's benchmark as well, for comparison.
+        go: Whether to run the same in Go as well, in the same rounds.
         ladders: Which ladders to run; none means all.
 
     Raises:
-        NoNatsCliError: ``peer`` was asked for, and the tool is not installed.
+        NoGoError: ``go`` was asked for, and there is no Go here, or it cannot build what it should.
         WrongTotalsError: A stream did not hold, or a worker did not get, what was sent.
         ProcessEndedError: A child ended without a result.
     """
-    path = find_nats_cli() if peer else None
-    cases = [case for case in CASES if (case.quick or not quick) and (not ladders or case.ladder in ladders)]
-    _write(asyncio.run(_run(cases, quick=quick, path=path)), json=as_json)
+    twin = GoTwin.build(data_set()) if go else None
+    all_cases = (*CASES, *(GO if go else ()))
+    cases = [case for case in all_cases if (case.quick or not quick) and (not ladders or case.ladder in ladders)]
+    _write(asyncio.run(_run(cases, quick=quick, twin=twin)), json=as_json)
     return 0
 
 
-async def _run(cases: Sequence[BenchCase], *, quick: bool, path: str | None) -> BenchReport:
+async def _run(cases: Sequence[BenchCase], *, quick: bool, twin: GoTwin | None) -> BenchReport:
     # No warm-up when quick: it would take a third of the minute.
     setups, rounds, warmup = (SETUPS[:2], 2, 0) if quick else (SETUPS, 5, 1)
-    runs = len(cases) * len(setups) * (rounds + warmup) + (2 * len(COMMANDS) if path else 0)
+    runs = len(cases) * len(setups) * (rounds + warmup)
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task("starting servers", total=runs)
@@ -103,21 +107,18 @@ async def _run(cases: Sequence[BenchCase], *, quick: bool, path: str | None) -> 
             await start_mesh(servers=3, backend="local") as cluster,
         ):
             meshes = {1: single, 3: cluster}
-            results = await run_suite(meshes, cases, setups, rounds=rounds, warmup=warmup, progress=step)
-            peers: list[NatsCliResult] = []
-            if path is not None:
-                for replicas, mesh in meshes.items():
-                    peers += await asyncio.to_thread(run_nats_cli, path, mesh, replicas=replicas, progress=step)
-    return report_of(results, peers)
+            results = await run_suite(meshes, cases, setups, rounds=rounds, warmup=warmup, twin=twin, progress=step)
+    return report_of(results, go=twin.versions if twin else "")
 
 
-def report_of(results: Sequence[CaseResult], peers: Sequence[NatsCliResult] = ()) -> BenchReport:
+def report_of(results: Sequence[CaseResult], *, go: str = "") -> BenchReport:
     """Return the report of a run."""
     machine = this_machine(result.measurement for result in results)
-    return BenchReport(SCHEMA, machine, [_result(result) for result in results], list(peers))
+    in_go = {(one.case.task, one.setup): one.measurement.rate_per_s for one in results if one.case.go}
+    return BenchReport(SCHEMA, machine, [_result(one, in_go.get((one.case.task, one.setup))) for one in results], go)
 
 
-def _result(result: CaseResult) -> BenchResult:
+def _result(result: CaseResult, go_rate_per_s: float | None) -> BenchResult:
     measurement = result.measurement
     return BenchResult(
         ladder=result.case.ladder,
@@ -132,6 +133,7 @@ def _result(result: CaseResult) -> BenchResult:
         elapsed_s=list(measurement.elapsed_s),
         rate_per_s=measurement.rate_per_s,
         spread=measurement.spread,
+        times_go=measurement.rate_per_s / go_rate_per_s if go_rate_per_s else None,
     )
 
 
@@ -153,24 +155,25 @@ def _write(report: BenchReport, *, json: bool) -> None:
         return
     console = Console()
     for ladder in dict.fromkeys(result.ladder for result in report.results):
-        console.print(_table(ladder, [result for result in report.results if result.ladder == ladder], report.peers))
+        console.print(_table(ladder, [result for result in report.results if result.ladder == ladder]))
     on = report.machine
-    versions = f"nats-server {on.nats_server}, nats-py {on.nats_py}, Python {on.python}"
+    versions = f"nats-server {on.nats_server}, nats-py {on.nats_py}, Python {on.python}{report.go and f', {report.go}'}"
     console.print(f"{on.cpus} cores, {on.memory_gib:g} GiB, {on.system}; {versions}")
     if any(result.spread >= NOISY_SPREAD for result in report.results):
         console.print("Runs that lie 10 % or more apart are rough numbers: compare only what differs by more.")
 
 
-def _table(ladder: str, results: Sequence[BenchResult], peers: Sequence[NatsCliResult]) -> Table:
+def _table(ladder: str, results: Sequence[BenchResult]) -> Table:
     table = Table(title=f"{ladder}: {results[0].unit} {results[0].kind} a second, median", title_justify="left")
     table.add_column("how", no_wrap=True)
-    for column in ("stream", "a second", "spread"):
+    columns = ("stream", "a second", "spread", *(["x Go"] if any(one.times_go for one in results) else []))
+    for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("")
-    rows: list[tuple[str, BenchResult | NatsCliResult, str]] = [(one.rung, one, f"{one.spread:.0%}") for one in results]
-    rows += [(one.name, one, "") for one in peers if one.ladder == ladder]
-    longest = max(one.rate_per_s for _, one, _ in rows)
-    for name, one, spread in rows:
+    longest = max(one.rate_per_s for one in results)
+    for one in results:
+        cells = [f"R{one.replicas} {one.storage}", rounded(one.rate_per_s), f"{one.spread:.0%}"]
+        cells.append(f"{one.times_go:.2f}" if one.times_go else "")
         bar = Bar(longest, 0, one.rate_per_s, width=BAR_CHARACTERS)
-        table.add_row(name, f"R{one.replicas} {one.storage}", rounded(one.rate_per_s), spread, bar)
+        table.add_row(one.rung, *cells[: len(columns)], bar)
     return table

@@ -4,6 +4,7 @@ The rounds make the cases comparable: what happens to the machine in one minute 
 and what is received is counted after each run, and a wrong count raises an error instead of giving a figure.
 """
 
+import asyncio
 import contextlib
 import random
 from collections.abc import Callable, Sequence
@@ -20,8 +21,9 @@ from nats.js.api import AckPolicy, ConsumerConfig, StorageType, StreamConfig
 from mesh_lab.bench import jobs
 from mesh_lab.bench.jobs import CONSUMER, STREAM, BenchJob, Counted
 from mesh_lab.errors import WrongTotalsError
+from mesh_lab.measure.go_twin import GoTwin
 from mesh_lab.measure.load import run_children
-from mesh_lab.measure.load_jobs import Received, Result
+from mesh_lab.measure.load_jobs import Received, Result, Sent
 from mesh_lab.measure.measurement import Kind, Measurement, Run
 from mesh_lab.orders import bulk_lane
 from mesh_lab.orders.dataset import EVERYTHING
@@ -41,12 +43,14 @@ class BenchCase:
     """One way of publishing, of consuming, or of both.
 
     Attributes:
-        jobs: The job that is timed, or publisher and worker.
+        jobs: The job that is timed, or publisher and worker; none where Go does it.
         messages: Messages on a file stream of one copy, about a second's worth; orders for ``end to end``.
         window: Messages outstanding, in a batch or prefetched; orders in a message of the bulk lane.
+        ack: How a consumer acknowledges; ``None`` for a reader that does not.
         documented: Whether it runs as nats-py's documentation shows it: asyncio's own loop, default options, no uvloop.
         bulk: Whether one message holds many orders.
         stream: Further settings of the stream.
+        go: Command of the Go twin that does it.
     """
 
     name: str
@@ -55,10 +59,16 @@ class BenchCase:
     messages: int
     window: int = 1
     documented: bool = False
-    ack: AckPolicy = AckPolicy.EXPLICIT
+    ack: AckPolicy | None = AckPolicy.EXPLICIT
     bulk: bool = False
     stream: dict[str, Any] = field(default_factory=dict)
     quick: bool = False
+    go: str = ""
+
+    @property
+    def task(self) -> tuple[object, ...]:
+        """What Python's way and Go's must have in common to be compared."""
+        return self.ladder, self.ack, self.bulk
 
     @property
     def kind(self) -> Kind:
@@ -81,7 +91,7 @@ CONSUME = (
     BenchCase("continuous, an ack each", "consume", (jobs.Consume,), 120_000, window=5_000, quick=True),
     BenchCase("continuous, ack all", "consume", (partial(jobs.Consume, ack_all=True),), 200_000, window=10_000,
          ack=AckPolicy.ALL, quick=True),
-    BenchCase("ordered reader, no ack", "consume", (jobs.ReadInOrder,), 200_000, window=10_000),
+    BenchCase("ordered reader, no ack", "consume", (jobs.ReadInOrder,), 200_000, window=10_000, ack=None),
 )  # fmt: skip
 END_TO_END = (
     BenchCase("single lane, windowed, an ack each", "end to end", (jobs.Windowed, jobs.Work), 69_659, window=4_000,
@@ -96,6 +106,18 @@ END_TO_END = (
          (partial(jobs.BulkOrders, compression="zstd"), jobs.BulkWork), 15 * 69_659, window=1_024, bulk=True),
 )  # fmt: skip
 CASES = (*PUBLISH, *CONSUME, *END_TO_END)
+GO = (
+    BenchCase("Go: async publish", "publish", (), 200_000, window=4_000, quick=True, go="publish"),
+    BenchCase("Go: continuous, an ack each", "consume", (), 120_000, window=5_000, quick=True, go="consume"),
+    BenchCase("Go: continuous, ack all", "consume", (), 200_000, window=10_000, ack=AckPolicy.ALL, quick=True,
+         go="consume"),
+    BenchCase("Go: single lane, an ack each", "end to end", (), 69_659, window=4_000, quick=True, go="end-to-end"),
+    BenchCase("Go: single lane, ack all", "end to end", (), 69_659, window=10_000, ack=AckPolicy.ALL,
+         go="end-to-end"),
+    BenchCase("Go: bulk lane, 256 orders as JSON", "end to end", (), 5 * 69_659, window=256, bulk=True, quick=True,
+         go="end-to-end"),
+)  # fmt: skip
+_GO_RESULTS: dict[str, type[Result]] = {"publish": Sent, "consume": Received, "end to end": Counted}
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +149,7 @@ async def run_suite(
     rounds: int,
     warmup: int = 1,
     seed: int | None = None,
+    twin: GoTwin | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[CaseResult]:
     """Run every case on every kind of stream ``rounds`` times, in an order that the seed chooses.
@@ -138,6 +161,7 @@ async def run_suite(
         rounds: Runs that count.
         warmup: Rounds before those, which do not count: servers that have just started are slower.
         seed: ``None`` for any order.
+        twin: For the cases of :data:`GO`.
         progress: Called with the name of each run before it begins.
 
     Raises:
@@ -155,7 +179,7 @@ async def run_suite(
         for name in chance.sample(list(runs), len(runs)):
             progress(name)
             case, setup = runs[name]
-            run, stored[name] = await run_once(meshes[setup.replicas], case, setup)
+            run, stored[name] = await run_once(meshes[setup.replicas], case, setup, twin)
             if turn >= warmup:
                 done[name].append(run)
     return [
@@ -164,7 +188,7 @@ async def run_suite(
     ]
 
 
-async def run_once(mesh: Mesh, case: BenchCase, setup: StreamSetup) -> tuple[Run, int]:
+async def run_once(mesh: Mesh, case: BenchCase, setup: StreamSetup, twin: GoTwin | None = None) -> tuple[Run, int]:
     """Run one case once, as :func:`run_suite`, and return the run and the number of messages in the stream."""
     async with await mesh.connect(name="bench") as client:
         js = client.jetstream(timeout=10.0)
@@ -172,18 +196,22 @@ async def run_once(mesh: Mesh, case: BenchCase, setup: StreamSetup) -> tuple[Run
         try:
             count = messages_of(case, setup)
             await _prepare(client, js, case, setup, count)
-            children = _jobs(mesh, case, count)
-            [first], workers = await run_children(children[:1], children[1:], within=WITHIN_S)
+            results: Sequence[Result]
+            if case.go and twin is not None:
+                results = [await asyncio.to_thread(_run_go, twin, mesh, case, count)]
+            else:
+                children = _jobs(mesh, case, count)
+                [first], workers = await run_children(children[:1], children[1:], within=WITHIN_S)
+                results = (first, *workers)
             stored = (await js.stream_info(bulk_lane.STREAM if case.bulk else STREAM)).state.messages
             if not case.bulk and stored != count:
                 message = f"{case.name}: the stream holds {stored:,} messages, expected {count:,}"
                 raise WrongTotalsError(message, differences={"messages": stored - count})
-            results = (first, *workers)
             for result in results:
                 check_counts(case, count, result)
-            elapsed_s = (max(result.ended_ns for result in results) - first.began_ns) / 1e9
+            elapsed_s = (max(result.ended_ns for result in results) - results[0].began_ns) / 1e9
             size = 0 if case.ladder == "end to end" else PAYLOAD_BYTES
-            return Run(count, elapsed_s, payload_bytes=size, server_version=first.server_version), stored
+            return Run(count, elapsed_s, payload_bytes=size, server_version=results[0].server_version), stored
         finally:
             await _remove_streams(js)
 
@@ -207,7 +235,7 @@ async def _prepare(client: Client, js: JetStreamContext, case: BenchCase, setup:
     await wait_routable(client, STREAM)
     if case.ladder == "consume":
         await ingest(client, ((f"bench.{n}", bytes(PAYLOAD_BYTES)) for n in range(count)))
-    if case.ladder != "publish":
+    if case.ladder != "publish" and case.ack is not None:
         await js.add_consumer(STREAM, ConsumerConfig(durable_name=CONSUMER, ack_policy=case.ack, max_ack_pending=-1))
         await wait_routable(client, STREAM, CONSUMER)
 
@@ -219,6 +247,14 @@ def _jobs(mesh: Mesh, case: BenchCase, count: int) -> list[BenchJob[Any]]:
     if case.ladder == "publish":
         common["payload_bytes"] = PAYLOAD_BYTES
     return [job(role=f"{case.name} {part}", **common) for part, job in enumerate(case.jobs, 1)]
+
+
+def _run_go(twin: GoTwin, mesh: Mesh, case: BenchCase, count: int) -> Result:
+    flags = [f"-count={count}", f"-window={bulk_lane.WINDOW if case.bulk else case.window}"]
+    flags += [f"-batch={case.window}"] if case.bulk else []
+    flags += ["-ack-all"] if case.ack == AckPolicy.ALL else []
+    where = mesh.connect_options()
+    return twin.run(case.go, *flags, options=where, owner=mesh.owner, result=_GO_RESULTS[case.ladder])
 
 
 def check_counts(case: BenchCase, count: int, result: Result) -> None:

@@ -16,6 +16,11 @@ COLUMNS = "customer id, date as YYYYMMDD, number of CDs, dollar value"
 EVERYTHING = Totals(orders=69_659, customers=23_570, cds=167_881, cents=250_031_563)
 
 
+def data_set() -> bytes:
+    """Return the data set as its text."""
+    return lzma.decompress((resources.files("mesh_lab.orders") / "data" / "cdnow_master.txt.xz").read_bytes())
+
+
 def read_orders(path: Path | None = None, *, first: int | None = None) -> Iterator[Order]:
     """Yield the orders of the data set in the order of its rows.
 
@@ -30,8 +35,7 @@ def read_orders(path: Path | None = None, *, first: int | None = None) -> Iterat
     Raises:
         OrderFormatError: The header is missing or a row is malformed; the message gives its line number.
     """
-    packed = resources.files("mesh_lab.orders") / "data" / "cdnow_master.txt.xz"
-    text = path.read_bytes() if path else lzma.decompress(packed.read_bytes())
+    text = path.read_bytes() if path else data_set()
     source = path.name if path else "cdnow_master.txt"
     lines = text.decode("ascii", "replace").splitlines()
     if lines and lines[0].split()[:1] != ["customer_id"]:

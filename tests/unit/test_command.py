@@ -20,6 +20,10 @@ from mesh_lab.cli import main
         (["chaos", "--campaign", "2", "--seed", "5"], "--campaign chooses seeds and lengths itself"),
         (["chaos", "--seconds", "2"], "--seconds 2, expected 3 or more: no fault fits into less"),
         (["orders", "--file", "/"], "'/', expected a file that is there"),
+        (
+            ["orders", "--go", "--kill-one"],
+            "--go compares on servers of its own; of the other options",
+        ),
         (["orders", "--workers", "0"], "'0', expected a whole number from 1"),
     ],
 )

@@ -1,20 +1,33 @@
 """The main job at a terminal: a progress bar while it runs, a table of rates when it ends."""
 
+import asyncio
 import time
 from pathlib import Path
 
+import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
-from mesh_lab.orders.dataset import EVERYTHING, read_orders
-from mesh_lab.orders.job.run import run_orders
-from mesh_lab.orders.order import Event
+from mesh_lab.measure.go_twin import GoTwin
+from mesh_lab.measure.measurement import Measurement
+from mesh_lab.orders.dataset import EVERYTHING, data_set, read_orders
+from mesh_lab.orders.job.run import REPLICAS, run_orders
+from mesh_lab.orders.order import STREAM, Event, Totals, check_totals, totals_of
 from mesh_lab.orders.read_model import Summary
 from mesh_lab.servers.backend import Backend, traits_of
 from mesh_lab.servers.start import chosen_backend, start_mesh
 
 SHOWN_EVENTS: tuple[Event, ...] = ("placed", "paid", "shipped")
+GO_ROUNDS = 5
+
+
+class GoRun(msgspec.Struct, frozen=True):
+    """What the main job in Go reports: its time from the start of its processes, and the totals of each event."""
+
+    began_ns: int
+    ended_ns: int
+    events: dict[Event, Totals]
 
 
 async def run_with_progress(
@@ -60,4 +73,41 @@ async def run_with_progress(
     for fault in run.faults:
         console.print(f"fault: {fault}")
     console.print(f"[bold green]exact[/]: {run.totals}, each order once; {time.monotonic() - started:.1f} s in all")
+    return 0
+
+
+async def run_beside_go(*, workers: int, first: int | None = None, rounds: int = GO_ROUNDS) -> int:
+    """Run the main job in Python and in Go in turn, on three servers of its own, show both, and return the exit code.
+
+    Raises:
+        NoGoError: There is no Go here, or the twin cannot be built with it.
+        WrongTotalsError: An order was lost, doubled or changed.
+        ProcessEndedError: A service, or the twin, ended with an error.
+    """
+    console = Console()
+    twin = await asyncio.to_thread(GoTwin.build, data_set())
+    flags = (f"-count={first or 0}", f"-replicas={REPLICAS}", f"-workers={workers}")
+    expected = totals_of(read_orders(first=first))
+    elapsed_s: dict[str, list[float]] = {"Python": [], "Go": []}
+    async with await start_mesh(servers=REPLICAS, backend="local") as mesh:
+        client = await mesh.connect(name="rounds")
+        for turn in range(rounds):
+            for language, seconds in list(elapsed_s.items())[:: -1 if turn % 2 else 1]:  # each goes first in its turn
+                console.print(f"round {turn + 1} of {rounds}: {language}")
+                if language == "Python":
+                    seconds.append((await run_orders(mesh, workers=workers, first=first)).stages[1].median_s)
+                    await client.jetstream(timeout=5.0).delete_stream(STREAM)
+                    continue
+                where, mark = mesh.connect_options(), mesh.owner
+                found = await asyncio.to_thread(twin.run, "orders", *flags, options=where, owner=mark, result=GoRun)
+                for event in SHOWN_EVENTS:
+                    check_totals(found.events[event], expected)
+                seconds.append((found.ended_ns - found.began_ns) / 1e9)
+    python, go = (Measurement(name, "processed", expected.orders, tuple(runs)) for name, runs in elapsed_s.items())
+    numbers = (Column(name, justify="right") for name in ("seconds", "orders a second", "spread"))
+    table = Table("the main job in", *numbers)
+    for one, versions in ((python, f"nats-py {python.client_version}"), (go, twin.versions)):
+        table.add_row(f"{one.name} ({versions})", f"{one.median_s:.2f}", f"{one.rate_per_s:,.0f}", f"{one.spread:.0%}")
+    console.print(table)
+    console.print(f"[bold green]exact[/] each time: {expected}; Python / Go: {python.rate_per_s / go.rate_per_s:.2f}")
     return 0
