@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 APT_LIMIT_S = 600.0
@@ -16,14 +17,14 @@ class NoPackageError(Exception):
     """This is no Debian, no mirror has the package, or a signature is not right."""
 
 
-def unpack_debian_package(package: str, directory: Path, *, keyring: Path | None = None) -> Path:
-    """Unpack Debian's newest version of a package below a directory and return where its files are.
+def unpack_debian_packages(packages: Sequence[str], directory: Path, *, keyring: Path | None = None) -> Path:
+    """Unpack Debian's newest versions of packages below a directory and return where their files are.
 
-    The package comes from the suite sid, through a private apt that leaves the system's own lists, cache and
+    The packages come from the suite sid, through a private apt that leaves the system's own lists, cache and
     packages alone. Its mirror is the one that this machine is set up with.
 
     Args:
-        package: Name of the package; nothing that it depends on comes along.
+        packages: Names of the packages; nothing that they depend on comes along.
         directory: Where apt may write about 150 MB.
         keyring: Keys that the suite must be signed with; None means Debian's own, from this machine.
 
@@ -41,19 +42,20 @@ def unpack_debian_package(package: str, directory: Path, *, keyring: Path | None
     architecture = _run("dpkg", "--print-architecture").strip()
     config = _private_apt(directory)
     reasons: list[str] = []
-    # Where the first three do not have the package, one more will not have it.
+    # Where the first three do not have the packages, one more will not have them.
     for mirror in mirrors[:3]:
         # target=Packages: with apt-file or a software centre installed, apt would fetch their indexes too.
         options = f"arch={architecture} target=Packages signed-by={keyring}"
         (directory / "sources.list").write_text(f"deb [{options}] {mirror} sid main\n", encoding="utf-8")
         try:
             _run("apt-get", "-q", "update", config=config)
-            _run("apt-get", "-q", "download", package, config=config)
+            _run("apt-get", "-q", "download", *packages, config=config)
         except NoPackageError as err:
             reasons.append(f"{mirror}: {err}")
             continue
-        archive = next(directory.glob(f"{package}_*.deb"))
-        _run("dpkg", "-x", str(archive), str(directory / "unpacked"))
+        for package in packages:
+            archive = next(directory.glob(f"{package}_*.deb"))
+            _run("dpkg", "-x", str(archive), str(directory / "unpacked"))
         return directory / "unpacked"
     # A mirror's address may carry a password, which belongs in no message.
     raise NoPackageError(re.sub(r"//[^/@\s]+@", "//", "; ".join(reasons)))

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from debian_package import NoPackageError, unpack_debian_package
+from debian_package import NoPackageError, unpack_debian_packages
 
 from mesh_lab.errors import NoEngineError
 from mesh_lab.servers.compose import Engine
@@ -221,7 +221,7 @@ def _own_compose(scratch: Path) -> Iterator[None]:
     """Put Debian's Compose 2 where the `docker` command looks for it, for the time of the tests."""
     try:
         (scratch / "compose").mkdir()
-        unpacked = unpack_debian_package("docker-compose", scratch / "compose")
+        unpacked = unpack_debian_packages(["docker-compose"], scratch / "compose")
     except NoPackageError as err:
         raise CannotError(f"there is no Compose 2, and it cannot be fetched: {err}") from err
     plugins = scratch / "config" / "cli-plugins"

@@ -15,7 +15,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from debian_package import unpack_debian_package
+from debian_package import unpack_debian_packages
 
 from mesh_lab.servers.binary import find_server
 
@@ -112,7 +112,7 @@ def _add_busybox(image: Image, scratch: Path) -> None:
     found = scratch / "busybox" / "unpacked"
     if not found.is_dir():
         found.parent.mkdir()
-        unpack_debian_package("busybox-static", found.parent)
+        unpack_debian_packages(["busybox-static"], found.parent)
     image.add(next(path for path in found.rglob("bin/busybox")), "bin/busybox")
     for applet in ("sh", "wget"):
         image.link(f"bin/{applet}", "busybox")

@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from debian_package import NoPackageError, unpack_debian_package
+from debian_package import NoPackageError, unpack_debian_packages
 
 pytestmark = [
     pytest.mark.needs("debian-mirror"),
@@ -20,7 +20,7 @@ NO_MIRROR = ("Could not resolve", "Could not connect", "Failed to fetch", "no mi
 def busybox(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The program out of Debian's package, as this user gets it."""
     try:
-        return unpack_debian_package("busybox-static", tmp_path_factory.mktemp("debian"))
+        return unpack_debian_packages(["busybox-static"], tmp_path_factory.mktemp("debian"))
     except NoPackageError as err:
         if any(words in str(err) for words in NO_MIRROR):
             pytest.skip(f"no Debian mirror answers here: {err}")
@@ -51,5 +51,5 @@ def test_a_suite_that_the_keyring_did_not_sign_is_refused(monkeypatch: pytest.Mo
     directory = tmp_path / "install"
     directory.mkdir()
     with pytest.raises(NoPackageError, match=r"The repository '\S+ sid InRelease' is not signed"):
-        unpack_debian_package("busybox-static", directory, keyring=keyring)
+        unpack_debian_packages(["busybox-static"], directory, keyring=keyring)
     assert list(directory.glob("*.deb")) == []
