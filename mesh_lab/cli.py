@@ -19,10 +19,10 @@ try:
     from mesh_lab import doctor
     from mesh_lab.chaos.schedule import FAULTS, OUTAGE_S, Kind
     from mesh_lab.errors import MeshLabError
+    from mesh_lab.patterns.jetstream_api import stream_names
     from mesh_lab.processes import on_stop_signal
     from mesh_lab.servers import docker
     from mesh_lab.servers.backend import Backend, MeshRequest, traits_of
-    from mesh_lab.servers.borrowed import stream_names
     from mesh_lab.servers.compose import Engine, Project
     from mesh_lab.servers.layout import plan
     from mesh_lab.servers.start import chosen_backend, start_mesh

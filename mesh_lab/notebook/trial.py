@@ -19,9 +19,9 @@ from nats.js.errors import NotFoundError
 from nats.nuid import NUID
 
 from mesh_lab.errors import NotReadyError, UnsupportedByBackendError
+from mesh_lab.patterns.jetstream_api import stream_names
 from mesh_lab.patterns.jetstream_wait import flush_through, wait_routable
 from mesh_lab.patterns.wait import eventually, retry
-from mesh_lab.servers.borrowed import stream_names
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import forget, start_mesh
 

@@ -4,6 +4,7 @@ It serves patterns that speak the protocol themselves: nats-py's request for eac
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 import nats.errors
@@ -120,9 +121,39 @@ def api_prefix(domain: str | None) -> str:
     """
     if domain is None:
         return DEFAULT_PREFIX
-    if not domain or any(character in ".*> \t\r\n" for character in domain):
-        raise ValueError(f"domain {domain!r}, expected the name of a JetStream domain: one token of a subject")
+    expect_name("domain", domain)
     return f"$JS.{domain}.API"
+
+
+def expect_name(what: str, name: str) -> None:
+    """Raise ValueError for what cannot be the name of a stream, a consumer or a domain: one token of subjects."""
+    if not name or any(character in ".*>/\\ \t\r\n" for character in name):
+        raise ValueError(f"{what} {name!r}, expected a name without dots, blanks, slashes and wildcards")
+
+
+async def api_request(
+    client: Client, call: str, payload: bytes = b"", *, domain: str | None = None, within: float = 5.0
+) -> dict[str, Any]:
+    """Return JetStream's reply to a call for which nats-py has no method, or of whose reply it drops a part.
+
+    Raises:
+        nats.js.errors.APIError: The servers refuse it.
+        nats.errors.Error: No server replied, or this client may not ask.
+    """
+    reply = await client.request(f"{api_prefix(domain)}.{call}", payload, timeout=within)
+    found: dict[str, Any] = msgspec.json.decode(reply.data)
+    if "error" in found:
+        APIError.from_error(found["error"])
+    return found
+
+
+async def stream_names(
+    client: Client, subject: str = ">", *, domain: str | None = None, within: float = 5.0
+) -> list[str]:
+    """Return the names of an account's first 1,024 streams, or of those that take a subject; as :func:`api_request`."""
+    wanted = {} if subject == ">" else {"subject": subject}  # a mirror has no subjects
+    reply = await api_request(client, "STREAM.NAMES", msgspec.json.encode(wanted), domain=domain, within=within)
+    return sorted(reply.get("streams") or ())
 
 
 def is_transient(err: BaseException | ApiError) -> bool:

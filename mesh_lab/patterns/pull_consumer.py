@@ -142,7 +142,7 @@ class PullConsumer:
         self._longest_ns = self._expires_ns = REQUEST_EXPIRES_NS if ahead else LONE_REQUEST_EXPIRES_NS
         self._subject = f"{api_prefix(domain)}.CONSUMER.MSG.NEXT.{stream}.{consumer}"
         self._name = f"consumer {consumer!r} of stream {stream!r}"
-        self._ask = partial(ask_consumer, client, stream, consumer, domain=domain, on_pause=self._on_pause)
+        self._ask = partial(ask_consumer, client, stream, consumer, domain=domain)
         self._check = check
         self._inbox = ""
         self._subscription: Subscription | None = None
@@ -277,9 +277,6 @@ class PullConsumer:
             self._prefetch = min(self._most, settings.max_batch or self._most)
             self._expires_ns = min(self._longest_ns, settings.max_expires or self._longest_ns)
         self._asked_at = time.monotonic()
-
-    def _on_pause(self, left_s: float) -> None:
-        _log.warning("%s: paused for %.0f s more, by its settings", self._name, left_s)
 
     async def _seek(self) -> None:
         """Find out what became of a consumer of which there is no sign."""

@@ -9,19 +9,20 @@ import secrets
 from collections.abc import Collection
 from contextlib import suppress
 from functools import partial
-from typing import Any
 
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.js.errors import NotFoundError
 
 from mesh_lab.errors import NotReadyError, UnsupportedByBackendError
 from mesh_lab.patterns.connection import server_name
+from mesh_lab.patterns.jetstream_api import api_request, stream_names
 from mesh_lab.patterns.wait import eventually
 
 IN_USE = "mesh-lab.in-use"
 """Subject on which whoever uses an account for a while replies."""
-ASK_WITHIN_S, HEARD_WITHIN_S, SHOWN = 5.0, 2.0, 5
+HEARD_WITHIN_S, SHOWN = 2.0, 5
 
 
 class BorrowedAccount:
@@ -51,8 +52,9 @@ class BorrowedAccount:
             raise UnsupportedByBackendError("another lesson, or a run of the main job, works in the account there now")
         try:
             names = await stream_names(self._client)
-        except (TimeoutError, nats.errors.Error, UnsupportedByBackendError) as err:
-            raise UnsupportedByBackendError(f"JetStream does not serve the account there: {err}") from err
+        except nats.errors.Error as err:
+            why = getattr(err, "description", None) or err
+            raise UnsupportedByBackendError(f"JetStream does not serve the account there: {why}") from err
         if names:
             shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
             raise UnsupportedByBackendError(
@@ -69,17 +71,19 @@ class BorrowedAccount:
         """Remove what the lesson made; NotReadyError if the servers do not reply."""
         try:
             for name in await stream_names(self._client) if self._heard else ():
-                info = await _ask(self._client, call := f"STREAM.INFO.{name}")
-                # A stream's leader replies to both, and audits both: when this audit is here, so is that of its making.
-                await eventually(partial(self._heard.__contains__, f"$JS.API.{call}"), within=HEARD_WITHIN_S)
-                if self.made.get(name) == info.get("created"):
-                    await _ask(self._client, f"STREAM.DELETE.{name}")
-        except (TimeoutError, nats.errors.Error, UnsupportedByBackendError) as err:
+                with suppress(NotFoundError):
+                    info = await api_request(self._client, call := f"STREAM.INFO.{name}")
+                    # A stream's leader replies to both, and audits both: when this audit is here, so is that of its
+                    # making.
+                    await eventually(partial(self._heard.__contains__, f"$JS.API.{call}"), within=HEARD_WITHIN_S)
+                    if self.made.get(name) == info["created"]:
+                        await api_request(self._client, f"STREAM.DELETE.{name}")
+        except (TimeoutError, nats.errors.Error) as err:
             if left := ", ".join(self.made):
                 raise NotReadyError(f"of {left}, some are left in the account: {err!r}; try `mesh-lab clear`") from err
 
     async def _is_heard(self) -> bool:
-        await _ask(self._client, "INFO")  # is audited too
+        await api_request(self._client, "INFO")  # is audited too
         return bool(self._heard)
 
     async def _note(self, msg: Msg) -> None:
@@ -118,17 +122,3 @@ async def use(client: Client) -> None:
         await msg.respond(b"")
 
     await client.subscribe(IN_USE, cb=reply)
-
-
-async def stream_names(client: Client, subject: str = ">") -> list[str]:
-    """Return the names of an account's first 1,024 streams that take a subject; or UnsupportedByBackendError."""
-    reply = await _ask(client, "STREAM.NAMES", **({} if subject == ">" else {"subject": subject}))
-    if error := reply.get("error"):
-        raise UnsupportedByBackendError(error.get("description", "it gives no reason"))
-    return reply.get("streams") or []
-
-
-async def _ask(client: Client, call: str, **request: Any) -> dict[str, Any]:
-    reply = await client.request(f"$JS.API.{call}", json.dumps(request).encode(), timeout=ASK_WITHIN_S)
-    found: dict[str, Any] = json.loads(reply.data)
-    return found

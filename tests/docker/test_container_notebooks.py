@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from containers import ROOT
 
-from mesh_lab.servers.borrowed import stream_names
+from mesh_lab.patterns.jetstream_api import stream_names
 from mesh_lab.servers.compose import Project
 from mesh_lab.servers.start import start_mesh
 

@@ -11,8 +11,8 @@ from nats.aio.client import Client
 from shared_mesh import shared_mesh
 
 from mesh_lab.notebook.trial import Trial
+from mesh_lab.patterns.jetstream_api import stream_names
 from mesh_lab.servers import start
-from mesh_lab.servers.borrowed import stream_names
 from mesh_lab.servers.mesh import Mesh
 
 _shared_mesh, mesh = shared_mesh(scope="session", servers=3)

@@ -25,10 +25,11 @@ from mesh_lab.notebook.trial import Trial
 from mesh_lab.orders import read_orders
 from mesh_lab.orders.job import run_orders
 from mesh_lab.orders.order import totals_of
+from mesh_lab.patterns.jetstream_api import stream_names
 from mesh_lab.patterns.wait import eventually
 from mesh_lab.security.accounts import Operator
 from mesh_lab.servers import start
-from mesh_lab.servers.borrowed import in_use, stream_names
+from mesh_lab.servers.borrowed import in_use
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import start_mesh
 

@@ -22,9 +22,9 @@ from mesh_lab.orders.event_store import WORKERS, create_event_store, open_event_
 from mesh_lab.orders.job.services import Job, remove_services, start_services
 from mesh_lab.orders.order import ALL_SUBJECTS, STREAM, Event, Totals, check_totals, next_events, totals_of
 from mesh_lab.orders.read_model import Summary, ask_read_model
-from mesh_lab.patterns.jetstream_api import is_transient
+from mesh_lab.patterns.jetstream_api import is_transient, stream_names
 from mesh_lab.patterns.wait import retry
-from mesh_lab.servers.borrowed import in_use, stream_names, use
+from mesh_lab.servers.borrowed import in_use, use
 from mesh_lab.servers.mesh import Mesh
 
 ASK_EVERY_S = 0.1
