@@ -6,7 +6,6 @@ A backend is a file of its own and an entry in :data:`BACKENDS`; nothing else of
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mesh_lab.errors import ServerExitedError, SettingsError
@@ -93,7 +92,6 @@ class MeshRequest:
 
     layout: Layout
     within: float
-    directory: Path | None = None
     links: bool = False
     extra: ExtraConfig = field(default_factory=ExtraConfig)
     tls: "Authority | None" = None

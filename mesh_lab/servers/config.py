@@ -3,7 +3,6 @@
 What each setting means: https://docs.nats.io/running-a-nats-service/configuration.
 """
 
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,18 +14,6 @@ from mesh_lab.tls import TlsFiles, quoted, server_block
 ClientAuth = Literal["password", "certificate"]
 ACCOUNT = "LAB"
 USER, SYSTEM_USER, ROUTE_USER = "lab", "sys", "route"
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Passwords:
-    """The passwords of one mesh: random, new for each mesh, and never shown in a repr.
-
-    The servers have one among themselves too (``route``): without it, any local program could join the cluster.
-    """
-
-    user: str = field(default_factory=lambda: secrets.token_urlsafe(24))
-    system: str = field(default_factory=lambda: secrets.token_urlsafe(24))
-    route: str = field(default_factory=lambda: secrets.token_urlsafe(24))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +49,8 @@ class ServerConfig:
     ports: Ports
     store: Path
     """Directory for JetStream's files."""
-    passwords: Passwords
+    passwords: Mapping[str, str] = field(repr=False)
+    """Of the users ``lab``, ``sys`` and ``route``; without the last, any local program could join the cluster."""
     cluster: str | None = None
     dials: Mapping[Kind, Mapping[str, Sequence[int]]] = field(default_factory=dict)
     """Ports on 127.0.0.1 that it dials, by the kind of connection and the region that they lead to."""
@@ -117,17 +105,17 @@ class ServerConfig:
     def _accounts(self) -> str:
         """Return the accounts and their users, where no operator vouches for them."""
 
-        def user(name: str, password: str) -> str:
+        def user(name: str) -> str:
             # A user that a certificate names must not have a password too: the server would ask for both.
-            secret = "" if self.client_auth == "certificate" else f", password: {quoted(password)}"
+            secret = "" if self.client_auth == "certificate" else f", password: {quoted(self.passwords[name])}"
             return f"{{ user: {name}{secret} }}"
 
         return f"""system_account: "$SYS"
 accounts {{
-  $SYS {{ users: [{user(SYSTEM_USER, self.passwords.system)}] }}
+  $SYS {{ users: [{user(SYSTEM_USER)}] }}
   {ACCOUNT} {{
     jetstream: enabled
-    users: [{user(USER, self.passwords.user)}
+    users: [{user(USER)}
 {self.extra.users}
     ]
     {self.extra.account}
@@ -141,7 +129,7 @@ accounts {{
             f"{block} {{",
             f"  listen: 127.0.0.1:{getattr(self.ports, block)}",
             f'  advertise: "127.0.0.1:{self.dead_port}"' if self.dead_port else "",
-            f"  authorization {{ user: {ROUTE_USER}, password: {quoted(self.passwords.route)}{account} }}",
+            f"  authorization {{ user: {ROUTE_USER}, password: {quoted(self.passwords[ROUTE_USER])}{account} }}",
             # Servers always show each other a certificate: the password alone would let in whoever has read it.
             f"  {server_block(self.tls, verify='verify')}" if self.tls else "",
             *lines,
@@ -149,5 +137,5 @@ accounts {{
         ]
 
     def _urls(self, scheme: str, dialled: Mapping[str, Sequence[int]]) -> str:
-        start = f"{scheme}://{ROUTE_USER}:{self.passwords.route}@127.0.0.1"
+        start = f"{scheme}://{ROUTE_USER}:{self.passwords[ROUTE_USER]}@127.0.0.1"
         return ", ".join(quoted(f"{start}:{port}") for ports in dialled.values() for port in ports)

@@ -145,7 +145,7 @@ async def start(request: MeshRequest) -> ContainerMesh:
             f"project {project.name} has no container for {', '.join(missing)}, expected {', '.join(SERVERS)}; "
             "somebody took it down meanwhile: start it again"
         )
-    mesh = ContainerMesh(project, containers, workspace=await asyncio.to_thread(Workspace, request.directory))
+    mesh = ContainerMesh(project, containers, workspace=await asyncio.to_thread(Workspace))
     try:
         await wait_until_ready(mesh.view, Deadline(request.within))
     except BaseException:

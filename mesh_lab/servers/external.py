@@ -72,7 +72,7 @@ async def start(request: MeshRequest) -> Mesh:
             "use backend='local' here"
         )
     options.pop("servers")
-    workspace = await asyncio.to_thread(Workspace, request.directory)
+    workspace = await asyncio.to_thread(Workspace)
     mesh = Mesh(servers, backend="external", credentials=options, workspace=workspace)
     await mesh.states()
     return mesh

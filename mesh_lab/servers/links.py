@@ -28,8 +28,6 @@ class Lane:
     kind: Kind
     latency_s: float
     """Seconds that each byte is on its way."""
-    rate_bytes_per_s: float | None
-    """Most that it carries; ``None`` for as much as comes."""
     cut: CutMode | None
     connections: int
     carried_bytes: int
@@ -58,8 +56,8 @@ class Links:
         self._process.start()
         self._request({"do": "open", "links": self._wanted})
 
-    def do(self, what: Literal["slow", "cut", "heal"], pairs: Collection[Pair] = (), **how: float | str | None) -> None:
-        """Slow what runs between pairs of servers (``latency``, ``rate``) or cut it (``mode``); heal all links."""
+    def do(self, what: Literal["slow", "cut", "heal"], pairs: Collection[Pair] = (), **how: float | str) -> None:
+        """Slow what runs between pairs of servers (``latency``) or cut it (``mode``); heal all links."""
         self._request({"do": what, "pairs": list(pairs), **how})
 
     def lanes(self) -> list[Lane]:

@@ -1,6 +1,7 @@
 """The servers of a mesh as processes on this machine: their ports, their configuration files, their links."""
 
 import asyncio
+import secrets
 import signal
 from dataclasses import replace
 from functools import partial
@@ -33,7 +34,7 @@ async def start(request: MeshRequest) -> Mesh:
     tries = PORT_CLASH_TRIES
     while True:
         tries -= 1
-        workspace = await asyncio.to_thread(Workspace, request.directory)
+        workspace = await asyncio.to_thread(Workspace)
         try:
             mesh, servers = _configured(request, binary, workspace)
         except BaseException:
@@ -71,7 +72,7 @@ def _configured(request: MeshRequest, binary: Path, workspace: Workspace) -> tup
         port = joins[join] if joins else ports[join.target].of(join.kind)
         there = dialled[join.dialler].setdefault(join.kind, {})
         there.setdefault(str(layout.region_of(join.target)), []).append(port)
-    passwords = config.Passwords()
+    passwords = {user: secrets.token_urlsafe(24) for user in (config.USER, config.SYSTEM_USER, config.ROUTE_USER)}
     lab = operator.account(config.ACCOUNT) if operator is not None else None
     servers = {}
     for name in layout.servers:
@@ -95,9 +96,9 @@ def _configured(request: MeshRequest, binary: Path, workspace: Workspace) -> tup
     mesh = Mesh(
         servers,
         backend="local",
-        credentials=_credentials(config.USER, passwords.user, lab, directory, request),
+        credentials=_credentials(config.USER, passwords[config.USER], lab, directory, request),
         system=_credentials(
-            config.SYSTEM_USER, passwords.system, operator.system if operator else None, directory, request
+            config.SYSTEM_USER, passwords[config.SYSTEM_USER], operator.system if operator else None, directory, request
         ),
         workspace=workspace,
         layout=layout,

@@ -3,8 +3,7 @@
 import asyncio
 import weakref
 from collections.abc import Awaitable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self, get_args
 
 from nats.aio.client import Client
 
@@ -27,19 +26,8 @@ from mesh_lab.servers.server import reload_all
 from mesh_lab.servers.workspace import Workspace
 
 PLACE_WITHIN_S = 6.0  # for a restarted server to be found by those that run: an election may fall into them
+RELOAD_WITHIN_S = 10.0
 ASK_WITHIN_S = 2.0  # for a server without monitoring to let a client in, before it counts as not ready
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """A fault that was injected into the mesh."""
-
-    target: str
-    """A server, or what lies between two places, such as ``"eu and us"``."""
-    kind: Literal["killed", "paused", "slowed", "cut"]
-
-    def __str__(self) -> str:
-        return f"{self.target} {self.kind}"
 
 
 class Mesh:
@@ -178,32 +166,29 @@ class Mesh:
         self._check_open()
         await wait_until_ready(self.view, Deadline(within))
 
-    async def reload(
-        self, *, users_config: str | None = None, accounts_config: str | None = None, within: float = 10.0
-    ) -> None:
+    async def reload(self, *, users_config: str | None = None, accounts_config: str | None = None) -> None:
         """Let all servers read other users and accounts, and return when each uses them; only Windows restarts them.
 
         Args:
             users_config: Users of the lessons' account in place of its former ones; ``None`` leaves them.
             accounts_config: Accounts beside it, likewise.
-            within: Seconds until it is too late.
 
         Raises:
             BadConfigError: A server refused the text, and says why; all keep what they had.
             UnsupportedByBackendError: The servers are not local processes, or their users are an operator's.
             ServerExitedError: A server does not run; nothing is changed.
-            NotReadyError: A server did not read its file in time.
+            NotReadyError: A server did not read its file within 10 s.
         """
         self._check_open()
         given = {"users": users_config, "accounts": accounts_config}
         changed = {name: text for name, text in given.items() if text is not None}
-        await reload_all(self.view, changed, Deadline(within))
+        await reload_all(self.view, changed, Deadline(RELOAD_WITHIN_S))
 
     def logs(self, server: str, *, last: int | None = 20) -> str:
         """Return the last lines of a server's log; ``None`` for all."""
         return self._server(server).log(last)
 
-    async def kill(self, server: str) -> Fault:
+    async def kill(self, server: str) -> None:
         """Kill one server, for example ``"n2"``, with SIGKILL and return when it stopped answering.
 
         Raises:
@@ -211,9 +196,8 @@ class Mesh:
             EngineRefusedError: The engine of the containers refused; so for pause, resume, restart.
         """
         await asyncio.to_thread(self._server(server).kill)
-        return Fault(server, "killed")
 
-    async def pause(self, server: str) -> Fault:
+    async def pause(self, server: str) -> None:
         """Freeze one server with SIGSTOP, and return when it is frozen: its connections stay open, nothing answers.
 
         Raises:
@@ -221,7 +205,6 @@ class Mesh:
             NotReadyError: It goes on running for 10 s.
         """
         await asyncio.to_thread(self._server(server).pause)
-        return Fault(server, "paused")
 
     async def resume(self, server: str) -> None:
         """Let a paused server go on.
@@ -255,27 +238,25 @@ class Mesh:
         # For a while, the leader goes on counting a server that was killed.
         return all(other.state == "running" for other in self.servers.values())
 
-    async def slow(self, one: str, other: str, *, latency: float, rate: float | None = None) -> Fault:
+    async def slow(self, one: str, other: str, *, latency: float) -> None:
         """Delay what runs between two places, in both directions, until :meth:`heal`.
 
         Args:
             one: A server, a region or a leaf node.
             other: Another one; the same region stands for the routes inside of it.
             latency: Seconds that each byte is on its way, in one direction; 0 for none. It does not limit the rate.
-            rate: Bytes a second that each direction between two servers carries; ``None`` for as many as come.
 
         Raises:
-            ValueError: The latency is negative, or the rate is not above 0.
+            ValueError: The latency is negative.
             UnknownNameError: Nothing has that name, or the two are not joined.
             UnsupportedByBackendError: The mesh has no links.
         """
-        if not 0 <= latency < float("inf") or (rate is not None and not 0 < rate < float("inf")):
-            raise ValueError(f"latency={latency!r} s, rate={rate!r} bytes/s, expected 0 or more, and above 0 or None")
+        if not 0 <= latency < float("inf"):
+            raise ValueError(f"latency={latency!r} s, expected 0 or more")
         links, pairs = self._running_links(), self.layout.pairs(one, other)
-        await asyncio.to_thread(links.do, "slow", pairs, latency=latency, rate=rate)
-        return Fault(f"{one} and {other}", "slowed")
+        await asyncio.to_thread(links.do, "slow", pairs, latency=latency)
 
-    async def cut(self, one: str, other: str, *, mode: CutMode = "silent") -> Fault:
+    async def cut(self, one: str, other: str, *, mode: CutMode = "silent") -> None:
         """Cut every connection between two places, in both directions, until :meth:`heal`. Raises as :meth:`slow`.
 
         Args:
@@ -288,10 +269,9 @@ class Mesh:
             raise ValueError(f"mode {mode!r} asked for, expected one of {', '.join(get_args(CutMode))}")
         links, pairs = self._running_links(), self.layout.pairs(one, other)
         await asyncio.to_thread(links.do, "cut", pairs, mode=mode)
-        return Fault(f"{one} and {other}", "cut")
 
     async def heal(self) -> None:
-        """Let every link carry again, without delay or limit; the servers find each other again within seconds."""
+        """Let every link carry again, without delay; the servers find each other again within seconds."""
         await asyncio.to_thread(self._running_links().do, "heal")
 
     async def lanes(self) -> list[Lane]:

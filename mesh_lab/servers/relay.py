@@ -1,8 +1,8 @@
-"""The process that runs a mesh's links: TCP relays that can be slowed, throttled and cut.
+"""The process that runs a mesh's links: TCP relays that can be slowed and cut.
 
 :mod:`mesh_lab.servers.links` starts it and talks to it: a line of JSON in, a line of JSON out. It ends when its
 standard input does. A *lane* is one direction between two servers, shared by all connections between the two. Data
-waits in a queue until it is due, and more is read meanwhile: latency delays, and only a lane's rate throttles.
+waits in a queue until it is due, and more is read meanwhile: latency delays, and does not throttle.
 """
 
 import asyncio
@@ -26,30 +26,9 @@ class RelayLane:
     def __init__(self, source: str, target: str, kind: str) -> None:
         self.source, self.target, self.kind = source, target, kind
         self.latency = 0.0
-        self.rate: float | None = None
         self.cut: str | None = None
         self.carried = 0
         self.ends: set[RelayEnd] = set()
-        self._free_at = 0.0
-
-    @property
-    def room(self) -> float:
-        """Bytes that one connection may have in its queue; a narrow lane has a short one, as a router has."""
-        return ROOM_BYTES if self.rate is None else max(65_536, self.rate * (self.latency + 0.25))
-
-    def pieces(self, data: bytes) -> list[bytes]:
-        """Return data in pieces so small that a narrow lane carries them evenly: 20 ms of it at a time."""
-        if self.rate is None:
-            return [data]
-        size = max(512, int(self.rate * 0.02))
-        return [data[i : i + size] for i in range(0, len(data), size)]
-
-    def due(self, now: float, size: int) -> float:
-        """Return when data that is sent now has arrived, and count the time that it occupies the lane."""
-        if self.rate is None:
-            return now + self.latency
-        self._free_at = max(now, self._free_at) + size / self.rate
-        return self._free_at + self.latency
 
     def set_cut(self, mode: str | None) -> None:
         """Stop carrying, or carry again."""
@@ -86,18 +65,14 @@ class RelayEnd(asyncio.Protocol):
         other.pump()
 
     def data_received(self, data: bytes) -> None:
-        """Send data on its way."""
-        now = self.loop.time()
-        for piece in self.lane.pieces(data):
-            self._put(self.lane.due(now, len(piece)), piece)
-        self.pump()
+        """Send it on its way."""
+        self._put(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Let the other end close when all that was sent before has arrived."""
         self._lost = True
         self.lane.ends.discard(self)
-        self._put(self.loop.time() + self.lane.latency, None)
-        self.pump()
+        self._put(None)
 
     def pause_writing(self) -> None:
         """Note that the receiver does not keep up."""
@@ -133,12 +108,15 @@ class RelayEnd(asyncio.Protocol):
                     self.other.transport.write(data)
             if self._queue and self.other._writable:
                 self._timer = self.loop.call_at(self._queue[0][0], self.pump)
-        self._read(self.lane.cut is None and self.other is not None and self._queued < self.lane.room)
+        self._read(self.lane.cut is None and self.other is not None and self._queued < ROOM_BYTES)
 
-    def _put(self, due: float, data: bytes | None) -> None:
+    def _put(self, data: bytes | None) -> None:
+        """Send data, or the end of it, on its way."""
+        due = self.loop.time() + self.lane.latency
         # Never before what was sent earlier, whatever the lane's latency is by now.
         self._queue.append((max(due, self._queue[-1][0]) if self._queue else due, data))
         self._queued += len(data or b"")
+        self.pump()
 
     def _read(self, wanted: bool) -> None:
         if wanted != self._reading and not self.transport.is_closing():
@@ -212,17 +190,17 @@ class Relay:
                     await self._links[-1].open()
             case "slow":
                 for lane in lanes:
-                    lane.latency, lane.rate = request["latency"], request["rate"]
+                    lane.latency = request["latency"]
             case "cut":
                 await self._cut(lanes, request["mode"])
             case "heal":
                 for lane in self._lanes.values():
-                    lane.latency, lane.rate = 0.0, None
+                    lane.latency = 0.0
                 await self._cut([lane for lane in self._lanes.values() if lane.cut], None)
             case "lanes":
                 # The fields of `mesh_lab.servers.links.Lane`, in order.
                 return [
-                    (one.source, one.target, one.kind, one.latency, one.rate, one.cut, len(one.ends), one.carried)
+                    (one.source, one.target, one.kind, one.latency, one.cut, len(one.ends), one.carried)
                     for one in self._lanes.values()
                 ]
         return None

@@ -4,7 +4,6 @@ import os
 import sys
 import weakref
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, cast, get_args
 
@@ -33,7 +32,6 @@ async def start_mesh(
     links: bool | None = None,
     needs: Need | Collection[Need] = (),
     backend: Backend | None = None,
-    directory: str | Path | None = None,
     extra_config: str = "",
     account_config: str = "",
     jetstream_config: str = "",
@@ -69,7 +67,6 @@ async def start_mesh(
             account), ``"reload"`` (of users), ``"files"`` (of the servers, and their processes).
         backend: Where they run; ``None``: what ``MESH_LAB_BACKEND`` names, or else an external mesh if
             ``MESH_LAB_URL`` is set, and local processes if not.
-        directory: Where to put the mesh's own directory; the system's temporary directory if ``None``.
         extra_config: Further settings in nats-server's own syntax, for every server.
         account_config: Further settings of the account in which the lessons work, such as ``"mappings { … }"``.
         jetstream_config: Further settings of JetStream, such as ``"max_buffered_msgs: 500"``.
@@ -88,7 +85,7 @@ async def start_mesh(
         EngineRefusedError: The engine could not start the containers; the message says why.
         SettingsError: ``docker/`` is not as the containers need it, or ``MESH_LAB_URL`` is not set.
         NoServerBinaryError: There is no nats-server that is new enough.
-        StoreError: The directory cannot be written, or its disk is full.
+        StoreError: The temporary directory cannot be written, or its disk is full.
         ServerExitedError: A server ended at its start; the message carries its last log lines.
         NotReadyError: The servers were not ready in time; the message says what each last answered.
     """
@@ -96,7 +93,6 @@ async def start_mesh(
     request = MeshRequest(
         plan(servers, regions, leaves),
         within,
-        directory=Path(directory) if directory else None,
         links=bool(regions or leaves) if links is None else links,
         extra=extra,
         tls=tls,

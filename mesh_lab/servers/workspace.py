@@ -98,22 +98,21 @@ class Workspace:
         owner: Mark in the environment of every process that the mesh starts.
     """
 
-    def __init__(self, parent: Path | None = None) -> None:
+    def __init__(self) -> None:
+        place = tempfile.gettempdir()
         try:
-            self.directory = Path(tempfile.mkdtemp(prefix="mesh-lab-", dir=parent))
+            self.directory = Path(tempfile.mkdtemp(prefix="mesh-lab-"))
             free = shutil.disk_usage(self.directory).free
         except OSError as err:
-            place = parent or tempfile.gettempdir()
             raise StoreError(
                 f"cannot make a directory for the servers' stores in {place}: {err.strerror or err}; "
-                "make it writable, or name another one with start_mesh(directory=…) or the variable TMPDIR"
+                "make it writable, or name another one with the variable TMPDIR"
             ) from err
         if free < FREE_DISK_BYTES:
             self.directory.rmdir()
             raise StoreError(
-                f"{free / 2**20:.0f} MiB free in {self.directory.parent}, expected at least "
-                f"{FREE_DISK_BYTES / 2**20:.0f} MiB for the servers' stores; make room, or name another place "
-                "with start_mesh(directory=…) or the variable TMPDIR"
+                f"{free / 2**20:.0f} MiB free in {place}, expected at least {FREE_DISK_BYTES / 2**20:.0f} MiB for the "
+                "servers' stores; make room, or name another place with the variable TMPDIR"
             )
         self.owner = secrets.token_hex(16)
         self.ports = PortBlock.reserve()

@@ -110,7 +110,7 @@ async def test_clients_learn_addresses_that_work_from_the_host_and_no_inner_ones
 async def test_a_client_survives_the_death_of_its_container(mesh: Mesh) -> None:
     client = await mesh.connect(to="n2")
     assert client.connected_url.port == _port(mesh, "n2")
-    assert str(await mesh.kill("n2")) == "n2 killed"
+    await mesh.kill("n2")
     assert mesh.servers["n2"].state == "killed"
     assert not await mesh.is_healthy()
     await eventually(lambda: client.is_connected and client.connected_url.port != _port(mesh, "n2"), within=10.0)

@@ -82,8 +82,7 @@ async def test_a_request_over_slowed_gateways_takes_twice_the_latency(regions) -
 
     await eventually(asked, within=5.0)
     try:
-        fault = await regions.slow("eu", "us", latency=ONE_WAY_S)
-        assert str(fault) == "eu and us slowed"
+        await regions.slow("eu", "us", latency=ONE_WAY_S)
         taken = await seconds(lambda: client.request("pay", b"an order", timeout=2.0))
         assert taken == pytest.approx(2 * ONE_WAY_S, rel=0.2)
     finally:
@@ -143,39 +142,11 @@ async def test_latency_delays_and_does_not_throttle_and_keeps_the_order(regions)
     assert 0.2 < taken < 10 * 0.2
 
 
-async def test_a_rate_limits_bytes_a_second(regions) -> None:
-    sender, receiver = await regions.connect(to="eu-1"), await regions.connect(region="us")
-    subscription = await receiver.subscribe("narrow")
-    await receiver.flush()
-
-    async def heard() -> bool:
-        await sender.publish("narrow", b"")
-        await sender.flush()
-        return subscription.pending_msgs > 0
-
-    await eventually(heard, within=5.0, every=0.05)
-    rate, count, payload = 200_000, 200, b"x" * 1_000
-    try:
-        await regions.slow("eu", "us", latency=0.0, rate=rate)
-        begun = time.perf_counter()
-        for _ in range(count):
-            await sender.publish("narrow", payload)
-        come = 0
-        while come < count:
-            come += bool((await subscription.next_msg(timeout=10.0)).data)
-        taken = time.perf_counter() - begun
-    finally:
-        await regions.heal()
-    # A machine that stalls adds time; nothing but a lane without its limit takes less.
-    assert 0.75 < taken / (count * 1_030 / rate) < 3
-
-
 @pytest.mark.parametrize("mode", ["silent", "reset"])
 async def test_a_cut_carries_nothing_and_the_mesh_is_whole_after_it_heals(regions, mode) -> None:
     await eventually(lambda: whole(regions), within=10.0)
     for one, other in (("eu-1", "eu-2"), ("eu", "us"), ("store-berlin", "eu")):
-        fault = await regions.cut(one, other, mode=mode)
-        assert str(fault) == f"{one} and {other} cut"
+        await regions.cut(one, other, mode=mode)
         before = await carried(regions, one, other)
         sender = await regions.connect(to="eu-1")
         for _ in range(200):
@@ -301,9 +272,9 @@ async def test_an_unknown_place_or_link_is_named_beside_the_known_ones(regions) 
         await regions.cut("store-berlin", "us")
     with pytest.raises(UnknownNameError, match="no link between 'eu-1' and 'eu-1'"):
         await regions.cut("eu-1", "eu-1")
-    for latency, rate in ((-0.1, None), (0.1, 0), (float("inf"), None), (float("nan"), None)):
-        with pytest.raises(ValueError, match="expected 0 or more, and above 0 or None"):
-            await regions.slow("eu", "us", latency=latency, rate=rate)
+    for latency in (-0.1, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="expected 0 or more"):
+            await regions.slow("eu", "us", latency=latency)
     with pytest.raises(ValueError, match="mode 'loud' asked for, expected one of silent, reset"):
         await regions.cut("eu", "us", mode="loud")
 

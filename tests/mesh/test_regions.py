@@ -139,7 +139,7 @@ async def test_restarting_a_server_without_peers_makes_nothing() -> None:
 async def test_servers_of_regions_can_be_killed_paused_resumed_and_restarted() -> None:
     async with await start_mesh(regions=REGIONS, leaves=LEAVES) as mesh:
         for name in ("us-3", "store-berlin"):
-            assert str(await mesh.kill(name)) == f"{name} killed"
+            await mesh.kill(name)
             assert f"{name} killed" in repr(mesh)
             await mesh.restart(name)
         await mesh.pause("eu-2")

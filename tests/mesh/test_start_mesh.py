@@ -212,8 +212,7 @@ async def test_a_client_survives_the_death_of_its_server() -> None:
     async with await start_mesh(servers=3) as mesh:
         client = await mesh.connect(to="n2")
         assert client.connected_url.port == mesh.servers["n2"].port
-        fault = await mesh.kill("n2")
-        assert str(fault) == "n2 killed"
+        await mesh.kill("n2")
         assert not await mesh.is_healthy()
         dead = mesh.servers["n2"].port
         await eventually(lambda: client.is_connected and client.connected_url.port != dead, within=5.0)
@@ -286,22 +285,25 @@ async def test_a_server_that_exits_at_its_start_is_quoted() -> None:
     assert _owned_servers() == before
 
 
-async def test_a_directory_that_cannot_be_used_is_named_with_the_way_out(tmp_path) -> None:
+async def test_a_directory_that_cannot_be_used_is_named_with_the_way_out(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
     with pytest.raises(StoreError, match=r"cannot make a directory.*No such file.*TMPDIR"):
-        await start_mesh(servers=1, directory=tmp_path / "nowhere")
+        await start_mesh(servers=1)
     (tmp_path / "file").write_text("")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "file"))
     with pytest.raises(StoreError, match="Not a directory"):
-        await start_mesh(servers=1, directory=tmp_path / "file")
+        await start_mesh(servers=1)
 
 
 @pytest.mark.needs("full-disk")
 @pytest.mark.skipif(os.geteuid() != 0 if hasattr(os, "geteuid") else True, reason="mounting a small disk needs root")
-async def test_a_full_disk_is_named_with_its_numbers(tmp_path) -> None:
+async def test_a_full_disk_is_named_with_its_numbers(tmp_path, monkeypatch) -> None:
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path], capture_output=True).returncode:
         pytest.skip("this system does not let root mount a small disk")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     try:
         with pytest.raises(StoreError, match=r"1 MiB free in .*, expected at least 256 MiB"):
-            await start_mesh(servers=1, directory=tmp_path)
+            await start_mesh(servers=1)
         assert not list(tmp_path.iterdir())
     finally:
         subprocess.run(["umount", tmp_path], check=True)

@@ -201,7 +201,8 @@ async def _kill_leader(mesh: Mesh, client: Client, faults: list[str]) -> None:
     leader = _leader(await retry(lambda: client.jetstream(timeout=2.0).stream_info(STREAM)))
     if leader is None:
         raise NotReadyError(f"stream {STREAM} names no leader to kill; a mesh of three servers has one")
-    faults.append(str(await mesh.kill(leader)))
+    await mesh.kill(leader)
+    faults.append(f"{leader} killed")
     await mesh.restart(leader)
     faults.append(f"{leader} restarted")
 
