@@ -11,7 +11,7 @@ import inspect
 import random
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 import nats
@@ -131,19 +131,25 @@ async def flush(client: Client, *, within: float = 10.0) -> None:
     """
     # In a task of its own, which nobody cancels: nats-py 2.16 stops reading for good when the PONG of a flush comes
     # that was cancelled or timed out (Client._process_pong).
-    trip = asyncio.create_task(_round_trip(client))
-    _left_alone.add(trip)
-    trip.add_done_callback(_forget)
+    trip = uncancelled(_round_trip(client))
     if not (await asyncio.wait({trip}, timeout=within))[0]:
         raise nats.errors.FlushTimeoutError
     if not trip.result():
         raise nats.errors.ConnectionClosedError
 
 
-def _forget(task: "asyncio.Task[Any]") -> None:
-    _left_alone.discard(task)
-    if not task.cancelled():
-        task.exception()  # retrieved, so that asyncio does not warn of it when nobody waits any more
+def uncancelled(work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
+    """Return a task of its own for work that goes on when whoever waits for it is cancelled or gives up."""
+
+    def forget(task: "asyncio.Task[T]") -> None:
+        _left_alone.discard(task)
+        if not task.cancelled():
+            task.exception()  # retrieved, so that asyncio does not warn of it when nobody waits any more
+
+    task = asyncio.create_task(work)
+    _left_alone.add(task)
+    task.add_done_callback(forget)
+    return task
 
 
 async def _round_trip(client: Client) -> bool:
@@ -182,9 +188,7 @@ async def close(client: Client, *, drain: bool = False, within: float = CLOSE_WI
     With ``drain``, its subscriptions first handle what they have received. After ``within`` seconds it is left alone.
     """
     # A task, not asyncio.timeout: nats-py's close() may itself raise CancelledError when a server hangs.
-    ending = asyncio.ensure_future(client.drain() if drain and client.is_connected else client.close())
-    _left_alone.add(ending)
-    ending.add_done_callback(_forget)
+    ending = uncancelled(client.drain() if drain and client.is_connected else client.close())
     await asyncio.wait({ending}, timeout=within)
     error = ending.exception() if ending.done() and not ending.cancelled() else None
     if error is not None and not (isinstance(error, _OF_CONNECTIONS) or is_send_failure(error)):

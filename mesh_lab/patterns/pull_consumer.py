@@ -25,7 +25,7 @@ from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from mesh_lab.errors import StreamReplacedError
-from mesh_lab.patterns.connection import flush, publish_if_connected
+from mesh_lab.patterns.connection import flush, open_inbox, publish_if_connected, uncancelled, unsubscribe
 from mesh_lab.patterns.consumer_info import ConsumerSettings, ask_consumer, no_stream
 from mesh_lab.patterns.jetstream_api import api_prefix, is_transient
 from mesh_lab.patterns.wait import retry
@@ -34,7 +34,6 @@ REQUEST_EXPIRES_NS, LONE_REQUEST_EXPIRES_NS, HEARTBEAT_NS = 30_000_000_000, 500_
 HEARTBEAT_S, RETRY_S, HAND_BACK_S = HEARTBEAT_NS / 1e9, 0.1, 0.25
 SILENT_S, ASK_EVERY_S, TELL_AFTER_S = 2 * HEARTBEAT_S, 2.0, 5.0
 LOOKS, LEAVING_S, FLUSH_WITHIN_S, CATCH_UP_S = 3, 0.02, 5.0, 5.0
-_handing_back: set["asyncio.Task[None]"] = set()  # asyncio itself holds only weak references to tasks
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -165,25 +164,15 @@ class PullConsumer:
         for _ in range(LOOKS if self._lost_after is None else 0):
             if self.settings is None:
                 await self._look()
-        self._subscription = await retry(self._subscribe)
+        self._inbox, self._subscription = await open_inbox(self._client, self._on_message)
         self._replied_at = self._alive_at = time.monotonic()
         return self
-
-    async def _subscribe(self) -> Subscription:
-        self._inbox = self._client.new_inbox()  # another one each time: a subscription that failed may come to life
-        return await self._client.subscribe(
-            self._inbox, cb=self._on_message, pending_msgs_limit=0, pending_bytes_limit=0
-        )
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._subscription is None or self._client.is_closed:
             return
-        # A task of its own, which goes on when this one is cancelled: drain() flushes, and a cancelled flush ends
-        # nats-py 2.16's reading for good when its PONG comes (Client._process_pong).
-        handing_back = asyncio.create_task(self._hand_back(self._subscription))
-        _handing_back.add(handing_back)
-        handing_back.add_done_callback(_handing_back.discard)
-        await asyncio.shield(handing_back)
+        # drain() flushes, and a cancelled flush ends nats-py 2.16's reading for good (Client._process_pong).
+        await asyncio.shield(uncancelled(self._hand_back(self._subscription)))
 
     async def _hand_back(self, subscription: Subscription) -> None:
         while not self.ahead and self._requested and not self._buffer and self._client.is_connected:
@@ -196,7 +185,7 @@ class PullConsumer:
                 # A server that is silent now would let drain()'s own flush time out, which is like cancelling it.
                 await flush(self._client, within=FLUSH_WITHIN_S if self._client.is_connected else 0.0)
             except nats.errors.FlushTimeoutError:
-                await subscription.unsubscribe()
+                await unsubscribe(subscription)
                 return
             # Not unsubscribe(), which forgets what has arrived.
             await subscription.drain()  # type: ignore[no-untyped-call]
