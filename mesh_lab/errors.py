@@ -180,7 +180,3 @@ class CircuitOpenError(MeshLabError, ConnectionError):
 
 class GroupMismatchError(MeshLabError, ValueError):
     """A partitioned group, or its stream, has other settings than this member expects."""
-
-
-class MemberNameTakenError(MeshLabError, RuntimeError):
-    """Another process is in the group under this member's name."""

@@ -48,9 +48,9 @@ class Group(msgspec.Struct, frozen=True):
 
 
 class Presence(msgspec.Struct, frozen=True):
-    """A member's entry, written again and again; ``instance`` is random for each process, empty when it has left."""
+    """A member's entry, which it alone writes, again and again; the key ends in what is random for each process."""
 
-    instance: str
+    here: bool
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -87,7 +87,7 @@ class GroupBucket:
     """The bucket of one group, and a view of it that is kept up to date.
 
     Attributes:
-        members: Every member that has been seen, by name.
+        members: Every member that has been seen, by key.
         claims: Every partition that was ever claimed, by number.
         made: When the group's stream was made; set by :meth:`open`.
         changed: Set when members or owners change, not when progress is recorded.
@@ -158,14 +158,14 @@ class GroupBucket:
             raise NoReplyError(f"entry 'group' of bucket {self._name!r} is being made") from err
         return group
 
-    async def write(self, key: str, value: msgspec.Struct, *, last: int) -> int:
-        """Store an entry in place of revision ``last``, 0 for one that must not be there yet; return its revision.
+    async def write(self, key: str, value: msgspec.Struct, *, last: int | None = None) -> int:
+        """Store an entry, in place of revision ``last`` alone, 0 for one that is not there yet; return its revision.
 
         Raises:
             ConflictError: The entry has another revision.
             NoReplyError: It may be stored.
         """
-        headers: dict[str, str] = {Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(last)}
+        headers = {} if last is None else {Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(last)}
         subject, entry = self._write_prefix + key, msgspec.json.encode(value)
         try:
             ack = await _replied(publish_once(self._client, subject, entry, headers, REPLY_WITHIN_S))
@@ -194,11 +194,11 @@ class GroupBucket:
             )
         return Entry(msg.seq or 0, value, time.monotonic())
 
-    async def forget_member(self, name: str) -> None:
+    async def forget_member(self, key: str) -> None:
         """Remove a member's entry as it stands in the view; it may be removed also when this raises NoReplyError."""
-        subject, revision = f"{self._prefix}member.{name}", self.members[name].revision
+        subject, revision = f"{self._prefix}member.{key}", self.members[key].revision
         await _replied(self._js.purge_stream(self._stream, subject=subject, seq=revision + 1))
-        del self.members[name]
+        del self.members[key]
 
     async def watch(self) -> None:
         """Keep the view up to date, until cancelled; a lost reader is replaced where it stood.
@@ -225,7 +225,7 @@ class GroupBucket:
         now = time.monotonic()
         if kind == "member" and "." not in name:
             known = self.members.get(name)
-            presence = _decoded(msg.headers, msg.data, Presence) or Presence("")
+            presence = _decoded(msg.headers, msg.data, Presence) or Presence(here=False)
             self.members[name] = Entry(revision, presence, now)
             if known is None or known.value != presence:
                 self.changed.set()

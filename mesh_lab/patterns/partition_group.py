@@ -24,7 +24,6 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from mesh_lab.errors import MemberNameTakenError
 from mesh_lab.patterns.group_bucket import (
     OPEN_WITHIN_S,
     Claim,
@@ -157,7 +156,7 @@ class GroupMember:
             client: A connected nats-py client.
             stream: Name of the stream.
             group: Name of the group; its members share the stream's messages, another group gets all again.
-            name: This member's own in the group.
+            name: Whom the group's bucket shows as the owner; members of one name are members like others.
             subject: Where a partition's messages are, ``{partition}`` for its number: ``"orders.{partition}.>"``.
             partitions: How many there are: the most members that can work at once. It stays as it is.
             lease: Seconds for which a silent member keeps its partitions, the same for all members. A short one takes
@@ -181,7 +180,8 @@ class GroupMember:
         self._group = Group(stream, subject, partitions)
         self._bucket = GroupBucket(client, f"{stream}-{group}", domain=domain)
         self._instance = uuid.uuid4().hex
-        self._revision, self._beat_at = 0, -math.inf
+        self._key = f"{name}-{self._instance}"
+        self._beat_at = -math.inf
         self._owning: dict[int, asyncio.Task[None]] = {}
 
     async def run(self, handle: Handler, *, stop: asyncio.Event | None = None) -> None:
@@ -195,7 +195,6 @@ class GroupMember:
 
         Raises:
             GroupMismatchError: The group exists with other partitions, stream or subject.
-            MemberNameTakenError: A member of that name is there, or took over while this one was silent.
             NotReadyError: No server replied within 10 s while the member joined.
             nats.js.errors.NotFoundError: There is no such stream, or it or the group's bucket was deleted.
             StreamReplacedError: The stream or the bucket was deleted and made again, or ends before what is recorded as
@@ -209,7 +208,6 @@ class GroupMember:
         try:
             # A bucket that was purged meanwhile holds nothing to catch up with.
             await self._until(self._bucket.caught_up, watching, within=OPEN_WITHIN_S)
-            await self._join()
             while not stopped.done():
                 self._bucket.changed.clear()
                 await self._beat()
@@ -227,8 +225,8 @@ class GroupMember:
             await cancel_and_join(*self._owning.values(), again_after=self._lease + 1.0)
             await cancel_and_join(watching, stopped)
             # Whatever hinders it, the entry is void when the lease is over.
-            with contextlib.suppress(ConflictError, NoReplyError, nats.errors.Error):
-                await self._bucket.write(f"member.{self._name}", Presence(""), last=self._revision)
+            with contextlib.suppress(NoReplyError, nats.errors.Error):
+                await self._bucket.write(f"member.{self._key}", Presence(here=False))
 
     async def _until(
         self, event: asyncio.Event, *tasks: asyncio.Task[object], within: float | None = RECORD_EVERY_S
@@ -250,55 +248,34 @@ class GroupMember:
         if self._client.is_closed:
             raise nats.errors.ConnectionClosedError
 
-    async def _join(self) -> None:
-        """Wait until an entry of this member's name is void; a process that lives writes its own within a lease."""
-        first = entry = self._bucket.members.get(self._name)
-        while entry is not None and entry.value.instance and time.monotonic() < entry.since + self._lease:
-            await asyncio.sleep(RECORD_EVERY_S)
-            entry = self._bucket.members.get(self._name)
-            if entry is not None and first is not None and entry.value.instance and entry.revision != first.revision:
-                raise self._taken("is in the group already")
-        self._revision = entry.revision if entry else 0
-
     async def _beat(self) -> None:
-        """Write this member's entry, if it is time; find out whether another process took the name."""
+        """Write this member's entry, if it is time."""
         now = time.monotonic()
         if now - self._beat_at < self._lease / 3:
             return
-        key, presence = f"member.{self._name}", Presence(self._instance)
         try:
-            self._revision = await self._bucket.write(key, presence, last=self._revision)
+            await self._bucket.write(f"member.{self._key}", Presence(here=True))
             self._beat_at = now
-        except ConflictError:
-            with contextlib.suppress(NoReplyError):
-                entry = await self._bucket.read(key, Presence)
-                holder = entry.value if entry else None
-                if holder is not None and holder.instance not in ("", self._instance):
-                    raise self._taken("joined at the same moment, or took over while this one was silent") from None
-                self._revision = entry.revision if entry else 0
         except NoReplyError:
             await asyncio.sleep(RECORD_EVERY_S)
-
-    def _taken(self, what: str) -> MemberNameTakenError:
-        return MemberNameTakenError(f"another process named {self._name!r} {what}; give each member its own name")
 
     async def _rebalance(self, handle: Handler) -> None:
         """Move towards a fair share: give up what is too much, claim what is free."""
         now = time.monotonic()
         members = self._bucket.members.items()
-        alive = [name for name, entry in members if entry.value.instance and now - entry.since < self._lease]
-        names = sorted({*alive, self._name})
-        rank, count = names.index(self._name), self._group.partitions
-        share = count // len(names) + (rank < count % len(names))
+        alive = [key for key, entry in members if entry.value.here and now - entry.since < self._lease]
+        keys = sorted({*alive, self._key})
+        rank, count = keys.index(self._key), self._group.partitions
+        share = count // len(keys) + (rank < count % len(keys))
         held = sorted(number for number in self._owning if not self.partitions[number].leaving)
         for number in held[share:]:
             self.partitions[number].give_up()
-        missing, first = share - len(held), rank * count // len(names)
+        missing, first = share - len(held), rank * count // len(keys)
         # Members begin at different places, so that they rarely want the same one.
         for number in (*range(first, count), *range(first)):
             if missing > 0 and number not in self._owning and self._is_free(number, now):
                 missing -= await self._claim(number, handle)
-        gone = [name for name, entry in members if now - entry.since > FORGET_AFTER_LEASES * self._lease]
+        gone = [key for key, entry in members if now - entry.since > FORGET_AFTER_LEASES * self._lease]
         if rank == 0 and gone:
             with contextlib.suppress(NoReplyError):
                 await self._bucket.forget_member(gone[0])

@@ -24,7 +24,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.api import SubjectTransform
 
-from mesh_lab.errors import GroupMismatchError, MemberNameTakenError
+from mesh_lab.errors import GroupMismatchError
 from mesh_lab.orders.dataset import read_orders
 from mesh_lab.patterns.group_bucket import Group, GroupBucket
 from mesh_lab.patterns.jetstream_wait import wait_routable
@@ -444,14 +444,11 @@ async def test_a_bucket_that_is_there_with_other_settings_serves(client: Client)
     await GroupBucket(client, "PAR7-shop").open(Group("PAR7", "par7.{partition}.>", PARTITIONS))
 
 
-async def test_a_second_member_of_a_name_is_refused_while_the_first_one_lives(client: Client) -> None:
+async def test_two_members_of_one_name_share_the_partitions_as_any_two(client: Client) -> None:
     subject = await make_stream(client, "PAR6")
-    async with joined(client, "PAR6", subject, "a", ignore, lease=6.0) as a:
-        await eventually(lambda: len(a.partitions) == PARTITIONS, within=10.0)
-        second = GroupMember(client, "PAR6", "shop", name="a", subject=subject, partitions=PARTITIONS, lease=6.0)
-        with pytest.raises(MemberNameTakenError, match="another process named 'a' is in the group already"):
-            await second.run(ignore)
-        assert len(a.partitions) == PARTITIONS
+    async with joined(client, "PAR6", subject, "a", ignore) as one, joined(client, "PAR6", subject, "a", ignore) as two:
+        await eventually(lambda: len(one.partitions) == len(two.partitions) == PARTITIONS // 2, within=10.0)
+        assert not set(one.partitions) & set(two.partitions)
 
 
 async def test_a_group_of_a_stream_that_is_not_there_is_refused(client: Client) -> None:

@@ -41,12 +41,12 @@ def test_the_shortest_wait_is_that_of_the_backoff_too() -> None:
     ("headers", "data"),
     [
         ({"KV-Operation": "DEL"}, b""),
-        ({"KV-Operation": "PURGE"}, b'{"instance":"x"}'),
+        ({"KV-Operation": "PURGE"}, b'{"here":true}'),
         ({"Nats-Marker-Reason": "MaxAge"}, b""),
         (None, b""),
         (None, b"hello"),
         ({}, b"\xff"),
-        ({}, b'{"instance":5,"owner":5}'),
+        ({}, b'{"here":5,"owner":5}'),
         ({}, b"[]"),
         ({}, b"null"),
     ],
@@ -57,7 +57,7 @@ def test_what_is_no_entry_counts_as_deleted(headers: dict[str, str] | None, data
 
 
 def test_an_entry_of_a_newer_version_is_read_as_far_as_it_is_known() -> None:
-    assert _decoded({}, b'{"instance":"x","since":7}', Presence) == Presence("x")
+    assert _decoded({}, b'{"here":true,"since":7}', Presence) == Presence(here=True)
     assert _decoded({}, b'{"owner":"a","done":7,"shard":"b"}', Claim) == Claim("a", done=7)
 
 
