@@ -36,7 +36,7 @@ class MeshMap:
         self._one_at_a_time = asyncio.Lock()
         self._drawing, self._message = ipywidgets.HTML(), ipywidgets.Label()
         self._chosen = ipywidgets.Dropdown(options=list(mesh.servers), layout={"width": "150px"})
-        buttons = [self._button(fault) for fault in FAULTS if mesh.traits.stoppable]
+        buttons = [self._button(fault) for fault in FAULTS if "kill" in mesh.traits.gives]
         controls = ipywidgets.HBox([self._chosen, *buttons, self._message] if buttons else [self._message])
         self._box = ipywidgets.VBox([self._drawing, controls])
         self._draw(mesh, {})

@@ -50,11 +50,6 @@ class BackendTraits:
     """How the services of the main job run: on this machine, or in containers beside the servers."""
 
     @property
-    def stoppable(self) -> bool:
-        """Whether servers can be killed, paused and restarted."""
-        return "kill" in self.gives
-
-    @property
     def configurable(self) -> bool:
         """Whether servers are set up as asked for: regions, leaf nodes, links, TLS, accounts, and a reload of users."""
         return not self.settings
@@ -160,7 +155,7 @@ class MeshServer(ABC):
 
     @abstractmethod
     def pause(self) -> None:
-        """Freeze it: its connections stay open, and nothing answers; ServerExitedError if it does not run."""
+        """Freeze it, as a hung machine is: its connections stay open; ServerExitedError if it does not run."""
 
     @abstractmethod
     def resume(self) -> None:

@@ -36,48 +36,39 @@ class ContainerServer(MeshServer):
 
     @property
     def state(self) -> State:
-        """What the container did when that was last seen; :meth:`observe` asks the engine."""
         if self._status == "running":
             return "running"
         return "paused" if self._status == "paused" else self._ended
 
     def observe(self) -> State:
-        """Ask the engine what the container does now, and return it."""
         self._inspect()
         return self.state
 
     def start(self) -> None:
-        """Start the container."""
         self._unpause()
         self._engine.docker("start", self._id)
         self._ended, self._status, self.was_healthy = "exited", "running", None
 
     def stop(self) -> None:
-        """Stop the container gracefully."""
         self._end("stop", "stopped")
 
     def kill(self) -> None:
-        """Kill the container."""
         self._end("kill", "killed")
 
     def pause(self) -> None:
-        """Freeze every process of the container."""
         self._require_running()
         self._engine.docker("pause", self._id)
         self._status = "paused"
 
     def resume(self) -> None:
-        """Let the container go on."""
         self._require_running()
         self._unpause()
         self._status, self.was_healthy = "running", None
 
     def log(self, last: int | None = None) -> str:
-        """Return the container's log."""
         return self._engine.logs(self._id, last=last)
 
     def check_alive(self) -> None:
-        """Return when the container runs, or was stopped on purpose."""
         state = self._inspect()
         if self._ended == "exited" and state["Status"] not in ("running", "paused", "created"):
             raise self.exited_error(state["ExitCode"])

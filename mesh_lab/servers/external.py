@@ -33,7 +33,6 @@ class ExternalServer(MeshServer):
     start = stop = kill = pause = resume = _refuse
 
     def log(self, last: int | None = None) -> str:
-        """Return where its log is."""
         return f"server {self.name!r} is external: its log (last {last} lines) is with whoever runs it"
 
     def check_alive(self) -> None:

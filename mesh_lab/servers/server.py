@@ -53,7 +53,6 @@ class LocalServer(MeshServer):
 
     @property
     def state(self) -> State:
-        """What the process is doing now."""
         if self._ended is not None:
             return self._ended
         if self._process.exit_code is not None:
@@ -74,12 +73,10 @@ class LocalServer(MeshServer):
         return any(s.status == psutil.CONN_LISTEN and s.laddr.port == self.ports.cluster for s in sockets)
 
     def start(self) -> None:
-        """Start the process."""
         self._process.start()
         self._ended, self._paused, self.was_healthy = None, False, None
 
     def stop(self) -> None:
-        """Stop the process gracefully."""
         if self._ended is not None:
             return
         if self.state == "paused":
@@ -88,13 +85,11 @@ class LocalServer(MeshServer):
         self._ended = "stopped" if self._process.wait(within=STOP_WITHIN_S) else "killed"
 
     def kill(self) -> None:
-        """Kill the process."""
         if self._ended is None:
             self._process.kill()
             self._ended = "killed"
 
     def pause(self) -> None:
-        """Freeze the process (SIGSTOP), as a hung machine or a frozen VM would."""
         process = self._running()
         process.suspend()
         self._paused, until_s = True, time.monotonic() + FROZEN_WITHIN_S
@@ -104,7 +99,6 @@ class LocalServer(MeshServer):
             time.sleep(0.001)  # on a busy machine its threads go on until the first of them takes the signal
 
     def resume(self) -> None:
-        """Let the process go on."""
         self._running().resume()
         self._paused, self.was_healthy = False, None
 
@@ -130,11 +124,9 @@ class LocalServer(MeshServer):
         self._running().send_signal(signal.SIGHUP)
 
     def log(self, last: int | None = None) -> str:
-        """Return the process's log."""
         return self._process.log(last=last)
 
     def check_alive(self) -> None:
-        """Return when the process lives, or was ended on purpose."""
         if self._ended is None and (code := self._process.exit_code) is not None:
             raise self.exited_error(code)
 

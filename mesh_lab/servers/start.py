@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # its library takes a while to load, and most meshes need non
 
 BACKEND_VARIABLE = "MESH_LAB_BACKEND"
 INSTEAD = "; use backend='local' here"
-_started: "list[weakref.ref[Mesh]]" = []  # the newest is the last
+_started: "weakref.WeakValueDictionary[int, Mesh]" = weakref.WeakValueDictionary()  # the newest is the last
 _lesson = _stays_local = False
 
 
@@ -124,9 +124,8 @@ async def start_mesh(
         said = f"Local servers run here, not those of {where}: {str(err).removesuffix(INSTEAD)}.\n"
         (sys.stdout if _lesson else sys.stderr).write(said)
         mesh = await _start(request, "local", (), ())
-        _stays_local = _lesson and not any((other := known()) and other.borrowed for known in _started)
-    _started[:] = [other for other in _started if (known := other()) is not None and not known.closed]
-    _started.append(weakref.ref(mesh))
+        _stays_local = _lesson and not any(other.borrowed for other in _open())
+    _started[id(mesh)] = mesh
     return mesh
 
 
@@ -139,8 +138,8 @@ async def _start(request: MeshRequest, backend: str, wished: Collection[str], ne
             f"{INSTEAD}"
         )
     borrows = _lesson and not traits.temporary
-    for earlier in [known() for known in _started if borrows]:  # as where the set-up cell runs again
-        if earlier is not None and earlier.backend == backend:
+    for earlier in _open():
+        if borrows and earlier.backend == backend:  # as where the set-up cell runs again
             await earlier.close()
     mesh: Mesh = await resolve_name(traits.start)(request)
     if borrows:
@@ -166,7 +165,7 @@ def begin_lessons(on: bool = True) -> None:
 
 def forget(mesh: Mesh) -> None:
     """Take a mesh out of those that :func:`newest_mesh` chooses from; it stays open."""
-    _started[:] = [other for other in _started if other() is not mesh]
+    _started.pop(id(mesh), None)
 
 
 def newest_mesh() -> Mesh:
@@ -175,7 +174,10 @@ def newest_mesh() -> Mesh:
     Raises:
         MeshClosedError: None is.
     """
-    for reference in reversed(_started):
-        if (mesh := reference()) is not None and not mesh.closed:
-            return mesh
+    if meshes := _open():
+        return meshes[-1]
     raise MeshClosedError("no mesh is open; start one first: mesh = await start_mesh(servers=3)")
+
+
+def _open() -> list[Mesh]:
+    return [mesh for mesh in _started.values() if not mesh.closed]

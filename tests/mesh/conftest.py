@@ -42,7 +42,7 @@ def _shared_regions() -> Iterator[Mesh]:
 @pytest.fixture
 async def regions(_shared_regions: Mesh, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Mesh]:
     """Two regions of three servers and a leaf node; what a test leaves on them, the next one finds."""
-    monkeypatch.setattr(start, "_started", [weakref.ref(_shared_regions)])
+    monkeypatch.setattr(start, "_started", weakref.WeakValueDictionary({0: _shared_regions}))
     yield _shared_regions
     for client in list(_shared_regions._clients):  # in the loop that they were made in
         await client.close()

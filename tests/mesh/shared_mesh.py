@@ -31,7 +31,7 @@ def shared_mesh(*, scope: Literal["session", "module"] = "module", **settings: A
     def mesh(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Mesh:
         """Servers that run; what a test leaves on them, the next one finds."""
         running = request.getfixturevalue(kept)
-        monkeypatch.setattr(start, "_started", [weakref.ref(running)])
+        monkeypatch.setattr(start, "_started", weakref.WeakValueDictionary({0: running}))
         return running
 
     return started, mesh

@@ -27,7 +27,7 @@ def test_every_backend_has_traits_and_a_way_to_start() -> None:
         assert inspect.iscoroutinefunction(start)
         assert list(inspect.signature(start).parameters) == ["request"]
         if traits.configurable:
-            assert traits.stoppable, "whoever sets servers up may stop them"
+            assert "kill" in traits.gives, "whoever sets servers up may stop them"
 
 
 async def test_a_backend_that_was_made_up_is_refused_with_those_there_are() -> None:

@@ -90,7 +90,7 @@ def test_a_refused_cell_is_shown_without_the_way_through_this_package(capsys: py
 
 
 def test_without_a_mesh_a_service_says_how_to_start_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(start, "_started", [])  # whatever other tests left open
+    monkeypatch.setattr(start, "_started", {})  # whatever other tests left open
     with pytest.raises(MeshClosedError, match=r"no mesh is open; start one first: mesh = await start_mesh"):
         service_magic(Services())("worker", CELL)
 

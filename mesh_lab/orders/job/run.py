@@ -81,7 +81,7 @@ async def run_orders(
         NotReadyError: Not every order was through in time.
     """
     expected, expected_events = _expectation(file, first)
-    if kill_one and (not mesh.traits.stoppable or len(mesh.servers) < REPLICAS):
+    if kill_one and ("kill" not in mesh.traits.gives or len(mesh.servers) < REPLICAS):
         raise UnsupportedByBackendError(
             f"{len(mesh.servers)} {mesh.traits.label}, expected {REPLICAS} that may be killed; leave kill_one out"
         )
