@@ -13,7 +13,7 @@ import nats.js.errors
 from nats.aio.client import Client
 
 from mesh_lab.errors import StoreError
-from mesh_lab.patterns.pull_consumer import position, read_in_order
+from mesh_lab.patterns.pull_consumer import read_in_order
 from mesh_lab.patterns.wait import retry
 
 # One record of a block file, little-endian: length (its highest bit: has headers), sequence, time, length of the
@@ -52,11 +52,13 @@ async def read_stream(client: Client, stream: str) -> list[Stored]:
     try:
         async with asyncio.timeout(READ_WITHIN_S) as limit:
             async for batch in read_in_order(client, stream):
-                found += [Stored(position(msg).stream_seq, (msg.headers or {}).get("Nats-Msg-Id", "")) for msg in batch]
+                found += [
+                    Stored(msg.metadata.sequence.stream, (msg.headers or {}).get("Nats-Msg-Id", "")) for msg in batch
+                ]
                 if found[-1].seq >= state.last_seq:
                     break
                 # Any replica may be the one that is read, and one that is behind says too early that there is no more.
-                more = position(batch[-1]).pending > 0
+                more = batch[-1].metadata.num_pending > 0
                 limit.reschedule(now() + (READ_WITHIN_S if more else MORE_WITHIN_S))
     except TimeoutError:
         if more:

@@ -27,7 +27,7 @@ from mesh_lab.orders.bulk import (
 )
 from mesh_lab.orders.order import REASON_CHARACTERS, Order, Token, Totals
 from mesh_lab.patterns.jetstream_api import Ack
-from mesh_lab.patterns.pull_consumer import position, read_in_order
+from mesh_lab.patterns.pull_consumer import read_in_order
 from mesh_lab.patterns.windowed_publisher import WindowedPublisher
 
 STREAM, REJECTED_STREAM = "BULK", "REJECTED"
@@ -178,7 +178,7 @@ async def _count_message(msg: Msg, count: BulkCount, rejections: WindowedPublish
     if batch is not None:
         count.add(batch)
     for order in rejected:
-        seq = position(msg).stream_seq
+        seq = msg.metadata.sequence.stream
         shown = msgspec.structs.replace(order, reason=order.reason[:REASON_CHARACTERS])  # it may quote what came
         note = msgspec.json.encode(RejectionNote(seq, shown))
         # A worker that reads the stream again stores the same note again, under the same id.

@@ -14,7 +14,7 @@ from nats.js.api import AckPolicy, DeliverPolicy, StorageType, StreamInfo
 
 from mesh_lab.errors import OrderFormatError
 from mesh_lab.orders.order import ALL_SUBJECTS, STREAM, Event, Order, decode, event_of
-from mesh_lab.patterns.pull_consumer import position, read_in_order
+from mesh_lab.patterns.pull_consumer import read_in_order
 from mesh_lab.patterns.wait import retry, unless_closed
 
 WORKERS = "workers"
@@ -121,7 +121,7 @@ async def read_order(client: Client, order_id: str) -> list[StoredEvent]:
     async for batch in read_in_order(client, STREAM, subject=subject, prefetch=16):
         for msg in batch:
             with contextlib.suppress(OrderFormatError):
-                events.append(StoredEvent(position(msg).stream_seq, event_of(msg.subject), decode(msg.data)))
-        if position(batch[-1]).stream_seq >= (last or 0):
+                events.append(StoredEvent(msg.metadata.sequence.stream, event_of(msg.subject), decode(msg.data)))
+        if batch[-1].metadata.sequence.stream >= (last or 0):
             break
     return events

@@ -11,7 +11,7 @@ from nats.aio.msg import Msg
 from mesh_lab.errors import OrderFormatError, StreamReplacedError
 from mesh_lab.orders.order import STREAM, Event, Totals, decode, event_of
 from mesh_lab.patterns.connection import publish_if_connected
-from mesh_lab.patterns.pull_consumer import position, read_in_order
+from mesh_lab.patterns.pull_consumer import read_in_order
 from mesh_lab.patterns.wait import unless_closed
 
 SUBJECT = "read_model.summary"
@@ -51,7 +51,7 @@ class ReadModel:
                 event, order = event_of(msg.subject), decode(msg.data)
             except OrderFormatError as err:
                 if not self._rejected:
-                    _log.warning("message %d on %s is passed over: %s", position(msg).stream_seq, msg.subject, err)
+                    _log.warning("message %d on %s is passed over: %s", msg.metadata.sequence.stream, msg.subject, err)
                 self._rejected += 1
                 continue
             seen = self._seen.setdefault(event, set())
@@ -65,7 +65,7 @@ class ReadModel:
                 self._cents += order.cents
             elif event == "shipped":
                 self._cds += order.cds
-        self._last_seq = position(batch[-1]).stream_seq
+        self._last_seq = batch[-1].metadata.sequence.stream
 
     def summary(self) -> Summary:
         """Return the state as of now."""

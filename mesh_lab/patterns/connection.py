@@ -271,18 +271,15 @@ async def first_reply(
         if not replied.done() and (nobody or found is not None):
             replied.set_result(found)
 
-    deadline = time.monotonic() + within
+    deadline, sent = time.monotonic() + within, False
     inbox, subscription = await open_inbox(client, note)
     try:
-        while not await publish_if_connected(client, subject, payload, reply=inbox, headers=headers):
-            if time.monotonic() >= deadline:
-                raise nats.errors.ConnectionReconnectingError
-            await asyncio.sleep(LOOK_EVERY_S)
         while not replied.done():
             if client.is_closed:
                 raise nats.errors.ConnectionClosedError
+            sent = sent or await publish_if_connected(client, subject, payload, reply=inbox, headers=headers)
             if (left := deadline - time.monotonic()) <= 0:
-                raise nats.errors.TimeoutError
+                raise nats.errors.TimeoutError if sent else nats.errors.ConnectionReconnectingError
             await asyncio.wait({replied}, timeout=min(left, LOOK_EVERY_S))
     finally:
         await unsubscribe(subscription)

@@ -25,7 +25,7 @@ from nats.js.api import Header, StorageType
 from mesh_lab.errors import GroupMismatchError, NotReadyError
 from mesh_lab.patterns.consumer_info import no_stream
 from mesh_lab.patterns.jetstream_api import WRONG_LAST_SEQUENCE, api_prefix, is_transient, publish_once
-from mesh_lab.patterns.pull_consumer import position, read_in_order
+from mesh_lab.patterns.pull_consumer import read_in_order
 from mesh_lab.patterns.wait import retry
 
 # A write is one round trip, or one in which servers agree; what takes longer than a lease lasts is of no use.
@@ -211,18 +211,17 @@ class GroupBucket:
         async with aclosing(reading) as batches:
             async for batch in batches:
                 for msg in batch:
-                    at = position(msg)
-                    self._note(msg.subject.removeprefix(self._prefix), at.stream_seq, msg)
-                    if at.pending == 0:
+                    self._note(msg.subject.removeprefix(self._prefix), msg)
+                    if msg.metadata.num_pending == 0:
                         self.caught_up.set()
 
     def forget_claim(self, number: int) -> None:
         """Note that the bucket holds nothing of a partition, as after a purge of all of it, which tells no reader."""
         self.claims[number] = replace(self.claims[number], revision=0)
 
-    def _note(self, key: str, revision: int, msg: Msg) -> None:
+    def _note(self, key: str, msg: Msg) -> None:
         kind, _, name = key.partition(".")
-        now = time.monotonic()
+        revision, now = msg.metadata.sequence.stream, time.monotonic()
         if kind == "member" and "." not in name:
             known = self.members.get(name)
             presence = _decoded(msg.headers, msg.data, Presence) or Presence(here=False)

@@ -33,7 +33,7 @@ from mesh_lab.patterns.group_bucket import (
     NoReplyError,
     Presence,
 )
-from mesh_lab.patterns.pull_consumer import position, read_in_order
+from mesh_lab.patterns.pull_consumer import read_in_order
 from mesh_lab.patterns.wait import cancel_and_join
 
 RECORD_EVERY_S = 0.2
@@ -105,7 +105,7 @@ class Partition:
                     self._handling = True
                     await handle(msg, self)
                     self._handling = False
-                    self.done = position(msg).stream_seq
+                    self.done = msg.metadata.sequence.stream
 
     async def _record(self, owner: str) -> None:
         """Write progress and renew the lease in one write; find out whether another member took the partition."""

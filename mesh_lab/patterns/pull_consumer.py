@@ -69,28 +69,6 @@ class Outage:
         self._since, self._told = math.inf, False
 
 
-class Position(msgspec.Struct, frozen=True):
-    """A message's numbers in its stream and on its consumer, its deliveries so far, and how many wait behind it."""
-
-    stream_seq: int
-    consumer_seq: int
-    delivered: int
-    pending: int
-
-
-def position(msg: Msg) -> Position:
-    """Return a message's place in its stream and on its consumer, from its reply subject (ADR-15).
-
-    Raises:
-        ValueError: The message was not delivered by a consumer.
-    """
-    tokens = msg.reply.split(".")
-    if len(tokens) < 9 or tokens[1] != "ACK":
-        raise ValueError(f"reply subject {msg.reply!r} is not one of a JetStream consumer")
-    at = 4 if len(tokens) == 9 else 6  # the second version of the subject has domain and account hash, too
-    return Position(int(tokens[at + 1]), int(tokens[at + 2]), int(tokens[at]), int(tokens[at + 4]))
-
-
 class PullConsumer:
     """Yields batches of messages from a durable consumer, for as long as it is iterated.
 
@@ -150,7 +128,7 @@ class PullConsumer:
         self._requested_at = self._pause_until = 0.0
         self._arrived = asyncio.Event()
         self._gone = self._stopped = False
-        self._refused: tuple[str, str] | None = None
+        self._refused: nats.js.errors.APIError | None = None
         self._last_word, self._outage = "no reply", Outage(self._name)
 
     async def __aenter__(self) -> Self:
@@ -218,9 +196,7 @@ class PullConsumer:
                 continue
             self._arrived.clear()
             if self._refused is not None:
-                status, text = self._refused
-                said = f"{self._name}: the server refuses a request for messages: {status} {text}"
-                raise nats.js.errors.APIError(code=int(status), description=said)
+                raise self._refused
             if self._gone:
                 self._gone, self._requested = False, 0
                 if self._lost_after is not None:
@@ -307,7 +283,8 @@ class PullConsumer:
         if status == "409" and "Deleted" in text:
             self._gone = True
         elif status == "400" or text.startswith(("Exceeded MaxRequest", "Consumer is push based")):
-            self._refused = (status, text)
+            said = f"{self._name}: the server refuses a request for messages: {status} {text}"
+            self._refused = nats.js.errors.APIError(code=int(status), description=said)
         else:  # the request expired, or it is its server's or leader's end: what is missing of it will not come
             unmet = headers.get("Nats-Pending-Messages")
             self._requested = max(0, self._requested - int(unmet)) if unmet else 0
@@ -368,11 +345,11 @@ async def read_in_order(
                 client, stream, info.name, prefetch=prefetch, lost_after=2.0, domain=domain
             ) as consumer:
                 async for batch in consumer.batches():
-                    last = position(batch[-1])
+                    last = batch[-1].metadata.sequence
                     # Deliveries are numbered without gaps, so the last number tells whether all are here.
-                    if last.consumer_seq != expected + len(batch) - 1:
+                    if last.consumer != expected + len(batch) - 1:
                         break  # one was lost on its way: read again from where we stand
-                    expected, following = last.consumer_seq + 1, last.stream_seq + 1
+                    expected, following = last.consumer + 1, last.stream + 1
                     yield batch
         except nats.js.errors.NotFoundError:
             pass  # the consumer went with its server; if it was the stream, making a new one says so

@@ -22,7 +22,6 @@ from nats.aio.msg import Msg
 
 from mesh_lab.patterns.connection import connect
 from mesh_lab.patterns.partition_group import GroupMember, Partition
-from mesh_lab.patterns.pull_consumer import position
 
 
 async def main(options: dict, told: dict) -> None:
@@ -36,7 +35,7 @@ async def main(options: dict, told: dict) -> None:
         report = {
             "partition": partition.number,
             "fence": partition.fence,
-            "seq": position(msg).stream_seq,
+            "seq": msg.metadata.sequence.stream,
             "member": told["name"],
             "mine": partition.mine,
             "order": msg.subject.split(".")[-2],

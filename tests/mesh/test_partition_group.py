@@ -29,7 +29,7 @@ from mesh_lab.orders.dataset import read_orders
 from mesh_lab.patterns.group_bucket import Group, GroupBucket
 from mesh_lab.patterns.jetstream_wait import wait_routable
 from mesh_lab.patterns.partition_group import GroupMember, Partition
-from mesh_lab.patterns.pull_consumer import position, read_in_order
+from mesh_lab.patterns.pull_consumer import read_in_order
 from mesh_lab.patterns.wait import eventually
 from mesh_lab.patterns.windowed_publisher import WindowedPublisher
 from mesh_lab.servers.mesh import Mesh
@@ -144,7 +144,7 @@ async def read_all(client: Client, stream: str) -> list[Msg]:
         async with aclosing(read_in_order(client, stream)) as batches:
             async for batch in batches:
                 found += batch
-                if position(found[-1]).stream_seq >= last:
+                if found[-1].metadata.sequence.stream >= last:
                     break
     return found
 
@@ -163,7 +163,7 @@ async def published_to(client: Client, name: str) -> list[Published]:
     for msg in await read_all(client, name):
         _, partition, _, order, event = msg.subject.split(".")
         rows.append(
-            Published(int(partition), position(msg).stream_seq, order, event, msg.metadata.timestamp.timestamp())
+            Published(int(partition), msg.metadata.sequence.stream, order, event, msg.metadata.timestamp.timestamp())
         )
     return rows
 
@@ -356,7 +356,7 @@ async def test_after_a_clean_leave_nothing_is_handled_twice(client: Client) -> N
 
     async def note(msg: Msg, partition: Partition) -> None:
         await asyncio.sleep(0.002)  # work
-        handled.append(position(msg).stream_seq)
+        handled.append(msg.metadata.sequence.stream)
 
     await publish_events(client, "PAR2", 300, rate_per_s=1e6)
     async with joined(client, "PAR2", subject, "a", note, lease=20.0):
@@ -404,7 +404,7 @@ async def test_what_a_handler_raises_ends_the_member_and_the_message_waits_for_t
         raise OSError("the provider is away")
 
     async def note(msg: Msg, partition: Partition) -> None:
-        handled.append(position(msg).stream_seq)
+        handled.append(msg.metadata.sequence.stream)
 
     await publish_events(client, "PAR4", 5, rate_per_s=1e6)
     member = GroupMember(client, "PAR4", "shop", name="a", subject=subject, partitions=PARTITIONS)

@@ -25,7 +25,7 @@ from mesh_lab.orders.read_model import Summary, ask_read_model, serve_read_model
 from mesh_lab.orders.worker import Worker
 from mesh_lab.patterns.jetstream_wait import wait_routable
 from mesh_lab.patterns.partition_group import GroupMember, Partition
-from mesh_lab.patterns.pull_consumer import PullConsumer, position, read_in_order
+from mesh_lab.patterns.pull_consumer import PullConsumer, read_in_order
 from mesh_lab.patterns.redelivery import consume_with_retries
 from mesh_lab.patterns.wait import cancel_and_join, eventually
 from mesh_lab.servers.mesh import Mesh
@@ -223,7 +223,7 @@ class Crew:
 
     def join(self, name: str, *, domain: str | None = None) -> None:
         async def handle(msg: Msg, partition: Partition) -> None:
-            self.handled.append((name, position(msg).stream_seq))
+            self.handled.append((name, msg.metadata.sequence.stream))
 
         member = GroupMember(
             self.client, "S", "g", name=name, subject="s.{partition}", partitions=2, lease=LEASE_S, domain=domain
@@ -345,7 +345,7 @@ async def test_a_handler_that_takes_longer_than_the_lease_keeps_its_partition(cl
 
     async def handle(msg: Msg, partition: Partition) -> None:
         await asyncio.sleep(3 * LEASE_S)  # work
-        handled.append((position(msg).stream_seq, partition.fence))
+        handled.append((msg.metadata.sequence.stream, partition.fence))
         assert partition.mine
 
     stop = asyncio.Event()

@@ -11,7 +11,7 @@ from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig
 
 from mesh_lab.patterns.jetstream_wait import wait_routable
-from mesh_lab.patterns.pull_consumer import PullConsumer, position, read_in_order
+from mesh_lab.patterns.pull_consumer import PullConsumer, read_in_order
 from mesh_lab.patterns.wait import eventually
 from mesh_lab.patterns.windowed_publisher import WindowedPublisher
 from mesh_lab.servers.mesh import Mesh
@@ -71,19 +71,6 @@ async def test_what_was_prefetched_and_not_taken_goes_to_others_at_once(client: 
                 for msg in await anext(batches):
                     got.add(msg.data)
                     await msg.ack()
-
-
-async def test_a_position_says_where_a_message_stands(client: Client) -> None:
-    js = await _filled(client, "CON3", 3)
-    await js.add_consumer("CON3", ConsumerConfig(durable_name="one", filter_subject="CON3.0"))
-    async with PullConsumer(client, "CON3", "one") as consumer, aclosing(consumer.batches()) as batches:
-        (msg,) = await anext(batches)
-    at = position(msg)
-    assert (at.stream_seq, at.consumer_seq, at.delivered, at.pending) == (3, 1, 1, 0)
-    assert at.stream_seq == msg.metadata.sequence.stream
-    msg.reply = "_INBOX.somewhere"
-    with pytest.raises(ValueError, match="'_INBOX.somewhere' is not one of a JetStream consumer"):
-        position(msg)
 
 
 async def test_a_deleted_consumer_ends_the_iteration(client: Client) -> None:
