@@ -55,14 +55,6 @@ async def ask_consumer(
 ) -> ConsumerSettings | None:
     """Return a pull consumer's settings, or ``None`` when no server replies or this client may not ask.
 
-    That a consumer is paused is logged.
-
-    Args:
-        client: A connected nats-py client.
-        stream: Name of the stream.
-        consumer: Name of the consumer.
-        domain: JetStream domain of the stream; ``None`` for the client's own.
-
     Raises:
         nats.js.errors.NotFoundError: There is no such consumer, or no such stream; the message lists those there are.
         UnsuitableConsumerError: It is a push consumer, or one with priority groups, which requests would have to name.

@@ -159,11 +159,9 @@ class GroupBucket:
         return group
 
     async def write(self, key: str, value: msgspec.Struct, *, last: int | None = None) -> int:
-        """Store an entry, in place of revision ``last`` alone, 0 for one that is not there yet; return its revision.
+        """Store an entry and return its revision; NoReplyError if that is unknown.
 
-        Raises:
-            ConflictError: The entry has another revision.
-            NoReplyError: It may be stored.
+        With ``last``, it takes the place of that revision alone (0: it is not there yet), or raises ConflictError.
         """
         headers = {} if last is None else {Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(last)}
         subject, entry = self._write_prefix + key, msgspec.json.encode(value)
@@ -178,9 +176,7 @@ class GroupBucket:
     async def read(self, key: str, kind: type[T]) -> Entry[T | None] | None:
         """Return an entry as the bucket's leader has it, its value ``None`` if it was deleted; or ``None``.
 
-        Raises:
-            GroupMismatchError: The entry ``group`` is not of this package; another foreign entry counts as deleted.
-            NoReplyError: No server replied.
+        A foreign entry counts as deleted, but for that of the ``group``, which is a GroupMismatchError.
         """
         try:
             msg = await _replied(self._js.get_last_msg(self._stream, self._prefix + key, direct=False))
@@ -195,7 +191,7 @@ class GroupBucket:
         return Entry(msg.seq or 0, value, time.monotonic())
 
     async def forget_member(self, key: str) -> None:
-        """Remove a member's entry as it stands in the view; it may be removed also when this raises NoReplyError."""
+        """Remove a member's entry as it stands in the view; it may be gone also when this raises NoReplyError."""
         subject, revision = f"{self._prefix}member.{key}", self.members[key].revision
         await _replied(self._js.purge_stream(self._stream, subject=subject, seq=revision + 1))
         del self.members[key]

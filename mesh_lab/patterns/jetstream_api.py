@@ -114,11 +114,7 @@ def words_after(error: ApiError, waited_s: float) -> str:
 
 
 def api_prefix(domain: str | None) -> str:
-    """Return what the subjects of JetStream's API begin with, in a domain or (``None``) in the client's own.
-
-    Raises:
-        ValueError: No domain has that name.
-    """
+    """Return what the subjects of JetStream's API begin with, in a domain or (``None``) in the client's own."""
     if domain is None:
         return DEFAULT_PREFIX
     expect_name("domain", domain)

@@ -79,9 +79,7 @@ async def flush_through(client: Client, *, within: float = 10.0) -> None:
 async def wait_interest(client: Client, subject: str) -> None:
     """Return when this client's server knows of a stream that takes a subject, or after 3 s without one.
 
-    Args:
-        client: A connected nats-py client.
-        subject: A subject, with a token ``{n}`` for any number. Its subscribers see an empty message.
+    The subject may have a token ``{n}`` for any number; its subscribers see an empty message.
     """
     with contextlib.suppress(NotReadyError):  # the next message finds no responders then
         await _wait_reply(client, subject.replace("{n}", "0"), INTEREST_WITHIN_S, headers=EXPECTS_NO_STREAM)
@@ -89,10 +87,6 @@ async def wait_interest(client: Client, subject: str) -> None:
 
 async def wait_stream(js: JetStreamContext, stream: str) -> StreamInfo:
     """Return the servers' information about a stream that may have been made a moment ago.
-
-    Args:
-        js: A client's JetStream context, which knows its domain.
-        stream: Name of the stream.
 
     Raises:
         nats.js.errors.NotFoundError: There is no such stream, also a second later.

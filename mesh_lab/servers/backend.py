@@ -71,11 +71,7 @@ BACKENDS: Mapping[str, BackendTraits] = {
 
 
 def traits_of(backend: str) -> BackendTraits:
-    """Return what a backend can do.
-
-    Raises:
-        SettingsError: No backend has that name; the message lists those there are.
-    """
+    """Return what a backend can do; SettingsError, which lists those there are, if none has that name."""
     if backend not in BACKENDS:
         raise SettingsError(f"backend {backend!r} asked for, expected one of {', '.join(BACKENDS)}")
     return BACKENDS[backend]
@@ -167,11 +163,7 @@ class MeshServer(ABC):
 
     @abstractmethod
     def check_alive(self) -> None:
-        """Return when it runs, or was stopped on purpose.
-
-        Raises:
-            ServerExitedError: It ended by itself; the message ends with its last log lines.
-        """
+        """Raise ServerExitedError, with its last log lines, if it ended by itself."""
 
     def exited_error(self, code: int) -> ServerExitedError:
         """Return the error for a server that ended by itself, with its last log lines."""

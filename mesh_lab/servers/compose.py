@@ -152,10 +152,9 @@ class Project:
         self.name = found[1]
 
     def compose(self, *arguments: str, within: float = 120.0, variables: Mapping[str, str] | None = None) -> str:
-        """Return what a Compose command on this project prints; ``variables`` win over the file of them.
+        """Return what a Compose command on this project prints; SettingsError if the file of variables lacks one.
 
-        Raises:
-            SettingsError: That file lacks what ``compose.yaml`` needs.
+        Those in ``variables`` win over the file.
         """
         fixed = ("-f", str(self.folder / "compose.yaml"), "--env-file", str(self.variables), "-p", self.name)
         try:

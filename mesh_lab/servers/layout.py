@@ -52,10 +52,7 @@ class Layout:
     def near(self, server: str | None = None, region: str | None = None) -> tuple[str, ...]:
         """Return the servers that a client dials: the one asked for and its region's others, or a region's.
 
-        Those of the first region, where it asks for neither.
-
-        Raises:
-            UnknownNameError: No region has that name; the message lists those there are.
+        Those of the first region, where it asks for neither; UnknownNameError for a region that is not there.
         """
         if region is not None and (region not in self.regions or self.cluster is not None):
             there = ", ".join(self.regions) if self.cluster is None else "none: it was started with servers="
@@ -76,11 +73,7 @@ class Layout:
             yield from (Join("leaf", leaf, server) for server in self.regions[region])
 
     def resolve(self, name: str) -> tuple[str, ...]:
-        """Return the servers that a name stands for: a region's, or the one server or leaf node.
-
-        Raises:
-            UnknownNameError: Nothing has that name; the message lists what there is.
-        """
+        """Return the servers of a region, or the one server or leaf node, that has a name; or UnknownNameError."""
         if self.cluster is None and name in self.regions:
             return self.regions[name]
         if name in self.servers:
@@ -91,10 +84,8 @@ class Layout:
     def pairs(self, one: str, other: str) -> list[Pair]:
         """Return the pairs of servers that are joined between two places, each pair once.
 
-        A place is a server, a region or a leaf node; the same region twice stands for the routes inside it.
-
-        Raises:
-            UnknownNameError: Nothing has that name, or no link joins the two; the message lists those there are.
+        A place is a server, a region or a leaf node; the same region twice stands for the routes inside it. Where
+        nothing has that name, or no link joins the two: UnknownNameError, with those there are.
         """
         here, there = self.resolve(one), self.resolve(other)
         joined = {frozenset((join.dialler, join.target)) for join in self.joins()}

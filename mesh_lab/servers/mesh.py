@@ -124,22 +124,15 @@ class Mesh:
         return not self.closed and set((await self.states()).values()) == {"ready"}
 
     async def connect(
-        self,
-        *,
-        name: str | None = None,
-        to: str | None = None,
-        region: str | None = None,
-        system: bool = False,
-        **options: Any,
+        self, *, to: str | None = None, region: str | None = None, system: bool = False, **options: Any
     ) -> Client:
         """Return a connected nats-py client; the mesh closes it when it is closed itself.
 
         Args:
-            name: Name of the connection, as the servers' monitoring shows it.
             to: Server or leaf node to dial first; the client moves on, within the region, when that dies.
-            region: Region to connect to; ``None`` for the first one.
-            system: Whether to connect to the system account, which answers ``$SYS`` requests.
-            options: Any further arguments of ``nats.connect``.
+            region: As for :meth:`connect_options`.
+            system: As for :meth:`connect_options`.
+            options: Further arguments of ``nats.connect``: its ``name``, which the servers' monitoring shows, …
 
         Raises:
             NotReadyError: No server let the client in. LoginRefusedError: Every server refused it as this user.
@@ -147,8 +140,6 @@ class Mesh:
         """
         if to is not None:
             options.setdefault("dont_randomize", True)
-        if name is not None:
-            options["name"] = name
         client = await connection.connect(self.connect_options(to=to, region=region, system=system), **options)
         self._clients.add(client)
         return client
@@ -218,7 +209,7 @@ class Mesh:
         """Stop a server gracefully if it runs, start it again with its store, and return when it is ready.
 
         Args:
-            server: Name as the mesh shows it.
+            server: A server, or a leaf node.
             within: Seconds to wait until it is ready. An election takes 4 to 9 s, and may need a second try.
 
         Returns:
@@ -314,13 +305,11 @@ class Mesh:
     def __repr__(self) -> str:
         if self.closed:
             return "Mesh(closed)"
-        layout = self.layout
-        groups: dict[str, Iterable[str]] = {f"{region}: ": names for region, names in layout.regions.items()}
-        if layout.leaves:
-            groups["leaf nodes: "] = layout.leaves
-        if layout.cluster is not None:
-            groups = {"": self.servers}
-        states = self.last_states
+        layout, states = self.layout, self.last_states
+        groups: dict[str, Iterable[str]] = {"": self.servers}
+        if layout.cluster is None:
+            groups = {f"{region}: ": names for region, names in layout.regions.items()}
+            groups |= {"leaf nodes: ": layout.leaves} if layout.leaves else {}
         parts = (start + ", ".join(f"{name} {states[name]}" for name in names) for start, names in groups.items())
         return f"Mesh({'; '.join(parts)})"
 

@@ -71,9 +71,7 @@ async def wait_for(view: View, probes: Sequence[Probe], deadline: Deadline) -> N
 
 
 async def until(probe: Callable[[], Awaitable[str]], deadline: Deadline, *, every: float = POLL_S) -> None:
-    """Return when a probe, which is tried each ``every`` seconds, has found nothing missing.
-
-    A probe that hangs is cut off at the deadline.
+    """Return when a probe, which is tried each ``every`` seconds, has found nothing missing; cut off one that hangs.
 
     Raises:
         NotReadyError: It was too late; the message says what was missing, and after how long.

@@ -108,11 +108,7 @@ class LocalServer(MeshServer):
         self.config_file.write_text(config.render())
 
     def check_config(self) -> None:
-        """Return when nats-server understands the configuration file; the server that runs is not touched.
-
-        Raises:
-            BadConfigError: It does not; the message says what and where.
-        """
+        """Raise BadConfigError, which says where, if nats-server does not understand the configuration file."""
         try:
             output_of([*self._command, "-t"], within=CHECK_WITHIN_S)
         except ProcessEndedError as err:

@@ -53,11 +53,7 @@ class PortBlock:
 
     @classmethod
     def reserve(cls) -> Self:
-        """Return a block that no other mesh on this machine holds.
-
-        Raises:
-            NotReadyError: Every block is taken.
-        """
+        """Return a block that no other mesh on this machine holds; NotReadyError if every block is taken."""
         bases = list(range(FIRST_PORT, LAST_PORT, BLOCK_SIZE))
         random.shuffle(bases)
         for base in bases:
@@ -74,11 +70,7 @@ class PortBlock:
         )
 
     def take(self) -> int:
-        """Return the block's next port on which nothing listens at this moment.
-
-        Raises:
-            NotReadyError: The block is used up.
-        """
+        """Return the block's next port on which nothing listens at this moment; NotReadyError if it is used up."""
         for port in self._ports:
             if is_free(port):
                 return port
