@@ -47,7 +47,6 @@ class RelayEnd(asyncio.Protocol):
         self.other: RelayEnd | None = None
         self._queue: deque[tuple[float, bytes | None]] = deque()
         self._queued = 0
-        self._timer: asyncio.TimerHandle | None = None
         self._reading = True
         self._writable = True
         self._lost = False
@@ -93,9 +92,6 @@ class RelayEnd(asyncio.Protocol):
 
     def pump(self) -> None:
         """Pass on what is due, and read more if there is room."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         if self.lane.cut is None and self.other is not None:
             now = self.loop.time() + TICK_S
             while self._queue and self._queue[0][0] <= now and self.other._writable:
@@ -106,17 +102,17 @@ class RelayEnd(asyncio.Protocol):
                     self._queued -= len(data)
                     self.lane.carried += len(data)
                     self.other.transport.write(data)
-            if self._queue and self.other._writable:
-                self._timer = self.loop.call_at(self._queue[0][0], self.pump)
         self._read(self.lane.cut is None and self.other is not None and self._queued < ROOM_BYTES)
 
     def _put(self, data: bytes | None) -> None:
         """Send data, or the end of it, on its way."""
-        due = self.loop.time() + self.lane.latency
         # Never before what was sent earlier, whatever the lane's latency is by now.
-        self._queue.append((max(due, self._queue[-1][0]) if self._queue else due, data))
+        due = max(self.loop.time() + self.lane.latency, self._queue[-1][0] if self._queue else 0.0)
+        self._queue.append((due, data))
         self._queued += len(data or b"")
         self.pump()
+        if self._queue:
+            self.loop.call_at(due, self.pump)
 
     def _read(self, wanted: bool) -> None:
         if wanted != self._reading and not self.transport.is_closing():
