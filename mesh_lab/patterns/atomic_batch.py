@@ -85,7 +85,7 @@ async def publish_together(
         )
     except _NotStored as err:
         refusal = err.refusal
-        words = words_after(refusal, retry_for) if refusal.code else f"{err}, for {retry_for:g} s"
+        words = words_after(refusal, retry_for) if refusal.code else f"{refusal.description}, for {retry_for:g} s"
         if refusal.err_code == INCOMPLETE:
             words = f"{refusal}, {INCOMPLETE_TRIES} times: the stream refuses a message in the middle"
         problem = f"{messages[0].subject}: {words}; nothing of the batch is stored"
@@ -95,9 +95,9 @@ async def publish_together(
 class _NotStored(Exception):
     """Nothing of the batch is stored, and a later try may succeed."""
 
-    def __init__(self, message: str, refusal: ApiError | None = None) -> None:
-        super().__init__(message)
-        self.refusal = refusal or ApiError()
+    def __init__(self, refusal: ApiError) -> None:
+        super().__init__(refusal)
+        self.refusal = refusal
 
 
 async def _attempt(client: Client, messages: Sequence[BatchMessage], answer_within: float) -> BatchAck:
@@ -111,53 +111,51 @@ async def _attempt(client: Client, messages: Sequence[BatchMessage], answer_with
             heard = f", but {msg.data[:SHOWN_BYTES]!r}, which is no stream's"
         return reply
 
-    every: list[tuple[BatchMessage, dict[str, str]]] = []
-    for number, message in enumerate(messages, start=1):
-        headers = {**(message.headers or {}), "Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)}
+    every = []
+    for number, (subject, payload, more) in enumerate(messages, start=1):
+        headers = {**(more or {}), "Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)}
         headers |= {"Nats-Batch-Commit": "1"} if number == last else {}
         named = all(_NAME.fullmatch(name.strip()) and _VALUE.fullmatch(value) for name, value in headers.items())
-        if not (named and _SUBJECT.fullmatch(message.subject)):  # before the first one leaves
-            raise PublishRefusedError(f"{message.subject!r}: malformed, in the subject or the headers {headers!r}")
-        expect_room(client, message.subject, message.payload, headers)
-        every.append((message, headers))
-    for number, (message, headers) in enumerate(every, start=1):
-        if 1 < number < last:
-            if not await publish_if_connected(client, message.subject, message.payload, headers=headers):
-                raise _NotStored("the client is not connected")
-            continue
-        # The first one is a request, so that a stream without this ability costs one message and not a thousand.
+        if not (named and _SUBJECT.fullmatch(subject)):  # before the first one leaves
+            raise PublishRefusedError(f"{subject!r}: malformed, in the subject or the headers {headers!r}")
+        expect_room(client, subject, payload, headers)
+        every.append((subject, payload, headers))
+    for number, (subject, payload, headers) in enumerate(every, start=1):
         try:
-            reply = await first_reply(
-                client, message.subject, message.payload, accept=accept, within=answer_within, headers=headers
-            )
+            if 1 < number < last:
+                if not await publish_if_connected(client, subject, payload, headers=headers):
+                    raise nats.errors.ConnectionReconnectingError
+                continue
+            # The first one is a request, so that a stream without this ability costs one message and not a thousand.
+            reply = await first_reply(client, subject, payload, accept=accept, within=answer_within, headers=headers)
         except nats.errors.ConnectionReconnectingError as err:
-            raise _NotStored("the client is not connected") from err
+            raise _NotStored(ApiError(description="the client is not connected")) from err
         except nats.errors.NoRespondersError as err:
-            raise _NotStored(NOBODY.description, NOBODY) from err
+            raise _NotStored(NOBODY) from err
         except nats.errors.TimeoutError as err:
             if number < last:
-                raise _NotStored(f"no answer in {answer_within:g} s{heard}") from err
+                raise _NotStored(ApiError(description=f"no answer in {answer_within:g} s{heard}")) from err
             raise UnknownOutcomeError(
-                f"{message.subject}: no answer to the end of the batch in {answer_within:g} s{heard}; all of it is "
+                f"{subject}: no answer to the end of the batch in {answer_within:g} s{heard}; all of it is "
                 "stored or nothing: read the stream, or send it again if its messages carry a Nats-Msg-Id",
                 waited_s=answer_within,
             ) from err
         if (error := reply.error) is not None:
             if is_transient(error) or error.err_code == INCOMPLETE:
-                raise _NotStored(str(error), error)
+                raise _NotStored(error)
             if error.err_code == DUPLICATE:
-                raise AlreadyStoredError(f"{message.subject}: {error}; nothing of the batch is stored anew")
-            refusal = f"{message.subject}: {error}; nothing of the batch is stored"
+                raise AlreadyStoredError(f"{subject}: {error}; nothing of the batch is stored anew")
+            refusal = f"{subject}: {error}; nothing of the batch is stored"
             raise PublishRefusedError(refusal, code=error.code, err_code=error.err_code)
         if number < last and reply.stream:
             raise UnknownOutcomeError(
-                f"{message.subject}: the first message of a batch was acknowledged as number {reply.seq} of "
+                f"{subject}: the first message of a batch was acknowledged as number {reply.seq} of "
                 f"{reply.stream!r}, expected an empty answer: the stream knows no batches (nats-server 2.12 does), and "
                 "has this message alone"
             )
     if (reply.batch, reply.count) != (batch, last):
         raise UnknownOutcomeError(
-            f"{messages[-1].subject}: the end of a batch of {last} was acknowledged as number {reply.seq} of "
+            f"{subject}: the end of a batch of {last} was acknowledged as number {reply.seq} of "
             f"{reply.stream!r} with a count of {reply.count}: read the stream"
         )
     return BatchAck(reply.stream, reply.seq, reply.count)

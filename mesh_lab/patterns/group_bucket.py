@@ -116,12 +116,7 @@ class GroupBucket:
             nats.js.errors.APIError: The servers refuse the bucket, or have no room for its copies (``err_code`` 10005).
             NoReplyError: No server replied in time.
         """
-        agreed = await retry(
-            partial(self._agree, group),
-            within=OPEN_WITHIN_S,
-            every=RETRY_EVERY_S,
-            transient=lambda err: isinstance(err, NoReplyError) or is_transient(err),
-        )
+        agreed = await retry(partial(self._agree, group), within=OPEN_WITHIN_S, every=RETRY_EVERY_S)
         if agreed != group:
             raise GroupMismatchError(
                 f"the group has {agreed.partitions} partitions on {agreed.subject!r} of stream {agreed.stream!r}, "
