@@ -113,5 +113,5 @@ def test_a_configuration_is_a_value_and_what_changes_is_what_was_changed() -> No
     assert [new for old, new in zip(lines, off, strict=True) if old != new] == [
         'jetstream { enabled: false, store_dir: "store", max_mem: 1GB, max_file: 8GB'
     ]
-    assert all(password in config.render() for password in passwords.values())
+    assert passwords["lab"] in config.render()
     assert not any(password in repr(config) for password in passwords.values())
