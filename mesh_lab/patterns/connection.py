@@ -327,3 +327,13 @@ def is_send_failure(err: BaseException) -> bool:
 def server_name(client: Client) -> str:
     """Return the name of the server to which a client is connected, or was last."""
     return str(client._server_info.get("server_name", ""))  # nats-py 2.16 has no public attribute for it
+
+
+async def server_at(url: str, options: ConnectOptions, *, within: float) -> str | None:
+    """Return the name of the server at an address, as it says itself; ``None`` where none lets the client in."""
+    try:
+        client = await connect({**options, "servers": [url]}, within=within, allow_reconnect=False)
+    except (NotReadyError, LoginRefusedError):
+        return None
+    await close(client)
+    return server_name(client)

@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from mesh_lab.errors import LoginRefusedError, NotReadyError, SettingsError, UnsupportedByBackendError
 from mesh_lab.patterns import connection
-from mesh_lab.patterns.addresses import ConnectOptions, CredentialsFile, options_from
+from mesh_lab.patterns.addresses import CredentialsFile, options_from
 from mesh_lab.servers.backend import MeshRequest, MeshServer, State
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.workspace import Workspace
@@ -61,7 +61,8 @@ async def start(request: MeshRequest) -> Mesh:
     await connection.close(client)
     urls = list(dict.fromkeys([*urls, *(f"{scheme}://{parts.netloc.rpartition('@')[2]}" for parts in told)]))
     servers: dict[str, ExternalServer] = {}
-    for name, one in zip(await asyncio.gather(*(_name_at(one, options) for one in urls)), urls, strict=True):
+    names = await asyncio.gather(*(connection.server_at(one, options, within=NAME_WITHIN_S) for one in urls))
+    for name, one in zip(names, urls, strict=True):
         if name is not None:  # of several addresses of a server, the first one
             servers.setdefault(name, ExternalServer(name, url=one))
     servers = dict(sorted(servers.items()))  # what a server tells of others has no order
@@ -75,13 +76,3 @@ async def start(request: MeshRequest) -> Mesh:
     mesh = Mesh(servers, backend="external", credentials=options, workspace=workspace)
     await mesh.states()
     return mesh
-
-
-async def _name_at(url: str, options: ConnectOptions) -> str | None:
-    """Return the name of the server at an address, as it says itself; ``None`` where none lets the lab in."""
-    try:
-        client = await connection.connect({**options, "servers": [url]}, within=NAME_WITHIN_S, allow_reconnect=False)
-    except (NotReadyError, LoginRefusedError):
-        return None
-    await connection.close(client)
-    return connection.server_name(client)

@@ -8,7 +8,6 @@ from typing import Any, Self, get_args
 from nats.aio.client import Client
 
 from mesh_lab.errors import (
-    LoginRefusedError,
     MeshClosedError,
     NotReadyError,
     UnknownNameError,
@@ -319,15 +318,8 @@ class Mesh:
         if server.monitor is not None:
             await asyncio.to_thread(server.health)
             return
-        # No other server in its place: the first failure is the end of it.
-        options: ConnectOptions = {**self._credentials, "servers": [server.url]}
-        try:
-            client = await connection.connect(options, within=ASK_WITHIN_S, name="health", allow_reconnect=False)
-        except (NotReadyError, LoginRefusedError):
-            server.was_healthy = False
-        else:
-            server.was_healthy = True
-            await connection.close(client)
+        at = await connection.server_at(server.url, self._credentials, within=ASK_WITHIN_S)
+        server.was_healthy = at is not None
 
     def _check_open(self) -> None:
         if self.closed:
