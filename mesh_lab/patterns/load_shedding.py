@@ -115,6 +115,8 @@ class AdmissionController:
             msg, since = await self._turns.get()
             try:
                 await self._turn(msg, time.monotonic() - since)
+            except nats.errors.Error:
+                self.unsent_replies += 1
             finally:
                 self._in_hand -= 1
                 self._turns.task_done()
@@ -153,8 +155,8 @@ class AdmissionController:
         try:
             if msg.reply:
                 await self._client.publish(msg.reply, payload, headers=headers)
-        except (nats.errors.Error, RuntimeError) as err:
-            if not (isinstance(err, nats.errors.Error) or is_send_failure(err)):
+        except (nats.errors.OutboundBufferLimitError, RuntimeError) as err:
+            if not is_send_failure(err):
                 raise
             self.unsent_replies += 1  # the requester's timeout ends it, and the next turn may fare better
             return False
