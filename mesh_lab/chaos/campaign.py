@@ -40,8 +40,8 @@ async def short_run(kind: Kind, seed: int) -> ShortRun:
             )
     except (MeshLabError, nats.errors.Error, OSError) as err:
         return ShortRun(kind, seed, "failed", f"{type(err).__name__}: {err}")
-    found = run.audit
-    orders = (found.acknowledged, len(found.lost), len(found.doubled), len(found.reversed))
+    counts = run.audit.counts
+    orders = (counts["acknowledged"], counts["lost"], counts["doubled"], counts["out of order"])
     return ShortRun(kind, seed, *verdict_of(run), len(run.faults), *orders, round(run.longest_gap_s, 2))
 
 

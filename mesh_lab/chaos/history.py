@@ -104,27 +104,12 @@ class Audit:
         return self.broken.get("lost", ())
 
     @property
-    def doubled(self) -> tuple[str, ...]:
-        """Stored more than once."""
-        return self.broken.get("doubled", ())
-
-    @property
-    def reversed(self) -> tuple[str, ...]:
-        """Acknowledged, and stored before an order that their writer had sent earlier."""
-        return self.broken.get("reversed", ())
-
-    @property
     def counts(self) -> dict[str, int]:
         """The numbers that tables and reports show."""
-        return {
-            "sent": self.attempted,
-            "acknowledged": self.acknowledged,
-            "stored": self.stored,
-            "lost": len(self.lost),
-            "doubled": len(self.doubled),
-            "out of order": len(self.reversed),
-            "unknown, and stored": self.recovered,
-        }
+        known = {"sent": self.attempted, "acknowledged": self.acknowledged, "stored": self.stored}
+        ways = {"lost": "lost", "doubled": "doubled", "out of order": "reversed"}
+        broken = {name: len(self.broken.get(way, ())) for name, way in ways.items()}
+        return known | broken | {"unknown, and stored": self.recovered}
 
     def __str__(self) -> str:
         counts = f"{self.attempted:,} sent, {self.acknowledged:,} acknowledged, {self.stored:,} stored"

@@ -56,7 +56,6 @@ class PacedRun:
         outcome: How it ended, a byte each; :meth:`frame` has it in words.
         gave_up_ns: When the generator stopped waiting for answers, on the same clock.
         closed: Whether each message waited for the end of the one before.
-        server_version: Version of the server at the other end.
     """
 
     offered_per_s: float
@@ -66,7 +65,6 @@ class PacedRun:
     outcome: bytes
     gave_up_ns: int = 0
     closed: bool = False
-    server_version: str = ""
 
     @property
     def messages(self) -> int:
@@ -220,8 +218,7 @@ async def paced_load(
     )
     [[result], _] = await run_children([job], within=limit)
     due_ns, sent_ns, done_ns = array("q", job.schedule()), array("q", result.sent_ns), array("q", result.done_ns)
-    gave_up_ns = result.ended_ns - result.began_ns
-    return PacedRun(rate_per_s, due_ns, sent_ns, done_ns, result.outcome, gave_up_ns, closed, result.server_version)
+    return PacedRun(rate_per_s, due_ns, sent_ns, done_ns, result.outcome, result.ended_ns - result.began_ns, closed)
 
 
 def _percentile(values: list[float], percent: float) -> float:

@@ -60,7 +60,6 @@ async def test_every_request_is_answered_and_its_times_are_in_order(mesh: Mesh, 
     for due, sent, done in zip(run.due_ns, run.sent_ns, run.done_ns, strict=True):
         assert due <= sent < done <= run.gave_up_ns
     assert run.percentile_ms(50) < run.percentile_ms(100) < 1_000
-    assert run.server_version.startswith("2.")
     assert not run.closed
 
 
