@@ -50,9 +50,9 @@ class History:
     """The ``attempts`` of a run in the order in which they ended, how many were acknowledged, and its ``length_s``."""
 
     def __init__(self, attempts: Iterable[Attempt] = ()) -> None:
-        self.attempts = list(attempts)
-        self.length_s = max((attempt.ended_s for attempt in self.attempts), default=0.0)
-        self.number_acknowledged = sum(attempt.outcome == "stored" for attempt in self.attempts)
+        self.attempts, self.length_s, self.number_acknowledged = list[Attempt](), 0.0, 0
+        for attempt in attempts:
+            self.add(attempt)
 
     def __len__(self) -> int:
         return len(self.attempts)
@@ -151,11 +151,10 @@ def audit(
     seqs = {message.id: message.seq for message in reversed(stored)}  # the first of those that are there twice
     copies = Counter(message.id for message in stored)
     there = [attempt for attempt in history.attempts if attempt.id in seqs]
-    ways = {"lost": _missing(acknowledged, stored)}
-    for server, messages in (replicas or {}).items():
-        ways[f"lost on {server}"] = missing = _missing(acknowledged, messages)
-        # On its disk under another number, or more or less often, than a client reads.
-        held = Counter(messages)
+    ways, replicas = {"lost": _missing(acknowledged, stored)}, replicas or {}
+    ways |= {f"lost on {server}": _missing(acknowledged, messages) for server, messages in replicas.items()}
+    for server, messages in replicas.items():  # under another number, or more or less often, than a client reads
+        held, missing = Counter(messages), ways[f"lost on {server}"]
         differing = dict.fromkeys(id_ for _, id_ in sorted((held - read) + (read - held)))
         ways[f"different on {server}"] = tuple(id_ for id_ in differing if id_ not in missing)
     ways |= {
