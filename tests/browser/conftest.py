@@ -74,8 +74,8 @@ def _address(log: Path, process: subprocess.Popen) -> str:
     raise AssertionError(f"JupyterLab did not say where it listens:\n{log.read_text()}")
 
 
-@pytest.fixture
-def page(browser_path: str, tmp_path: Path) -> Iterator[Page]:
+@pytest.fixture(scope="module")
+def page(browser_path: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     """An empty page of a new browser; what it showed last is kept as a picture beside pytest's other files."""
     arguments = [*QUIET, "--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else QUIET
     with sync_playwright() as playwright:
@@ -85,5 +85,5 @@ def page(browser_path: str, tmp_path: Path) -> Iterator[Page]:
             pytest.fail(f"{browser_path} does not start: {err}")
         opened = browser.new_page(viewport={"width": 1400, "height": 1000})
         yield opened
-        opened.screenshot(path=tmp_path / "last.png")
+        opened.screenshot(path=tmp_path_factory.mktemp("page") / "last.png")
         browser.close()

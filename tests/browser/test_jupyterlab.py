@@ -20,9 +20,9 @@ WRONG_ANSWER = 'subject = "orders.eu.000010.placed"'
 RIGHT_ANSWER = 'subject = list(read_orders(first=10))[-1].subject("paid")'
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def opened(page: Page, jupyter: str) -> Page:
-    """The first notebook as `make lab` opens it, with a kernel that idles."""
+    """The first notebook as `make lab` opens it, with a kernel that idles; the tests follow one reader through it."""
     page.goto(jupyter)  # the address that `make lab` prints leads to the notebook
     expect(page.locator(".jp-NotebookPanel")).to_be_visible(timeout=STARTS_MS)
     _wait_for_kernel(jupyter)
