@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 from nats.aio.client import Client
-from shared_mesh import shared_mesh
+from shared_mesh import delete_streams, shared_mesh
 
 from mesh_lab.notebook.trial import Trial
-from mesh_lab.patterns.jetstream_api import stream_names
 from mesh_lab.servers import start
 from mesh_lab.servers.mesh import Mesh
 
-_shared_mesh, mesh = shared_mesh(scope="session", servers=3)
+_shared_mesh, _cleared, mesh = shared_mesh(scope="session", servers=3)
 
 
 @pytest.fixture
@@ -32,7 +31,7 @@ def _own_progress(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setenv("MESH_LAB_HOME", str(tmp_path))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # seven servers cost something also when nobody asks them for anything
 def _shared_regions() -> Iterator[Mesh]:
     mesh = asyncio.run(start.start_mesh(regions={"eu": 3, "us": 3}, leaves=["store-berlin"]))
     yield mesh
@@ -69,9 +68,7 @@ def own_meshes_kept(_kept: dict[object, Mesh], monkeypatch: pytest.MonkeyPatch) 
         if kind not in _kept:
             _kept[kind] = await start.start_mesh(**{"backend": "local", **settings})
             start.forget(_kept[kind])
-        async with await _kept[kind].connect() as client:
-            for stream in await stream_names(client):
-                await client.jetstream(timeout=5.0).delete_stream(stream)
+        await delete_streams(_kept[kind])
         return _kept[kind]
 
     monkeypatch.setattr(Trial, "own_mesh", own_mesh)

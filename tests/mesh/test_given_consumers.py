@@ -27,7 +27,7 @@ from mesh_lab.servers.start import start_mesh
 QUICK = Backoff(first=0.02, most=0.1)
 
 
-_kept, mesh = shared_mesh(servers=1)  # enough for what is tried here
+_kept, _cleared, mesh = shared_mesh(servers=1)  # enough for what is tried here
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ LEASE_S = 0.9
 
 
 # One server, and a leaf node with a JetStream domain of its own.
-_kept, mesh = shared_mesh(servers=1, leaves=["store-berlin"])
+_kept, _cleared, mesh = shared_mesh(servers=1, leaves=["store-berlin"])
 
 
 @pytest.fixture
