@@ -20,6 +20,7 @@ from mesh_lab.servers.mesh import Mesh
 
 ACK_TIMEOUT_S = 1.0
 RETRY_FOR_S = 30.0
+ORDERS = 10_000  # of the real ones; then they come again, under new ids
 
 
 class Writers:
@@ -48,7 +49,7 @@ class Writers:
         self._pace, self._stopping, self.began = pace, False, 0.0
 
     async def __aenter__(self) -> Self:
-        orders = await asyncio.to_thread(lambda: list(read_orders()))
+        orders = await asyncio.to_thread(lambda: list(read_orders(first=ORDERS)))
         for name, server in zip(self._names, cycle([self._to] if self._to else self.mesh.servers), strict=False):
             self._clients.append(await self.mesh.connect(name=name, to=server))
         self.began = time.monotonic()
