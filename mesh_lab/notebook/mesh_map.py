@@ -102,7 +102,6 @@ class MeshMap:
             await self.refresh()
 
     def __repr__(self) -> str:
-        """Name the servers and their states."""
         states = {} if self._mesh() is None else self._states
         return f"MeshMap({', '.join(f'{name} {state}' for name, state in states.items())})"
 

@@ -23,7 +23,6 @@ class Progress:
     """Those that the reader solved and those still open, by the notebook's name in words."""
 
     def __repr__(self) -> str:
-        """Write one line for each notebook."""
         solved, left = ([number for row in self.notebooks.values() for number in row[at]] for at in (0, 1))
         lines = [f"{_count(solved, left)} exercises solved"]
         width = max(map(len, self.notebooks), default=0)

@@ -206,7 +206,6 @@ class Services(dict[str, Service]):
     """
 
     def __missing__(self, name: str) -> Service:
-        """Raise UnknownNameError with the services there are."""
         raise UnknownNameError(f"no service {name!r}; there are {', '.join(sorted(self)) or 'none'}")
 
     def run(self, name: str, source: str, *, replicas: int = 1) -> Service:

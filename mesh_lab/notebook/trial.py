@@ -4,7 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
@@ -86,10 +86,8 @@ class Trial:
         self.case = ""
         self.clients: dict[Client, Mesh] = {}
         self._complaints: dict[Client, list[str]] = {}
-        self._meshes: list[Mesh] = []
-        self._relays: list[asyncio.Server] = []
-        self._streams: list[tuple[JetStreamContext, str]] = []
-        self._ends: list[Callable[[], Awaitable[object]]] = []
+        self._own = AsyncExitStack()
+        self._given = AsyncExitStack()
 
     async def client(
         self, *, on: Mesh | None = None, to: str | None = None, region: str | None = None, **options: Any
@@ -126,7 +124,7 @@ class Trial:
                 await asyncio.gather(_pass_on(from_server, writer), _pass_on(reader, to_server, rival))
 
         relaying = await asyncio.start_server(relay, "127.0.0.1", 0)
-        self._relays.append(relaying)
+        self._given.callback(relaying.close)
         url = f"nats://127.0.0.1:{relaying.sockets[0].getsockname()[1]}"
         options |= {"servers": [url], "name": f"check {self.number}"}
         return await self._noted(mesh, partial(nats.connect, allow_reconnect=False, **options))
@@ -153,12 +151,18 @@ class Trial:
             complaints.append(str(error))
 
         client = await connect(error_cb=note)
+        self._given.push_async_callback(client.close)
         self.clients[client], self._complaints[client] = mesh, complaints
         return client
 
     def own(self, subscription: T) -> T:
         """Return a subscription that the check itself made, and end it before anything is counted as left behind."""
-        self._ends.append(subscription.unsubscribe)  # type: ignore[attr-defined]  # nats-py's kinds share no class
+
+        async def end() -> None:
+            with suppress(nats.errors.Error):  # it has ended, or its connection has
+                await subscription.unsubscribe()  # type: ignore[attr-defined]  # nats-py's kinds share no class
+
+        self._own.push_async_callback(end)
         return subscription
 
     async def serve(
@@ -183,7 +187,7 @@ class Trial:
         """Return a mesh of the check's own, of one server unless the arguments of ``start_mesh`` say otherwise."""
         mesh = await start_mesh(**{"backend": "local", **settings})
         forget(mesh)  # the reader's cells go on with theirs
-        self._meshes.append(mesh)
+        self._given.push_async_callback(mesh.close)
         return mesh
 
     async def absent(self, client: Client, *streams: str, api_timeout: float = API_TIMEOUT_S) -> JetStreamContext:
@@ -193,7 +197,7 @@ class Trial:
         Where somebody else's stream has the name, on servers that outlive the lesson: UnsupportedByBackendError.
         """
         js = client.jetstream(timeout=api_timeout)
-        if self.clients.get(client) not in self._meshes:
+        if self.clients.get(client, self.mesh) is self.mesh:
             for stream in streams:
                 made = self.mesh.borrowed.made if self.mesh.borrowed is not None else ()
                 if not self.mesh.traits.temporary and stream not in made and stream in await stream_names(client):
@@ -202,7 +206,7 @@ class Trial:
                         "did not make; it stays as it is: use start_mesh(backend='local') here"
                     )
                 await _remove(js, stream)
-                self._streams.append((js, stream))
+                self._given.push_async_callback(_remove, js, stream)
         return js
 
     async def stream(
@@ -258,21 +262,14 @@ class Trial:
 
     async def end_own(self) -> None:
         """End the subscriptions of the check's own."""
-        while self._ends:
-            with suppress(nats.errors.Error):  # it has ended, or its connection has
-                await self._ends.pop()()
+        await self._own.aclose()
 
     async def close(self) -> None:
-        """Remove the streams, close the clients, end the servers."""
+        """Remove the streams, close the clients, end the servers: what was given last goes first."""
         try:
             await self.end_own()
-            for js, stream in self._streams:
-                await _remove(js, stream)
         finally:
-            await asyncio.gather(*(client.close() for client in self.clients))
-            for relay in self._relays:
-                relay.close()
-            await asyncio.gather(*(mesh.close() for mesh in self._meshes))
+            await self._given.aclose()
 
 
 async def _pass_on(
