@@ -48,6 +48,7 @@ LONG = {
     "12_process_each_order_once": 70,
     "14_run_the_order_mesh": 70,
     "test_services": 70,
+    "test_go_twin": 70,
     "test_checks_15": 65,
     "test_regions": 60,
     "test_checks_12": 60,

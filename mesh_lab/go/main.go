@@ -103,7 +103,7 @@ func must[T any](value T, err error) T {
 // connect connects to the first of the servers that answers.
 func (s *session) connect(urls string) {
 	user := nats.UserInfo(os.Getenv("NATS_USER"), os.Getenv("NATS_PASSWORD"))
-	s.Conn = must(nats.Connect(urls, user, nats.DontRandomize(), nats.Name("go "+log.Prefix())))
+	s.Conn = must(nats.Connect(urls, user, nats.DontRandomize(), nats.Name("go-"+flag.Arg(0))))
 	s.js = must(jetstream.New(s.Conn, jetstream.WithPublishAsyncMaxPending(s.window),
 		jetstream.WithPublishAsyncErrHandler(func(_ jetstream.JetStream, msg *nats.Msg, err error) {
 			log.Fatalf("%s is not stored: %v", msg.Subject, err)
