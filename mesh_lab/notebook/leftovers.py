@@ -6,9 +6,13 @@ consumer was not on any server before; other consumers end by themselves. Server
 """
 
 import asyncio
+import os
+import socket
+import stat
+import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, NamedTuple
@@ -144,9 +148,24 @@ def _named(subject: str) -> str:
     return known.get(subject.partition(".")[0], f"a subscription to {subject}")
 
 
+def _ports() -> set[int]:
+    """Return the local ports of this process's TCP sockets."""
+    if sys.platform != "linux":
+        return {one.laddr.port for one in psutil.Process().net_connections("tcp") if one.laddr}
+    # psutil would read all sockets of the machine, which takes as long as the rest of a check where there are many.
+    ports = set[int]()
+    for file in os.scandir("/proc/self/fd"):
+        with suppress(OSError):  # closed meanwhile
+            if stat.S_ISSOCK(file.stat().st_mode):
+                with socket.socket(fileno=os.dup(int(file.name))) as one:
+                    if one.family in (socket.AF_INET, socket.AF_INET6) and one.type == socket.SOCK_STREAM:
+                        ports.add(one.getsockname()[1])
+    return ports
+
+
 async def _servers(mesh: Mesh) -> dict[str, _Server]:
     monitors = {name: server.monitor for name, server in mesh.servers.items() if server.monitor is not None}
-    ports = {c.laddr.port for c in psutil.Process().net_connections("tcp") if c.laddr} if monitors else set()
+    ports = _ports() if monitors else set()
     looks = [asyncio.to_thread(_read, monitor, ports) for monitor in monitors.values()]
     seen = zip(monitors, await asyncio.gather(*looks), strict=True)
     return {name: server for name, server in seen if server is not None}
