@@ -48,7 +48,7 @@ async def connect(server: Wire, **options: object) -> Client:
 @works_around(
     "flush writes its PING ahead of what publish left in the buffer",
     "mesh_lab/patterns/jetstream_wait.py:flush_through",
-    "notebooks/04_measure_without_lying.ipynb:sends its PING past what it still buffers",
+    "notebooks/04_measure_without_lying.ipynb:sends the PING past what it still buffers",
 )
 async def test_a_flush_overtakes_what_was_published_before_it(server: Wire) -> None:
     client = await connect(server)
@@ -62,7 +62,7 @@ async def test_a_flush_overtakes_what_was_published_before_it(server: Wire) -> N
 
 @works_around(
     "a subscription that drains sends its PING ahead of its UNSUB",
-    "notebooks/02_share_work_in_queue_groups.ipynb:sends that PING before the UNSUB",
+    "notebooks/02_share_work_in_queue_groups.ipynb:ahead of the `UNSUB`",
 )
 async def test_a_drain_overtakes_its_own_unsubscription(server: Wire) -> None:
     client = await connect(server)
