@@ -156,12 +156,10 @@ class Mesh:
         self._check_open()
         await wait_until_ready(self.view, Deadline(within))
 
-    async def reload(self, *, users_config: str | None = None, accounts_config: str | None = None) -> None:
-        """Let all servers read other users and accounts, and return when each uses them; only Windows restarts them.
+    async def reload(self, *, users_config: str) -> None:
+        """Give all servers other further users, as for ``start_mesh``, and return when each uses them.
 
-        Args:
-            users_config: Users of the lessons' account in place of its former ones; ``None`` leaves them.
-            accounts_config: Accounts beside it, likewise.
+        Only Windows restarts them.
 
         Raises:
             BadConfigError: A server refused the text, and says why; all keep what they had.
@@ -170,9 +168,7 @@ class Mesh:
             NotReadyError: A server did not read its file within 10 s.
         """
         self._check_open()
-        given = {"users": users_config, "accounts": accounts_config}
-        changed = {name: text for name, text in given.items() if text is not None}
-        await reload_all(self.view, changed, Deadline(RELOAD_WITHIN_S))
+        await reload_all(self.view, users_config, Deadline(RELOAD_WITHIN_S))
 
     def logs(self, server: str, *, last: int | None = 20) -> str:
         """Return the last lines of a server's log; ``None`` for all."""

@@ -64,7 +64,6 @@ class RelayEnd(asyncio.Protocol):
         other.pump()
 
     def data_received(self, data: bytes) -> None:
-        """Send it on its way."""
         self._put(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -74,11 +73,9 @@ class RelayEnd(asyncio.Protocol):
         self._put(None)
 
     def pause_writing(self) -> None:
-        """Note that the receiver does not keep up."""
         self._writable = False
 
     def resume_writing(self) -> None:
-        """Note that the receiver keeps up again."""
         self._writable = True
         if self.other is not None:
             self.other.pump()

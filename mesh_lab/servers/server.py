@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -136,8 +135,8 @@ class LocalServer(MeshServer):
         return psutil.Process(pid)
 
 
-async def reload_all(view: View, changed: Mapping[str, str], deadline: Deadline) -> None:
-    """Change fields of all servers' ``extra``, and return when each goes by them; raises as ``Mesh.reload`` says."""
+async def reload_all(view: View, users: str, deadline: Deadline) -> None:
+    """Change all servers' further users, and return when each goes by them; raises as ``Mesh.reload`` says."""
     servers = [server for server in view.servers.values() if isinstance(server, LocalServer)]
     if not servers:
         raise UnsupportedByBackendError("these servers' users are not ours to change; use backend='local' here")
@@ -150,7 +149,7 @@ async def reload_all(view: View, changed: Mapping[str, str], deadline: Deadline)
             raise server.not_running_error("all to run")
     old = [server.config for server in servers]
     for server in servers:
-        server.configure(replace(server.config, extra=server.config.extra._replace(**changed)))
+        server.configure(replace(server.config, extra=server.config.extra._replace(users=users)))
     try:
         for server in servers:
             await asyncio.to_thread(server.check_config)

@@ -118,17 +118,17 @@ async def enters(mesh: Mesh, seed: bytes) -> bool:
     return True
 
 
-async def test_users_and_accounts_change_while_the_servers_run() -> None:
+async def test_users_change_while_the_servers_run() -> None:
     one, other = (nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER) for _ in range(2))
     async with await start_mesh(servers=3) as mesh:
         pids = [server.pid for server in mesh.servers.values()]
         assert not await enters(mesh, one)
         await mesh.reload(users_config=user(one))
         assert (await enters(mesh, one), await enters(mesh, other)) == (True, False)
-        await mesh.reload(accounts_config=f"OTHER {{ users: [{user(other)}] }}")
-        assert (await enters(mesh, one), await enters(mesh, other)) == (True, True)
-        await mesh.reload(users_config="")
+        await mesh.reload(users_config=user(other))
         assert (await enters(mesh, one), await enters(mesh, other)) == (False, True)
+        await mesh.reload(users_config="")
+        assert (await enters(mesh, one), await enters(mesh, other)) == (False, False)
         assert (await mesh.connect()).is_connected
         assert [server.pid for server in mesh.servers.values()] == pids
 
