@@ -40,33 +40,26 @@ _INSTALL_LAB = 'pip install "mesh-lab[lab]", in a checkout: pip install -e ".[la
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was examined: whether it is as the course needs it, what was found, and what fixes it."""
+    """One thing that was examined, what was found, and what fixes it."""
 
     what: str
-    ok: bool
+    state: Literal["ok", "fault", "note"]
+    """A fault stops the course, a note only a part of it."""
     seen: str
     fix: str = ""
-    level: Literal["fault", "note"] = "fault"
-    """What it is when not ok: a fault stops the course, a note only a part of it."""
-
-    @property
-    def state(self) -> Literal["ok", "fault", "note"]:
-        """``ok``, or else the level."""
-        return "ok" if self.ok else self.level
 
 
 def run() -> int:
     """Show the findings on stdout and return the exit code: 1 if there is a fault, else 0."""
     findings = examine()
     for finding in findings:  # plain text: to be read where packages are missing, and pasted into an issue
-        fix = "" if finding.ok else f"\n       to do: {finding.fix}"
+        fix = f"\n       to do: {finding.fix}" if finding.fix else ""
         sys.stdout.write(f"{finding.state:5}  {finding.what}: {finding.seen}{fix}\n")
     return int(any(finding.state == "fault" for finding in findings))
 
 
 def examine() -> list[Finding]:
     """Return what was found on this machine, in the order in which to fix it."""
-    python = f"{sys.version.split()[0]} at {sys.executable}"
     # uvloop is not made for Windows; there, asyncio's own loop is used.
     loops = ["nest-asyncio2"] if sys.platform == "win32" else ["uvloop", "nest-asyncio2"]
     listening = "end programs that listen there, or let the firewall or sandbox allow listening on 127.0.0.1"
@@ -74,7 +67,7 @@ def examine() -> list[Finding]:
     docker = "needed for the parts that run in containers; everything else works without it"
     browser = "install one, or open JupyterLab's address in a browser on another machine through an SSH tunnel"
     return [
-        Finding("Python", sys.version_info >= (3, 11), python, "make an environment with Python 3.11 or newer"),
+        Finding("Python", "ok", f"{sys.version.split()[0]} at {sys.executable}"),
         _finding("event loop", partial(_packages, loops), _INSTALL_LAB),
         _finding("packages", partial(_packages, LAB_PACKAGES), _INSTALL_LAB),
         _finding("kernel", _kernel, "correct what the message names; `mesh-lab lab` starts this kernel"),
@@ -91,9 +84,9 @@ def examine() -> list[Finding]:
 def _finding(what: str, look: Callable[[], str], fix: str, level: Literal["fault", "note"] = "fault") -> Finding:
     """Return what an examination found, or the error that it raised."""
     try:
-        return Finding(what, True, look())
+        return Finding(what, "ok", look())
     except (MeshLabError, OSError, webbrowser.Error) as err:
-        return Finding(what, False, str(err), fix, level)
+        return Finding(what, level, str(err), fix)
 
 
 def graphical_browser() -> str:
