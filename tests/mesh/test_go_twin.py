@@ -16,7 +16,7 @@ from mesh_lab.orders.dataset import data_set, read_orders
 from mesh_lab.orders.job.report import SHOWN_EVENTS, GoRun, run_beside_go
 from mesh_lab.orders.order import encode, totals_of
 from mesh_lab.patterns import eventually
-from mesh_lab.servers.borrowed import stream_names
+from mesh_lab.patterns.jetstream_api import stream_names
 from mesh_lab.servers.mesh import Mesh
 
 pytestmark = pytest.mark.needs("go")
