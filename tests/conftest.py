@@ -1,8 +1,9 @@
 """How the tests share two cores: what waits runs side by side, what measures runs alone.
 
-``make test`` calls pytest twice (``tests/everything.py``): with ``-m "not alone"`` in several processes, each of which
-takes a whole file or a whole notebook at a time, and with ``-m alone`` in one. This file says which notebooks measure,
-and puts the longest first, so that no process works on while the others have long been done.
+``make test`` calls pytest three times (``tests/everything.py``): in several processes, each of which takes a whole file
+or a whole notebook at a time, for what does not measure; with ``-m in_pairs`` in two, and with ``-m alone`` in one.
+This file says which notebooks measure, and puts the longest first, so that no process works on while the others have
+long been done.
 
 Notebooks run in nbval: outputs are compared to the letter, except pictures and cells tagged ``nbval-ignore-output``.
 Nothing is sanitised, but the kind of servers in a caption where notebooks run on others: what differs between runs or
@@ -15,6 +16,7 @@ variable ``MESH_LAB_REQUIRE`` names it, and then such a skip is a failure: ``MES
 import os
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -27,32 +29,45 @@ NEEDS = {
     "power-cut": "root on Linux, with loop devices to cut off",
 }
 
-# These notebooks compare rates or latencies that another process on the same cores would change.
-MEASURING_NOTEBOOKS = {
-    "04_measure_without_lying",
-    "06_shard_by_subject",
-    "07_push_back",
-    "08_batch_and_compress",
-    "09_lock_the_doors",
-    "10_isolate_the_tenants",
-    "13_survive_the_worst",
+# Notebooks that compare rates or latencies, which several processes on the same cores would change, by their mark.
+MEASURING = {
+    # They mostly wait, since their load is paced or their work is a sleep: two of them leave each other the cores.
+    "in_pairs": {
+        "06_shard_by_subject",
+        "07_push_back",
+        "10_isolate_the_tenants",
+        "13_survive_the_worst",
+    },
+    # They keep the cores busy, or compare how long single messages took.
+    "alone": {"04_measure_without_lying", "08_batch_and_compress", "09_lock_the_doors"},
 }
-# Seconds of two quiet cores, roughly: only the order counts.
+# Seconds beside three others on two cores, roughly: only the order counts.
 LONG = {
-    "test_order_services": 150,
-    "test_chaos": 200,
-    "test_checks_13": 110,
-    "test_start_mesh": 95,
-    "test_jupyterlab": 80,
-    "11_watch_the_mesh": 70,
-    "12_process_each_order_once": 70,
-    "14_run_the_order_mesh": 70,
-    "test_services": 70,
-    "test_go_twin": 70,
-    "test_checks_15": 65,
-    "test_regions": 60,
-    "test_checks_12": 60,
-    "test_checks_14": 50,
+    "test_chaos": 250,
+    "test_order_services": 200,
+    "14_run_the_order_mesh": 120,
+    "test_servers_of_others": 115,
+    "test_jupyterlab": 110,
+    "test_start_mesh": 100,
+    "test_services": 100,
+    "test_go_twin": 100,
+    "03_keep_orders_in_jetstream": 95,
+    "test_checks_13": 90,
+    "test_checks_15": 90,
+    "test_checks_12": 90,
+    "12_process_each_order_once": 90,
+    "02_share_work_in_queue_groups": 90,
+    "test_checks_14": 85,
+    "11_watch_the_mesh": 80,
+    "07_push_back": 80,
+    "test_checks_02": 75,
+    "test_checks_03": 70,
+    "test_habits": 70,
+    "test_regions": 65,
+    "test_checks_07": 60,
+    "13_survive_the_worst": 60,
+    "test_bench": 50,
+    "test_checks_00": 50,
 }
 NOTEBOOK_S, OTHER_S = 40, 10
 
@@ -60,6 +75,9 @@ NOTEBOOK_S, OTHER_S = 40, 10
 def pytest_configure(config: pytest.Config) -> None:
     """Name the markers; give the notebooks' kernels an empty home, as they had when their outputs were made."""
     config.addinivalue_line("markers", "alone: measures, so nothing else may run on this machine meanwhile")
+    config.addinivalue_line(
+        "markers", "in_pairs: measures while it mostly waits, so one other of them may run meanwhile"
+    )
     config.addinivalue_line("markers", "needs(what): skips where the machine lacks it, and fails if it is required")
     if unknown := _required() - set(NEEDS):
         raise pytest.UsageError(f"MESH_LAB_REQUIRE names {', '.join(sorted(unknown))}; there are {', '.join(NEEDS)}")
@@ -69,12 +87,22 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["MESH_LAB_HOME"] = home.name
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave files out that have nothing of the one mark that is asked for: to read all of them takes seconds."""
+    mark = config.option.markexpr
+    if mark not in MEASURING or collection_path.is_dir():
+        return None
+    has_some = collection_path.stem in MEASURING[mark] or f"pytest.mark.{mark}" in collection_path.read_text("utf-8")
+    return None if has_some else True  # None: as pytest would have it
+
+
 @pytest.hookimpl(tryfirst=True)  # before `-m alone` chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the notebooks that measure, and sort: the longest first."""
     for item in items:
-        if item.path.stem in MEASURING_NOTEBOOKS:
-            item.add_marker("alone")
+        for mark, notebooks in MEASURING.items():
+            if item.path.stem in notebooks:
+                item.add_marker(mark)
     items.sort(key=_seconds, reverse=True)  # stable: files, and the tests in them, stay in their order
 
 

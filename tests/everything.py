@@ -1,7 +1,8 @@
 """Run every test and every notebook, and say at the end how many passed, failed, and were skipped, and why.
 
 ``python tests/everything.py`` is what ``make test`` calls. First what mostly waits, in several processes side by side,
-then what measures, alone. Both run, also when the first fails.
+then what measures while it mostly waits, in two, and what measures and keeps the cores busy, alone. Each part runs,
+also when one before it fails.
 """
 
 import os
@@ -17,12 +18,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 # Half of the time a test waits, for servers that elect or for processes that start: four keep two cores busy.
 WORKERS = min(8, (os.cpu_count() or 2) * 2)
-EVERYTHING = ["--nbval", "tests", "notebooks"]
+BY_FILE = ["--dist", "loadfile", "--no-loadscope-reorder", "--nbval"]
 PARTS = {
     f"side by side, in {WORKERS} processes": [
-        *("-m", "not alone", "-n", str(WORKERS), "--dist", "loadfile", "--no-loadscope-reorder", *EVERYTHING)
+        *("-m", "not alone and not in_pairs", "-n", str(WORKERS), *BY_FILE, "tests", "notebooks")
     ],
-    "alone": ["-m", "alone", *EVERYTHING],
+    "in pairs": ["-m", "in_pairs", "-n", "2", *BY_FILE, "tests", "notebooks"],
+    "alone": ["-m", "alone", "--nbval", "tests", "notebooks"],
 }
 
 
@@ -57,7 +59,7 @@ class Tally:
 
 
 def main() -> int:
-    """Run both parts and print the sum; 1 if anything failed."""
+    """Run all parts and print the sum; 1 if anything failed."""
     tally, codes, took = Tally(), {}, {}
     # Hundreds of processes start here; without its compiled form, each would compile the package anew.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
