@@ -63,7 +63,7 @@ check: $(VENV)/dev.stamp ## lint, check types and spelling, check the notebooks'
 	$(BIN)/mypy
 	$(BIN)/codespell
 	$(BIN)/python tests/notebooks/refresh.py --check
-	$(BIN)/python -m pytest -q tests/notebooks/test_hygiene.py
+	$(BIN)/python -m pytest -q tests/notebooks/test_hygiene.py tests/notebooks/test_glossary_and_questions.py
 
 notebooks: $(VENV)/dev.stamp ## execute the notebooks in clean kernels; store their outputs and the reference run
 	rm -rf $(VENV)/home

@@ -4,9 +4,11 @@ import ast
 import re
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
+import nbformat
 from nbformat import NotebookNode
 
 FENCE = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
@@ -22,6 +24,11 @@ class Heading:
     level: int
     text: str
     position: int
+
+    @property
+    def anchor(self) -> str:
+        """What stands behind ``#`` in a link to it: JupyterLab takes the text as it shows, with dashes for blanks."""
+        return re.sub("[`*]", "", self.text).replace(" ", "-")
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,12 @@ class Page:
         """Return the cells below a heading, up to the cell with the next heading."""
         ends = [other.position for other in self.headings if other.position > heading.position]
         return self.cells[heading.position + 1 : min(ends, default=len(self.cells))]
+
+
+@cache
+def anchors(path: Path) -> dict[str, Heading]:
+    """Return the headings of the notebook in a file, by what a link says to lead there."""
+    return {heading.anchor: heading for heading in Page(nbformat.read(path, as_version=4), path).headings}
 
 
 def describe(page: Page, cell: NotebookNode) -> str:

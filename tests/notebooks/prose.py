@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from page import Page, describe, without_code
+from page import Page, anchors, describe, without_code
 
 PROSE_WORDS = 120
 # Words that tell a reader who is stuck that they should not be, or that praise instead of saying.
@@ -15,7 +15,7 @@ UNKIND = re.compile(
 )
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX|TBD)\b")
 EMOJI = re.compile("[\U0001f000-\U0001faff\u2600-\u27bf\u2b50\u2b55\ufe0f]")
-LINK = re.compile(r"(!?)\[([^\]]*)\]\(\s*<?([^)\s>]+)>?(?:\s+\"[^\"]*\")?\s*\)")
+LINK = re.compile(r"(!?)\[([^\]]*)\]\(\s*<?((?:[^()\s>]|\([^()\s>]*\))+)>?(?:\s+\"[^\"]*\")?\s*\)")
 HTML_TAG = re.compile(r"</?[A-Za-z][A-Za-z0-9-]*(?:\s[^>]*)?/?>|<!--")
 MYST = re.compile(r"^:::|^(?:```|~~~)\s*\{|\{[a-z][a-z:-]*\}`|^\([\w-]+\)=", re.MULTILINE)
 PICTURE = re.compile(r"^\*Picture: .+", re.MULTILINE)
@@ -58,7 +58,9 @@ def _links(page: Page) -> Iterator[str]:
 def _resolves(target: str, directory: Path) -> bool:
     if re.match(r"[a-z]+:|#", target):
         return not target.startswith("file:")
-    return (directory / target.partition("#")[0]).exists()
+    name, _, anchor = target.partition("#")
+    place = directory / name
+    return place.exists() and (not anchor or place.suffix != ".ipynb" or anchor in anchors(place))
 
 
 def _pictures(page: Page) -> Iterator[str]:

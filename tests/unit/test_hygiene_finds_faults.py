@@ -58,8 +58,10 @@ def exercise(number):
 @pytest.fixture
 def place(tmp_path):
     """A directory with the notebooks before and after, and where this one would lie."""
-    for name in ("01_publish_and_subscribe.ipynb", NAME, "03_keep_orders_in_jetstream.ipynb", "README.md"):
+    for name in (NAME, "03_keep_orders_in_jetstream.ipynb", "README.md"):
         (tmp_path / name).touch()
+    before = new_notebook(cells=[new_markdown_cell("## Why `flush(5)`?")])
+    (tmp_path / "01_publish_and_subscribe.ipynb").write_text(written(before))
     return tmp_path / NAME
 
 
@@ -71,7 +73,10 @@ def notebook():
         new_markdown_cell("## A queue group hands each order to one worker\n\nGuess: `n!` or [more](README.md)?"),
         shown("%%service worker --replicas 3\nasync def main(nc):\n    await asyncio.sleep(0.01)  # work"),
         shown("async def main():\n    await asyncio.sleep(0)"),
-        new_markdown_cell("The chart comes next.\n\n*Picture: three bars of nearly the same length.*"),
+        new_markdown_cell(
+            "The chart comes [next](01_publish_and_subscribe.ipynb#Why-flush(5)?).\n\n"
+            "*Picture: three bars of nearly the same length.*"
+        ),
         shown("bars(share)", data={"image/png": "iVBORw0KGgo="}),
         shown("rate", "12,345 orders/s at nats://127.0.0.1:4222", tags=["nbval-ignore-output"]),
         *exercise("2.1"),
@@ -249,6 +254,7 @@ def untitle(notebook):
         (prose("TODO say why."), "says 'TODO'"),
         (prose("Well done \U0001f389."), "has an emoji"),
         (prose("Read [this](04_gone.ipynb)."), "links to 04_gone.ipynb"),
+        (prose("Read [this](01_publish_and_subscribe.ipynb#Why)."), "links to 01_publish_and_subscribe.ipynb#Why"),
         (prose("![](README.md)"), "image without alt text"),
         (write("*Picture:", "*Picture:", "Picture:"), "expected a line '*Picture: …*'"),
         (untitle, "a picture without a text"),
