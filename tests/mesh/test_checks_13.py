@@ -192,7 +192,7 @@ async def rolls_one_three_times(mesh):
 
 
 async def reloads(mesh):
-    await mesh.reload()
+    await mesh.reload(users_config="")
 
 
 async def rolls_later(mesh):
