@@ -160,7 +160,7 @@ async def _longest_gap_s(trial: Trial, answer: Any) -> tuple[float, str]:
         await open_event_store(client, replicas=3)
         await wait_routable(client, STREAM)
         before = await asyncio.to_thread(_starts, own)
-        seen = list[frozenset[tuple[str, str]]]()
+        seen = list[frozenset[str]]()
         async with Writers(own, number=2, pace=PACE_S) as writing:
             await eventually(lambda: len(writing.history) >= 100, within=30.0)
             looking = asyncio.create_task(_look_on(own, seen))
@@ -184,20 +184,25 @@ async def _longest_gap_s(trial: Trial, answer: Any) -> tuple[float, str]:
         found = audit(writing.history, await read_stream(client, STREAM))
         if found.broken:
             raise NotYet(f"orders are {' and '.join(found.broken)}", "each acknowledged order stored once")
-        return max((gap.length_s for gap in writing.history.gaps()), default=0.0), _in_words(seen)
+        longest_s = max((gap.length_s for gap in writing.history.gaps()), default=0.0)
+        return longest_s, _in_words(_was_killed(own), most_down=max(map(len, seen), default=0))
 
 
-async def _look_on(mesh: Mesh, seen: list[frozenset[tuple[str, str]]]) -> None:
-    """Note which servers do not run, and what they are instead."""
+async def _look_on(mesh: Mesh, seen: list[frozenset[str]]) -> None:
+    """Note which servers do not run."""
     while True:
-        seen.append(frozenset((name, one.state) for name, one in mesh.servers.items() if one.state != "running"))
+        seen.append(frozenset(name for name, one in mesh.servers.items() if one.state != "running"))
         await asyncio.sleep(0.01)  # pacing
 
 
-def _in_words(seen: list[frozenset[tuple[str, str]]]) -> str:
-    if any(state == "killed" for down in seen for _, state in down):
-        return "servers were killed, and "
-    return "several servers were down at once, and " if max(map(len, seen), default=0) > 1 else ""
+def _in_words(killed: bool, *, most_down: int) -> str:
+    return "servers were killed, and " if killed else "several servers were down at once, and " * (most_down > 1)
+
+
+def _was_killed(mesh: Mesh) -> bool:
+    """Return whether a server that was started again had not said that it exits."""
+    logs = [mesh.logs(name, last=None) for name in mesh.servers]
+    return any(log.count("Starting nats-server") > 1 + log.count("Server Exiting") for log in logs)
 
 
 def _starts(mesh: Mesh) -> dict[str, str]:
