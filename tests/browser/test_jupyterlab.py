@@ -131,3 +131,15 @@ def test_nobody_without_the_token_is_let_in(jupyter: str) -> None:
     assert base.startswith("http://127.0.0.1:")
     with pytest.raises(urllib.error.HTTPError, match="403"):
         urllib.request.urlopen(f"{base}/api/contents", timeout=10)
+
+
+def test_the_glossary_is_shown_rendered_and_leads_to_a_section(opened: Page) -> None:
+    opened.locator(".jp-NotebookPanel").get_by_role("link", name="glossary", exact=True).click()
+    link = opened.locator(".jp-MarkdownViewer").get_by_role("link", name="01 A wildcard stands for whole tokens").first
+    section = opened.get_by_role("heading", name="A wildcard stands for whole tokens")
+    link.click()
+    expect(section).to_be_attached(timeout=STARTS_MS)
+    # JupyterLab 4 opens a notebook at its beginning; one that is open is shown at the section.
+    opened.get_by_role("tab", name="glossary.md").click()
+    link.click()
+    expect(section).to_be_in_viewport(timeout=STARTS_MS)
