@@ -40,7 +40,7 @@ async def inject(
         services: What can be killed beside servers: a ``worker``, a ``publisher``.
 
     Raises:
-        UnsupportedByBackendError: The mesh has no links to cut, no disks to fill, or no servers to kill.
+        UnsupportedByBackendError: The mesh has no links to cut, no disks to fill, or no servers or services to kill.
         NotReadyError: A server did not recover in time, or the stream has no leader.
         TimeoutError: No reply came about which server leads the stream.
     """
@@ -48,6 +48,8 @@ async def inject(
     for kind in {planned.kind for planned in schedule}:
         if kind in ON_DISKS and not disks:
             raise UnsupportedByBackendError(f"{kind!r} takes servers with disks of their own; use own_disks(mesh)")
+        if kind in KILLED and KILLED[kind] not in services:
+            raise UnsupportedByBackendError(f"{kind!r} takes a {KILLED[kind]}; give inject() one in services=")
     faults, hurting = [], _Hurting(mesh, stream, disks, services)
     async with await mesh.connect(name="chaos") as client:
         for planned in schedule:

@@ -6,7 +6,6 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -47,8 +46,11 @@ class GoTwin:
             with tempfile.TemporaryDirectory(dir=home.parent) as made:
                 _build(Path(made, PROGRAM))
                 Path(made, ORDERS).write_bytes(orders)
-                with suppress(OSError):  # another process was faster
+                try:
                     os.rename(made, home)
+                except OSError:
+                    if not home.is_dir():  # else another process was faster
+                        raise
         return cls(home)
 
     @property

@@ -87,9 +87,15 @@ def exercise(
         answer: What the reader hands over; something of another kind is refused without running it.
         expects: What a right answer does, in a few words, for verdicts on answers that raise or hang.
         within: Seconds for the whole check, at course size.
+
+    Raises:
+        ValueError: Another module has an exercise of that number.
     """
 
     def register(function: Check) -> Check:
+        known = _exercises.get(number)
+        if known is not None and known.check.__module__ != function.__module__:
+            raise ValueError(f"exercise {number} stands in {known.check.__module__} already")
         words = expects or answers.kind_in_words(answer)
         _exercises[number] = _Exercise(number, title, hint, answer, words, within, function)
         return function

@@ -27,8 +27,7 @@ from mesh_lab.patterns.windowed_publisher import WindowedPublisher
 
 HOLD_EVERY_S = 1.25  # a quarter of the group's ack_wait
 PREFETCH, WINDOW = 1_000, 2_000  # orders requested ahead of the work, and events that may be outstanding
-# Fast ingest takes two round trips, a window one for each event of an order; and what it could not do now, it will not
-# be able to do in a moment.
+# Fast ingest takes two round trips, a window one for each event; what it could not do now, it cannot in a moment.
 FEW_ORDERS, PATIENCE_S, SLOW_S = 8, 5.0, 5.0
 REPORT_CHARACTERS, PLAIN_BYTES = 1_000, 1_000  # a real order has about 100
 REJECTED = "rejected.orders"
@@ -108,8 +107,7 @@ class Worker:
     async def _ingest(self, work: _Events) -> bool:
         """Return whether all events are stored, in their order, by fast ingest: one acknowledgement for many.
 
-        An order takes 0.6 times the processor time of a window's way, in the worker (both by psutil, in turn); what is
-        left is nearly all nats-py's: to read an order, and to write two events and an acknowledgement.
+        It takes 0.6 times a window's processor time here (psutil, one run each); the rest is mostly nats-py's.
         """
         try:
             async with FastIngest(self._client, patience=PATIENCE_S) as ingest:
@@ -124,22 +122,15 @@ class Worker:
         return True
 
     async def _store_one_by_one(self, work: _Events, window: WindowedPublisher) -> _Events:
-        """Store the events of each order one after the other, those of different orders side by side; return the done.
-
-        A message whose events are too large is rejected.
-        """
+        """Store each order's events one by one, those of different orders side by side; return what is not rejected."""
         for step in range(max((len(events) for _, _, events in work), default=0)):
             refused: dict[str, Exception] = {}
             for msg, order, events in work:
                 if step < len(events):
-                    subject, payload, msg_id = (
-                        order.subject(events[step]),
-                        _payload(msg, order),
-                        order.msg_id(events[step]),
-                    )
+                    subject, msg_id = order.subject(events[step]), order.msg_id(events[step])
                     failed = partial(refused.__setitem__, msg.reply)
                     try:
-                        await window.publish(subject, payload, msg_id=msg_id, on_failed=failed)
+                        await window.publish(subject, _payload(msg, order), msg_id=msg_id, on_failed=failed)
                     except PublishRefusedError as err:  # it is not sent
                         await self._reject(msg, err)
                         work = [one for one in work if one[0] is not msg]

@@ -204,8 +204,7 @@ class WindowedPublisher:
             self.stored += 1
             self.duplicates += reply.duplicate
             self._end(msg.subject, reply)
-            if self._turned_away:
-                await self._send_turned_away(2)
+            await self._send_turned_away(2)
         elif is_transient(error):
             message.unanswered -= 1
             message.refusal = error

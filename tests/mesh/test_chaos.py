@@ -121,6 +121,13 @@ async def test_a_worker_and_a_publisher_that_die_at_every_step_lose_and_double_n
     assert redelivered > 0, "the worker died, and nothing came again: it died after an acknowledgement"
 
 
+async def test_a_service_that_is_not_there_cannot_be_killed():
+    async with await start_mesh(servers=1) as mesh:
+        for kind in ("kill worker", "kill publisher"):
+            with pytest.raises(UnsupportedByBackendError, match=rf"'{kind}' takes a {kind[5:]}; .*services="):
+                await inject(mesh, STREAM, [PlannedFault(0.0, kind, "effect", 0.0)], now=lambda: 0.0)
+
+
 async def test_a_run_from_a_seed_breaks_servers_without_links_as_well():
     async with await start_mesh(servers=3) as mesh:
         run = await chaos_run(mesh, seed=5, seconds=4.0)

@@ -294,6 +294,15 @@ async def test_an_unknown_number_lists_the_exercises_there_are(doubling):
             await check(number, ...)
 
 
+def test_a_number_taken_by_another_module_is_refused(doubling):
+    async def other(trial, answer):
+        return ""
+
+    other.__module__ = "elsewhere"
+    with pytest.raises(ValueError, match=r"exercise 2\.2 stands in .*test_exercises already"):
+        exercise("2.2", title="", hint="")(other)
+
+
 def test_a_hint_is_printed(doubling, capsys):
     hint("2.2")
     assert capsys.readouterr().out == "Two times.\n"
