@@ -10,7 +10,7 @@ import sys
 import tempfile
 import warnings
 import webbrowser
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,10 +30,15 @@ CGROUP = Path("/sys/fs/cgroup")
 # What the extra `lab` of pyproject.toml installs to run with, except the server and the event loop's nest-asyncio2.
 LAB_PACKAGES = (
     "jupyterlab", "ipywidgets", "pandas", "matplotlib", "hdrhistogram", "nkeys", "opentelemetry-sdk",
-    "platformdirs", "prometheus-client", "psutil", "rich", "trustme",
+    "opentelemetry-exporter-otlp-proto-http",
+    "platformdirs", "prometheus-client", "psutil", "pytest", "pytest-asyncio", "rich", "sidecar", "trustme",
 )  # fmt: skip
 # Modules whose names do not follow from their packages'.
-_MODULES = {"hdrhistogram": "hdrh.histogram", "opentelemetry-sdk": "opentelemetry.sdk"}
+_MODULES = {
+    "hdrhistogram": "hdrh.histogram",
+    "opentelemetry-sdk": "opentelemetry.sdk",
+    "opentelemetry-exporter-otlp-proto-http": "opentelemetry.exporter.otlp.proto.http",
+}
 _TEXT_BROWSERS = ("www-browser", "links", "elinks", "lynx", "w3m")
 _INSTALL_LAB = 'pip install "mesh-lab[lab]", in a checkout: pip install -e ".[lab]"'
 
@@ -50,12 +55,19 @@ class Finding:
 
 
 def run() -> int:
-    """Show the findings on stdout and return the exit code: 1 if there is a fault, else 0."""
-    findings = examine()
+    """Show what is found on this machine, as :func:`show`."""
+    return show(examine())
+
+
+def show(findings: Iterable[Finding]) -> int:
+    """Show findings on stdout, each as it comes, and return the exit code: 1 if there is a fault, else 0."""
+    faults = 0
     for finding in findings:  # plain text: to be read where packages are missing, and pasted into an issue
         fix = f"\n       to do: {finding.fix}" if finding.fix else ""
         sys.stdout.write(f"{finding.state:5}  {finding.what}: {finding.seen}{fix}\n")
-    return int(any(finding.state == "fault" for finding in findings))
+        sys.stdout.flush()
+        faults += finding.state == "fault"
+    return int(faults > 0)
 
 
 def examine() -> list[Finding]:
@@ -176,11 +188,17 @@ def _ports() -> str:
 
 def _memory() -> str:
     try:
-        import psutil
+        free = free_memory_bytes()
     except ImportError as err:
         raise MeshLabError(f"cannot be measured, see packages: {err}") from err
-    free = min(psutil.virtual_memory().available, _free_in_container())
     return _enough(free, MEMORY_NEEDED_BYTES, "available")
+
+
+def free_memory_bytes() -> float:
+    """Return how much memory programs may still take, a container's limit counted; needs psutil."""
+    import psutil
+
+    return min(psutil.virtual_memory().available, _free_in_container())
 
 
 def _free_in_container() -> float:

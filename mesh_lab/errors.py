@@ -135,11 +135,14 @@ class PublishRefusedError(MeshLabError, RuntimeError):
 
 
 class UnknownOutcomeError(MeshLabError, TimeoutError):
-    """No reply came for ``waited_s`` seconds, or (0.0) one that says nothing: a message may or may not be stored."""
+    """No reply came for ``waited_s`` seconds, or (0.0) one that says nothing: a message may or may not be stored.
 
-    def __init__(self, message: str, *, waited_s: float = 0.0) -> None:
+    Where a later copy of the message was refused, ``err_code`` is the number of that refusal.
+    """
+
+    def __init__(self, message: str, *, waited_s: float = 0.0, err_code: int = 0) -> None:
         super().__init__(message)
-        self.waited_s = waited_s
+        self.waited_s, self.err_code = waited_s, err_code
 
 
 class BatchForgottenError(UnknownOutcomeError):
@@ -156,6 +159,18 @@ class BatchEndedError(MeshLabError, ConnectionError):
     def __init__(self, message: str, *, stored: int, sent: int) -> None:
         super().__init__(message)
         self.stored, self.sent = stored, sent
+
+
+class AlreadyThereError(MeshLabError, FileExistsError):
+    """What would be made is there already, a stream or the folder of a backup; it was left as it is."""
+
+
+class TornBackupError(MeshLabError, ValueError):
+    """A file of a backup is missing, torn or changed."""
+
+
+class TransferEndedError(MeshLabError, ConnectionError):
+    """A backup or a restore ended early; the message says why, and what of it was left."""
 
 
 class UnsuitableConsumerError(MeshLabError, ValueError):

@@ -8,6 +8,7 @@ blocks, and belongs in a thread where an event loop runs.
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Self, TypeVar
@@ -32,6 +34,7 @@ else:
     STOP_SIGNAL, _FLAGS = signal.SIGTERM, 0
 ERROR_LOG_BYTES = 8_000  # end of a log that an error carries: a long traceback, and not a gigabyte
 CANCEL_TIMES, CANCEL_EVERY_S = 5, 0.2
+BACKGROUND_EVERY_S = 0.5
 T = TypeVar("T")
 
 
@@ -39,6 +42,9 @@ class ChildProcess:
     """A child process in a session of its own: Ctrl-C in a terminal or an interrupted cell does not reach it.
 
     It may be started again after it ended; its log goes on. Every method may be called in every state.
+
+    Attributes:
+        command: Program and arguments of the next start.
     """
 
     def __init__(
@@ -65,7 +71,7 @@ class ChildProcess:
             stdout: Whether its standard output can be read: :meth:`receive` and :meth:`rest`.
         """
         self.name, self._log_file = name, log
-        self._command = list(command)
+        self.command = list(command)
         self._variables = {**(environment or {}), **({} if owner is None else {OWNER_VARIABLE: owner})}
         self._stdin, self._stdout = stdin, stdout
         self._unnamed_log: IO[bytes] | None = None
@@ -86,7 +92,7 @@ class ChildProcess:
         with contextlib.ExitStack() as opened:
             log = self._unnamed_log or opened.enter_context(Path(str(self._log_file)).open("ab"))
             self._process = subprocess.Popen(
-                self._command,
+                self.command,
                 stdin=subprocess.PIPE if self._stdin else subprocess.DEVNULL,
                 stdout=subprocess.PIPE if self._stdout else log,
                 stderr=log,
@@ -294,14 +300,25 @@ def read_input_line() -> bytes:
 def on_input_line(call: Callable[[bytes], object], *, at_end: Callable[[], object] | None = None) -> None:
     """Call back in the running event loop with each further line of standard input, and ``at_end`` of it.
 
-    Without ``at_end``, the process ends when its input does, however busy the loop is: the parent is gone.
+    Without ``at_end``, the process ends when its input does, however busy the loop is: the parent is gone. A process in
+    the background of a terminal hears nothing until it is brought to the front, and goes on meanwhile.
     """
     loop = asyncio.get_running_loop()
+    if sys.platform != "win32":
+        signal.signal(signal.SIGTTIN, signal.SIG_IGN)  # which would stop it in the background; now, reading fails
 
     def read() -> None:  # in a thread: not every event loop can read standard input on every platform
-        with open(0, "rb", buffering=0, closefd=False) as pipe:
-            while line := pipe.readline():
-                loop.call_soon_threadsafe(call, line.rstrip(b"\r\n"))
+        # Where it was closed from the beginning, its number is another file's by now.
+        while sys.stdin is not None:
+            try:
+                with open(0, "rb", buffering=0, closefd=False) as pipe:
+                    while line := pipe.readline():
+                        loop.call_soon_threadsafe(call, line.rstrip(b"\r\n"))
+                break
+            except OSError as err:
+                if err.errno != errno.EIO:
+                    raise
+                time.sleep(BACKGROUND_EVERY_S)
         if at_end is None:
             os._exit(1)
         if not loop.is_closed():

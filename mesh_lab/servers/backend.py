@@ -3,12 +3,14 @@
 A backend is a file of its own and an entry in :data:`BACKENDS`; nothing else of the package goes by its name.
 """
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from mesh_lab.errors import ServerExitedError, SettingsError
+from mesh_lab.errors import ServerExitedError, SettingsError, UnsupportedByBackendError
 from mesh_lab.observe.monitor import Monitor
 from mesh_lab.servers.config import ClientAuth, ExtraConfig
 from mesh_lab.servers.layout import Layout
@@ -56,7 +58,12 @@ class BackendTraits:
 
 
 BACKENDS: Mapping[str, BackendTraits] = {
-    "local": BackendTraits("processes on this machine", "mesh_lab.servers.local:start", temporary=True),
+    "local": BackendTraits(
+        "processes on this machine",
+        "mesh_lab.servers.local:start",
+        gives=frozenset(NEEDS) - ({"reload"} if sys.platform == "win32" else set()),  # a reload is a signal
+        temporary=True,
+    ),
     "docker": BackendTraits(
         "containers",
         "mesh_lab.servers.docker:start",
@@ -88,6 +95,9 @@ class MeshRequest:
     tls: "Authority | None" = None
     client_auth: ClientAuth = "password"
     operator: "Operator | None" = None
+    listen: str = "127.0.0.1"
+    leaf_nodes: bool = False
+    keep: Path | None = None
 
 
 class MeshServer(ABC):
@@ -140,6 +150,12 @@ class MeshServer(ABC):
     @abstractmethod
     def start(self) -> None:
         """Start it, or let it go on; it need not be ready when this returns."""
+
+    def run_on(self, binary: Path) -> None:
+        """Use another nats-server program from the next start on; NoServerBinaryError, if it is none."""
+        raise UnsupportedByBackendError(
+            f"the program of server {self.name!r} is not ours to change; use start_mesh(backend='local')"
+        )
 
     @abstractmethod
     def stop(self) -> None:

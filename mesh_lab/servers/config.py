@@ -56,6 +56,8 @@ class ServerConfig:
     """Ports on 127.0.0.1 that it dials, by the kind of connection and the region that they lead to."""
     domain: str | None = None
     """Its JetStream domain."""
+    host: str = "127.0.0.1"
+    """Address on which it takes clients; other servers, and monitoring, reach it on 127.0.0.1 alone."""
     dead_port: int | None = None
     """Port on which nothing listens, for servers to gossip: with their own, they would dial each other past links."""
     tls: TlsFiles | None = None
@@ -64,6 +66,10 @@ class ServerConfig:
     """Whether a client with TLS signs in by its password, or by the name in its certificate."""
     operator: str | None = None
     """The accounts of an operator, as its ``server_block`` renders them; ``None`` for those that stand in here."""
+    leaf_nodes: bool = False
+    """Whether leaf nodes of others join at ``host``, each as a user of one of the operator's accounts."""
+    leaf_credentials: Mapping[str, str] = field(default_factory=dict)
+    """Of the operator's accounts that a leaf node joins with its region: by public key, the credentials file for it."""
     extra: ExtraConfig = field(default_factory=ExtraConfig)
     jetstream: bool = True
 
@@ -75,7 +81,7 @@ class ServerConfig:
         own_domain = f", domain: {quoted(self.domain)}" if self.domain else ""
         lines = [
             f"server_name: {quoted(self.name)}",
-            f"listen: 127.0.0.1:{ports.client}",
+            f"listen: {self.host}:{ports.client}",
             f"http: 127.0.0.1:{ports.monitor}",
             server_block(tls, verify=for_clients) if tls else "",
             # The limits are ceilings, nothing is set aside; a laptop's lessons stay far below them.
@@ -95,11 +101,12 @@ class ServerConfig:
             ]
             lines += self._listener("gateway", f"name: {quoted(self.cluster)}", f"gateways: [{', '.join(regions)}]")
         if ports.leafnodes:
-            lines += self._listener("leafnodes", account=f", account: {ACCOUNT}")
+            lines += self._listener("leafnodes")
         elif hub := self.dials.get("leaf"):
-            remote = f"account: {ACCOUNT}, urls: [{self._urls('nats-leaf', hub)}]"
-            remote += f", {server_block(tls)}" if tls else ""
-            lines += [f"leafnodes {{ reconnect: 1s, remotes: [{{ {remote} }}] }}"]
+            joins = [f"account: {account}, credentials: {quoted(c)}" for account, c in self.leaf_credentials.items()]
+            rest = f"urls: [{self._urls('nats-leaf', hub)}]" + (f", {server_block(tls)}" if tls else "")
+            remotes = ", ".join(f"{{ {join}, {rest} }}" for join in joins or [f"account: {ACCOUNT}"])
+            lines += [f"leafnodes {{ reconnect: 1s, remotes: [{remotes}] }}"]
         return "\n".join([*lines, self.extra.server, ""])
 
     def _accounts(self) -> str:
@@ -123,19 +130,24 @@ accounts {{
 {self.extra.accounts}
 }}"""
 
-    def _listener(self, block: Literal["cluster", "gateway", "leafnodes"], *lines: str, account: str = "") -> list[str]:
+    def _listener(self, block: Literal["cluster", "gateway", "leafnodes"], *lines: str) -> list[str]:
         """Return a block in which the server takes connections from other servers."""
+        account = f", account: {ACCOUNT}" if block == "leafnodes" else ""
+        login = f"authorization {{ user: {ROUTE_USER}, password: {quoted(self.passwords[ROUTE_USER])}{account} }}"
+        others = block == "leafnodes" and self.leaf_nodes
         return [
             f"{block} {{",
-            f"  listen: 127.0.0.1:{getattr(self.ports, block)}",
+            f"  listen: {self.host if others else '127.0.0.1'}:{getattr(self.ports, block)}",
             f'  advertise: "127.0.0.1:{self.dead_port}"' if self.dead_port else "",
-            f"  authorization {{ user: {ROUTE_USER}, password: {quoted(self.passwords[ROUTE_USER])}{account} }}",
-            # Servers always show each other a certificate: the password alone would let in whoever has read it.
-            f"  {server_block(self.tls, verify='verify')}" if self.tls else "",
+            "" if self.operator and block == "leafnodes" else f"  {login}",  # there, a leaf node is an account's user
+            # Servers show each other a certificate: the password alone would let in whoever has read it. A leaf node of
+            # others signs in with its user's key, which never travels.
+            f"  {server_block(self.tls, verify=None if others else 'verify')}" if self.tls else "",
             *lines,
             "}",
         ]
 
     def _urls(self, scheme: str, dialled: Mapping[str, Sequence[int]]) -> str:
-        start = f"{scheme}://{ROUTE_USER}:{self.passwords[ROUTE_USER]}@127.0.0.1"
+        login = "" if self.leaf_credentials and scheme == "nats-leaf" else f"{ROUTE_USER}:{self.passwords[ROUTE_USER]}@"
+        start = f"{scheme}://{login}127.0.0.1"
         return ", ".join(quoted(f"{start}:{port}") for ports in dialled.values() for port in ports)

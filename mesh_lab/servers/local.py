@@ -22,7 +22,7 @@ from mesh_lab.servers.server import LocalServer
 from mesh_lab.servers.workspace import Workspace
 
 if TYPE_CHECKING:  # its library takes a while to load, and most meshes need none
-    from mesh_lab.security.accounts import Account
+    from mesh_lab.security.accounts import Account, Operator, User
 
 PORT_CLASH_TRIES = 5  # a program that takes a port just before the server does is rare; five in a row are no accident
 
@@ -34,7 +34,7 @@ async def start(request: MeshRequest) -> Mesh:
     tries = PORT_CLASH_TRIES
     while True:
         tries -= 1
-        workspace = await asyncio.to_thread(Workspace)
+        workspace = await asyncio.to_thread(Workspace, request.keep)
         try:
             mesh, servers = _configured(request, binary, workspace)
         except BaseException:
@@ -59,13 +59,16 @@ async def _bring_up(mesh: Mesh, servers: dict[str, LocalServer], deadline: Deadl
         await wait_for(mesh.view, [gateways_stand, routed], deadline)
         members = [server for name, server in servers.items() if name not in mesh.layout.leaves]
         await _elect_at_once(members, deadline)
+    # Not before: an account that a leaf node makes known while JetStream is off may stay without it.
+    for leaf in mesh.layout.leaves:
+        servers[leaf].start()
     await wait_until_ready(mesh.view, deadline)
 
 
 def _configured(request: MeshRequest, binary: Path, workspace: Workspace) -> tuple[Mesh, dict[str, LocalServer]]:
     """Return a mesh whose servers are configured, and its servers; nothing runs yet."""
     layout, tls, operator, directory = request.layout, request.tls, request.operator, workspace.directory
-    ports = {name: _ports(name, layout, workspace) for name in layout.servers}
+    ports = {name: _ports(name, request, workspace) for name in layout.servers}
     joins = {join: workspace.ports.take() for join in layout.joins()} if request.links else None
     dialled = {name: dict[Kind, dict[str, list[int]]]() for name in layout.servers}
     for join in layout.joins():
@@ -73,7 +76,7 @@ def _configured(request: MeshRequest, binary: Path, workspace: Workspace) -> tup
         there = dialled[join.dialler].setdefault(join.kind, {})
         there.setdefault(str(layout.region_of(join.target)), []).append(port)
     passwords = {user: secrets.token_urlsafe(24) for user in (config.USER, config.SYSTEM_USER, config.ROUTE_USER)}
-    lab = operator.account(config.ACCOUNT) if operator is not None else None
+    lab = (operator.lab or _own_account(operator)) if operator is not None else None
     servers = {}
     for name in layout.servers:
         sent_later = str(directory / f"{name}-accounts")
@@ -81,15 +84,23 @@ def _configured(request: MeshRequest, binary: Path, workspace: Workspace) -> tup
         settings = config.ServerConfig(
             name,
             ports=ports[name],
-            store=directory / name,
+            store=workspace.stores / name,
             passwords=passwords,
             cluster=layout.cluster or layout.region_of(name),
             dials=dialled[name],
             domain=name if name in layout.leaves else HUB if layout.leaves else None,
+            host=request.listen,
+            leaf_nodes=request.leaf_nodes,
             dead_port=workspace.ports.dead if request.links else None,
-            tls=tls.issue(directory, name, "127.0.0.1", "localhost") if tls else None,
+            tls=tls.issue(directory, *dict.fromkeys((name, "127.0.0.1", "localhost", request.listen))) if tls else None,
             client_auth=request.client_auth,
             operator=accounts,
+            leaf_credentials={
+                account.public: _credentials_file(
+                    directory / f"{name}-{account.public}.creds", account.user(name, **account.edge)
+                )
+                for account in ((lab, *operator.accounts) if operator and lab and name in layout.leaves else ())
+            },
             extra=request.extra,
         )
         servers[name] = LocalServer(settings, binary=binary, directory=directory, owner=workspace.owner)
@@ -116,21 +127,31 @@ def _credentials(
         return ConnectOptions(tls=tls.context(directory, user))
     options = ConnectOptions(user=user, password=password)
     if account is not None:
-        path = directory / f"{user}.creds"
-        path.touch(mode=0o600)
-        path.write_text(account.user(user).credentials)
-        options = ConnectOptions(user_credentials=str(path))
+        options = ConnectOptions(user_credentials=_credentials_file(directory / f"{user}.creds", account.user(user)))
     return ConnectOptions(**options, tls=tls.context(directory)) if tls is not None else options
 
 
-def _ports(name: str, layout: Layout, workspace: Workspace) -> config.Ports:
-    take, region = workspace.ports.take, layout.region_of(name)
+def _own_account(operator: "Operator") -> "Account":
+    """Return an account for the mesh itself, which is none of the operator's others."""
+    from mesh_lab.security.accounts import Account  # who has an operator has loaded it
+
+    return Account(config.ACCOUNT, operator.key)
+
+
+def _credentials_file(path: Path, user: "User") -> str:
+    path.touch(mode=0o600)
+    path.write_text(user.credentials)
+    return str(path)
+
+
+def _ports(name: str, request: MeshRequest, workspace: Workspace) -> config.Ports:
+    take, layout, region = workspace.ports.take, request.layout, request.layout.region_of(name)
     return config.Ports(
         take(),
         take(),
         cluster=take() if region and len(layout.servers) - len(layout.leaves) > 1 else 0,
         gateway=take() if region and len(layout.regions) > 1 else 0,
-        leafnodes=take() if region in layout.leaves.values() else 0,
+        leafnodes=take() if region and (request.leaf_nodes or region in layout.leaves.values()) else 0,
     )
 
 
@@ -151,8 +172,6 @@ async def _start_in_turn(layout: Layout, servers: dict[str, LocalServer], deadli
             server.start()
         for server in (server for server in started if server.ports.cluster):
             await until(partial(listens, server), deadline, every=0.002)
-    for leaf in layout.leaves:
-        servers[leaf].start()
 
 
 async def _elect_at_once(servers: list[LocalServer], deadline: Deadline) -> None:
@@ -165,9 +184,10 @@ async def _elect_at_once(servers: list[LocalServer], deadline: Deadline) -> None
     """
     monitors = {server.name: server.monitor for server in servers}
 
-    async def off() -> str:
-        running = [name for name, reply in (await ask(monitors, "/jsz")).items() if not reply.get("disabled")]
-        return f"JetStream was not switched off on {', '.join(running)}" if running else ""
+    async def switched(on: bool) -> str:
+        replies = (await ask(monitors, "/jsz")).items()
+        waiting = [name for name, reply in replies if not reply or bool(reply.get("disabled")) == on]
+        return f"JetStream was not switched {'on' if on else 'off'} on {', '.join(waiting)}" if waiting else ""
 
     led = any(reply.get("meta_cluster", {}).get("leader") for reply in (await ask(monitors, "/jsz")).values())
     if led or not hasattr(signal, "SIGHUP"):
@@ -176,5 +196,4 @@ async def _elect_at_once(servers: list[LocalServer], deadline: Deadline) -> None
         for server in servers:
             server.configure(replace(server.config, jetstream=jetstream))
             server.reload()
-        if not jetstream:
-            await until(off, deadline)
+        await until(partial(switched, jetstream), deadline)

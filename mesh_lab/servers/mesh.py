@@ -3,6 +3,7 @@
 import asyncio
 import weakref
 from collections.abc import Awaitable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, Self, get_args
 
 from nats.aio.client import Client
@@ -200,11 +201,13 @@ class Mesh:
         """
         await asyncio.to_thread(self._server(server).resume)
 
-    async def restart(self, server: str, *, within: float = 40.0) -> bool:
+    async def restart(self, server: str, *, binary: str | Path | None = None, within: float = 40.0) -> bool:
         """Stop a server gracefully if it runs, start it again with its store, and return when it is ready.
 
         Args:
             server: A server, or a leaf node.
+            binary: Path of another nats-server program to start it as, such as a newer version; ``None`` for the one
+                that it ran. The server goes on where this is no such program.
             within: Seconds to wait until it is ready. An election takes 4 to 9 s, and may need a second try.
 
         Returns:
@@ -212,8 +215,12 @@ class Mesh:
 
         Raises:
             NotReadyError: It was not ready in time.
+            NoServerBinaryError: There is no nats-server at ``binary``.
+            UnsupportedByBackendError: The servers are not local processes, whose program could be another.
         """
         target = self._server(server)
+        if binary is not None:
+            await asyncio.to_thread(target.run_on, Path(binary))
         await asyncio.to_thread(target.stop)
         await asyncio.to_thread(target.start)
         await wait_for(View({server: target}, self.layout, self.connect), [healthy], Deadline(within))

@@ -149,10 +149,11 @@ async def one_meta_leader(view: View) -> str:
 
 
 async def leaf_nodes_connected(view: View) -> str:
-    """Return the leaf node that is not connected to its region."""
+    """Return the leaf node that is not connected to its region, with each account that it joins there."""
     leaves = {name: view.monitors[name] for name in view.layout.leaves}
+    settings = await ask(leaves, "/varz")
     for name, reply in (await ask(leaves, "/leafz")).items():
-        if not reply.get("leafs"):
+        if len(reply.get("leafs") or ()) < max(1, len(settings[name].get("leaf", {}).get("remotes") or ())):
             return f"leaf node {name!r} is not connected to {view.layout.leaves[name]!r}"
     return ""
 

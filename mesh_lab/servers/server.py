@@ -20,6 +20,7 @@ from mesh_lab.errors import (
 from mesh_lab.observe.monitor import Monitor
 from mesh_lab.processes import ChildProcess, output_of
 from mesh_lab.servers.backend import MeshServer, State
+from mesh_lab.servers.binary import read_version
 from mesh_lab.servers.config import ServerConfig
 from mesh_lab.servers.readiness import Deadline, View, ask, healthy, until, wait_for
 from mesh_lab.servers.workspace import is_free
@@ -43,12 +44,12 @@ class LocalServer(MeshServer):
 
     def __init__(self, config: ServerConfig, *, binary: Path, directory: Path, owner: str) -> None:
         self.ports, name = config.ports, config.name
-        super().__init__(name, host=HOST, port=self.ports.client, monitor=Monitor(HOST, self.ports.monitor))
+        super().__init__(name, host=config.host, port=self.ports.client, monitor=Monitor(HOST, self.ports.monitor))
         self.config_file = directory / f"{name}.conf"
         self.config_file.touch(mode=0o600)
         self.configure(config)
-        self._command = [str(binary), "--config", str(self.config_file)]
-        self._process = ChildProcess(self._command, name=f"server {name!r}", log=directory / f"{name}.log", owner=owner)
+        command = [str(binary), "--config", str(self.config_file)]
+        self._process = ChildProcess(command, name=f"server {name!r}", log=directory / f"{name}.log", owner=owner)
         self._ended: State | None = "stopped"
         self._paused = False
 
@@ -78,6 +79,10 @@ class LocalServer(MeshServer):
     def start(self) -> None:
         self._process.start()
         self._ended, self._paused, self.was_healthy = None, False, None
+
+    def run_on(self, binary: Path) -> None:
+        read_version(binary)  # before the server is stopped for it
+        self._process.command[0] = str(binary)
 
     def stop(self) -> None:
         if self._ended is not None:
@@ -113,13 +118,15 @@ class LocalServer(MeshServer):
     def check_config(self) -> None:
         """Raise BadConfigError, which says where, if nats-server does not understand the configuration file."""
         try:
-            output_of([*self._command, "-t"], within=CHECK_WITHIN_S)
+            output_of([*self._process.command, "-t"], within=CHECK_WITHIN_S)
         except ProcessEndedError as err:
             words = (err.log or str(err)).replace(str(self.config_file.parent) + os.sep, "")
             raise BadConfigError(f"nats-server refuses the configuration of {self.name!r}: {words}") from err
 
     def reload(self) -> None:
         """Let the server read its configuration file again (SIGHUP, which Windows does not have)."""
+        if sys.platform == "win32":
+            raise UnsupportedByBackendError("a server cannot be told to reload on Windows; use WSL")
         self._running().send_signal(signal.SIGHUP)
 
     def log(self, last: int | None = None) -> str:

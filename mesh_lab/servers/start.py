@@ -4,6 +4,7 @@ import os
 import sys
 import weakref
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, cast, get_args
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:  # its library takes a while to load, and most meshes need non
     from mesh_lab.security.certificates import Authority
 
 BACKEND_VARIABLE = "MESH_LAB_BACKEND"
+LOOPBACK = "127.0.0.1"
 INSTEAD = "; use backend='local' here"
 _started: "weakref.WeakValueDictionary[int, Mesh]" = weakref.WeakValueDictionary()  # the newest is the last
 _lesson = _stays_local = False
@@ -40,6 +42,9 @@ async def start_mesh(
     tls: "Authority | None" = None,
     client_auth: ClientAuth = "password",
     operator: "Operator | None" = None,
+    listen: str = LOOPBACK,
+    leaf_nodes: bool = False,
+    keep: Path | None = None,
     within: float = 20.0,
 ) -> Mesh:
     """Return a mesh of real NATS servers that are ready, by their own health checks and JetStream's replies.
@@ -74,7 +79,14 @@ async def start_mesh(
         accounts_config: More accounts, such as ``"SHOP { users: [ … ] }"``.
         tls: Authority that certifies the servers; then clients and servers talk TLS only. ``None``: plain text.
         client_auth: How a client with TLS signs in: by its ``"password"``, or by its ``"certificate"``.
-        operator: Operator whose signed tokens are the accounts, in place of a configuration that lists them.
+        operator: Operator whose signed tokens are the accounts, in place of a configuration that lists them. Those
+            that it has by now are known to every server; leaf nodes join each of them with their region.
+        listen: Address of this machine on which the servers take clients, from other machines as well; another one than
+            127.0.0.1 only with TLS and an operator.
+        leaf_nodes: Whether leaf nodes that are no part of this mesh join there as well, each as a user of one of the
+            operator's accounts.
+        keep: Directory in which stores and ports outlive the mesh, for one of the same layout that goes on with them;
+            ``None``: they are gone with it. An operator and its accounts have to be the same as well.
         within: Seconds until the servers must be ready, all steps and a second try on other ports included.
 
     Raises:
@@ -98,22 +110,28 @@ async def start_mesh(
         tls=tls,
         client_auth=client_auth,
         operator=operator,
+        listen=listen,
+        leaf_nodes=leaf_nodes,
+        keep=keep,
     )
     if client_auth not in get_args(ClientAuth) or (client_auth == "certificate" and tls is None):
         raise ValueError(
             f"client_auth={client_auth!r} asked for, expected 'password', or 'certificate' with tls=Authority()"
         )
-    beside = client_auth == "certificate" or leaves or account_config or users_config or accounts_config
+    beside = client_auth == "certificate" or account_config or users_config or accounts_config
     if operator is not None and beside:
-        raise ValueError(
-            "an operator's tokens say who may come in; no users, accounts, certificates or leaves beside it"
-        )
+        raise ValueError("an operator's tokens say who may come in; no users, accounts or certificates beside it")
+    if (listen != LOOPBACK or leaf_nodes) and (tls is None or operator is None):
+        opens = f"listen={listen!r}, leaf_nodes={leaf_nodes} opens the servers to others"
+        raise ValueError(f"{opens}, expected tls= and operator= as well")
     global _stays_local
     needed: Collection[Need] = [needs] if isinstance(needs, str) else needs
     chosen = backend or chosen_backend()
     if backend is None and _stays_local:
         chosen = "local"  # the lesson goes on where it began
     wishes = {"tls": tls, "an operator": operator, "regions and leaf nodes": regions or leaves, "links": links}
+    wishes |= {"listen": listen != LOOPBACK, "leaf nodes of others": leaf_nodes}
+    wishes |= {"keep": keep is not None}
     wished = [what for what, wish in {**wishes, "further settings": any(extra)}.items() if wish]
     try:
         mesh = await _start(request, chosen, wished, needed)

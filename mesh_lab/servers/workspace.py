@@ -13,6 +13,7 @@ import shutil
 import socket
 import sys
 import tempfile
+import time
 import weakref
 from pathlib import Path
 from typing import Self
@@ -52,10 +53,19 @@ class PortBlock:
         self._ports = iter(range(self.dead + 1, self.dead + BLOCK_SIZE))
 
     @classmethod
-    def reserve(cls) -> Self:
-        """Return a block that no other mesh on this machine holds; NotReadyError if every block is taken."""
+    def reserve(cls, kept: int | None = None) -> Self:
+        """Return a block that no other mesh on this machine holds, or the one that begins with a kept port.
+
+        Raises:
+            NotReadyError: Every block is taken, or the kept one, or programs listen in it for 10 s.
+        """
         bases = list(range(FIRST_PORT, LAST_PORT, BLOCK_SIZE))
         random.shuffle(bases)
+        if kept is not None:
+            bases, deadline = [kept], time.monotonic() + CLEAN_UP_WITHIN_S
+            # The servers of a mesh that was killed a moment ago; its guard is about to end them.
+            while not all(map(is_free, range(kept + 1, kept + BLOCK_SIZE))) and time.monotonic() < deadline:
+                time.sleep(0.05)
         for base in bases:
             lock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
             try:
@@ -64,6 +74,8 @@ class PortBlock:
                 lock.close()
             else:
                 return cls(lock)
+        if kept is not None:
+            raise NotReadyError(f"port {kept} is taken; end the mesh that runs from the same folder, or its program")
         raise NotReadyError(
             f"all {len(bases)} port blocks between {FIRST_PORT} and {LAST_PORT} are taken; "
             "close other meshes, or end programs that listen there"
@@ -86,11 +98,12 @@ class Workspace:
 
     Attributes:
         directory: Mode 0700; holds configurations, stores and logs.
+        stores: Where the stores are: there, or in a folder that outlives the mesh.
         ports: Ports that no other mesh uses.
         owner: Mark in the environment of every process that the mesh starts.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, keep: Path | None = None) -> None:
         place = tempfile.gettempdir()
         try:
             self.directory = Path(tempfile.mkdtemp(prefix="mesh-lab-"))
@@ -107,7 +120,10 @@ class Workspace:
                 "servers' stores; make room, or name another place with the variable TMPDIR"
             )
         self.owner = secrets.token_hex(16)
-        self.ports = PortBlock.reserve()
+        self.stores, number = (self.directory, None) if keep is None else (keep, keep / "port")
+        self.ports = PortBlock.reserve(int(number.read_text()) if number is not None and number.exists() else None)
+        if number is not None:
+            number.write_text(str(self.ports.dead))
         self._guard = ChildProcess(
             [sys.executable, "-m", "mesh_lab.servers.guard", str(self.directory), OWNER_VARIABLE, self.owner],
             name="the mesh's guard",
