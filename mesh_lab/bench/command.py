@@ -11,18 +11,21 @@ from typing import Any
 
 import msgspec
 from rich.bar import Bar
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from mesh_lab.bench.scale import ScalePoint, run_scale
 from mesh_lab.bench.suite import CASES, GO, BenchCase, CaseResult, StreamSetup, run_suite
 from mesh_lab.measure.go_twin import GoTwin
-from mesh_lab.measure.measurement import NOISY_SPREAD, rounded
+from mesh_lab.measure.measurement import NOISY_SPREAD, Measurement, rounded
 from mesh_lab.measure.reference import Machine, this_machine
 from mesh_lab.orders.dataset import data_set
+from mesh_lab.servers.binary import find_server, version_text
 from mesh_lab.servers.start import start_mesh
 
-SCHEMA = 2
+SCHEMA = 3
 BAR_CHARACTERS = 24
 SETUPS = (StreamSetup(1, "file"), StreamSetup(3, "file"), StreamSetup(1, "memory"), StreamSetup(3, "memory"))
 
@@ -61,12 +64,16 @@ class BenchResult(msgspec.Struct, frozen=True):
 
 
 class BenchReport(msgspec.Struct, frozen=True):
-    """The whole run; ``schema`` is the version of this format, ``go`` what ``--go`` was run with, or empty."""
+    """The whole run; ``schema`` is the version of this format, ``go`` what ``--go`` was run with, or empty.
+
+    ``scale`` has what ``--scale`` measures; ``results`` is empty then.
+    """
 
     schema: int
     machine: Machine
     results: list[BenchResult]
     go: str
+    scale: list[ScalePoint] = []
 
 
 def run_bench(*, quick: bool, as_json: bool, go: bool, ladders: Sequence[str] = ()) -> int:
@@ -86,7 +93,27 @@ def run_bench(*, quick: bool, as_json: bool, go: bool, ladders: Sequence[str] = 
     twin = GoTwin.build(data_set()) if go else None
     all_cases = (*CASES, *(GO if go else ()))
     cases = [case for case in all_cases if (case.quick or not quick) and (not ladders or case.ladder in ladders)]
-    _write(asyncio.run(_run(cases, quick=quick, twin=twin)), json=as_json)
+    print_report(asyncio.run(_run(cases, quick=quick, twin=twin)), json=as_json)
+    return 0
+
+
+def show_scale(*, quick: bool, as_json: bool) -> int:
+    """Measure how rates change with size, and what more servers cost, print it, and return the exit code.
+
+    Args:
+        quick: One round instead of three.
+        as_json: JSON instead of tables.
+
+    Raises as :func:`mesh_lab.bench.scale.run_scale`.
+    """
+    with Progress(TimeElapsedColumn(), TextColumn("{task.description}"), console=Console(stderr=True)) as bars:
+        task = bars.add_task("starting servers", total=None)
+        points = asyncio.run(
+            run_scale(rounds=1 if quick else 3, progress=lambda name: bars.update(task, description=name))
+        )
+    version = version_text(find_server().version)
+    on = this_machine([Measurement("scale", "ready", 1, (1.0,), server_version=version)])  # for its versions
+    print_report(BenchReport(SCHEMA, on, [], "", points), json=as_json)
     return 0
 
 
@@ -148,7 +175,7 @@ def print_schema() -> int:
     return 0
 
 
-def _write(report: BenchReport, *, json: bool) -> None:
+def print_report(report: BenchReport, *, json: bool = False) -> None:
     """Print a report: JSON, or a table for each ladder, a bar behind each rate."""
     if json:
         sys.stdout.write(as_json(report) + "\n")
@@ -156,6 +183,8 @@ def _write(report: BenchReport, *, json: bool) -> None:
     console = Console()
     for ladder in dict.fromkeys(result.ladder for result in report.results):
         console.print(_table(ladder, [result for result in report.results if result.ladder == ladder]))
+    for axis, what in dict.fromkeys((point.axis, point.what) for point in report.scale):
+        console.print(_scale_table(axis, what, [one for one in report.scale if (one.axis, one.what) == (axis, what)]))
     on = report.machine
     versions = f"nats-server {on.nats_server}, nats-py {on.nats_py}, Python {on.python}{report.go and f', {report.go}'}"
     console.print(f"{on.cpus} cores, {on.memory_gib:g} GiB, {on.system}; {versions}")
@@ -164,7 +193,9 @@ def _write(report: BenchReport, *, json: bool) -> None:
 
 
 def _table(ladder: str, results: Sequence[BenchResult]) -> Table:
-    table = Table(title=f"{ladder}: {results[0].unit} {results[0].kind} a second, median", title_justify="left")
+    title = f"{ladder}: {results[0].unit} {results[0].kind} a second, median"
+    # Without frames every column of the longest ladder is whole in 80 characters.
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("how", no_wrap=True)
     columns = ("stream", "a second", "spread", *(["x Go"] if any(one.times_go for one in results) else []))
     for column in columns:
@@ -176,4 +207,13 @@ def _table(ladder: str, results: Sequence[BenchResult]) -> Table:
         cells.append(f"{one.times_go:.2f}" if one.times_go else "")
         bar = Bar(longest, 0, one.rate_per_s, width=BAR_CHARACTERS)
         table.add_row(one.rung, *cells[: len(columns)], bar)
+    return table
+
+
+def _scale_table(axis: str, what: str, points: Sequence[ScalePoint]) -> Table:
+    table = Table(axis, what, "", title=f"{what} by {axis}, median", title_justify="left")
+    longest = max(one.median for one in points)
+    for one in points:
+        figure = f"{one.median:,.0f}" if one.median >= 100 else f"{one.median:.3g}"
+        table.add_row(f"{one.size:,}", figure, Bar(longest, 0, one.median, width=BAR_CHARACTERS))
     return table

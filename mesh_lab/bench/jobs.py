@@ -25,7 +25,7 @@ from mesh_lab.patterns.fast_ingest import ingest
 from mesh_lab.patterns.pull_consumer import PullConsumer, read_in_order
 
 STREAM, CONSUMER = "BENCH", "bench"
-ASYNC_PENDING = 4_000
+ASYNC_PENDING, LOOK_EVERY_S = 4_000, 0.1
 
 
 class Counted(Result, frozen=True, kw_only=True):
@@ -158,6 +158,35 @@ class Consume(BenchJob[Received], frozen=True, kw_only=True):
                     break
             await client.flush()
             return Received(began_ns=began, ended_ns=time.perf_counter_ns(), received=received)
+
+
+class Share(BenchJob[Received], frozen=True, kw_only=True):
+    """Consume as one of a consumer's workers, with an acknowledgement for each message, until it has nothing left."""
+
+    consumer: str
+
+    async def __call__(self, client: Client, parent: Parent) -> Received:
+        js, done = client.jetstream(timeout=load_jobs.ACK_TIMEOUT_S), asyncio.Event()
+
+        async def watch() -> None:
+            while not done.is_set():
+                await asyncio.sleep(LOOK_EVERY_S)
+                group = await js.consumer_info(STREAM, self.consumer)
+                if not group.num_pending and not group.num_ack_pending:
+                    done.set()
+
+        async with (
+            PullConsumer(client, STREAM, self.consumer, prefetch=self.window) as consumer,
+            aclosing(consumer.batches(done)) as batches,
+        ):
+            began, received = await parent.begin(), 0
+            ended, watching = began, asyncio.create_task(watch())
+            async for batch in batches:
+                for msg in batch:
+                    await msg.ack()
+                received, ended = received + len(batch), time.perf_counter_ns()
+            await watching
+            return Received(began_ns=began, ended_ns=ended, received=received)
 
 
 class ReadInOrder(BenchJob[Received], frozen=True, kw_only=True):

@@ -3,4 +3,5 @@
 from mesh_lab.measure.load import deliver_load, publish_load
 from mesh_lab.measure.measurement import Measurement, Run, measure, rounded
 from mesh_lab.measure.paced import paced_load
+from mesh_lab.measure.processor_time import processor_seconds
 from mesh_lab.measure.reference import read_reference

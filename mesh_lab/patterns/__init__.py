@@ -1,6 +1,7 @@
 """Reusable client patterns over a plain nats-py client."""
 
 from mesh_lab.patterns.atomic_batch import BatchMessage, publish_together
+from mesh_lab.patterns.backup import backup_stream, restore_stream
 from mesh_lab.patterns.circuit_breaker import CircuitBreaker
 from mesh_lab.patterns.fast_ingest import ingest
 from mesh_lab.patterns.jetstream_wait import flush_through, wait_routable, wait_stream

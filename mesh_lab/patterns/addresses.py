@@ -6,7 +6,10 @@ user of an address for that one server alone, not for those that it discovers, a
 
 import base64
 import importlib.util
+import json
+import os
 import ssl
+import stat
 from itertools import pairwise
 from pathlib import Path
 from typing import TypedDict
@@ -102,6 +105,16 @@ class CredentialsFile:
         """Return the user's token."""
         return self._read()[0]
 
+    def inbox(self) -> str | None:
+        """Return the prefix of the one inbox that the user may subscribe to, if the token names one, else ``None``."""
+        body = self.token().split(b".")[1:2]
+        try:
+            allowed = json.loads(base64.urlsafe_b64decode(b"".join(body) + b"=="))["nats"]["sub"]["allow"]
+            own = [subject.removesuffix(".>") for subject in allowed if subject.startswith("_INBOX_")]
+        except (ValueError, LookupError, TypeError, AttributeError):  # no such rights; or no token, as the servers say
+            return None
+        return own[0] if len(own) == 1 else None
+
     def sign(self, nonce: str) -> bytes:
         """Return the signature of what a server sent."""
         _, seed = self._read()
@@ -120,6 +133,7 @@ class CredentialsFile:
         try:
             regular = self._path.is_file() or not self._path.exists()
             lines = self._path.read_bytes().splitlines() if regular else []
+            mode = self._path.stat().st_mode
         except FileNotFoundError as err:
             raise self._error("no file is there") from err
         except OSError as err:
@@ -131,6 +145,9 @@ class CredentialsFile:
         )
         if not token or not seed:
             raise self._error(f"holds no user's {'seed' if token else 'token'}")
+        if os.name == "posix" and mode & stat.S_IROTH:
+            shown = f"every user of this machine can read it (mode {stat.S_IMODE(mode):04o})"
+            raise CredentialsError(f"{self._setting}: {self._path}: {shown}; expected 0600: chmod 600 it, and renew it")
         return token, seed
 
     def _error(self, what: str) -> CredentialsError:

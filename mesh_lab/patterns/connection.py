@@ -14,7 +14,6 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
-import nats
 import nats.errors
 from nats.aio.client import Client, Server
 from nats.aio.msg import Msg
@@ -31,7 +30,12 @@ _left_alone: set["asyncio.Task[Any]"] = set()  # asyncio itself holds only weak 
 
 CLOSE_WITHIN_S, QUICK_ATTEMPTS = 2.0, 5
 _OF_CONNECTIONS = (nats.errors.Error, OSError)  # a TimeoutError too
-_REFUSED = ("authorization violation", "authentication")  # as servers and nats-py say it, expired and revoked included
+_REFUSED = (
+    "authorization violation",
+    "authentication",
+    "offers no tls",
+)  # as servers and nats-py say it, expired and revoked included
+_NO_TLS = "the server offers no TLS, and it was asked for"
 
 
 def jittered_reconnect(servers: list[Server], _info: dict[str, Any]) -> tuple[Server, float]:
@@ -49,13 +53,18 @@ def is_login_refused(err: BaseException | None) -> bool:
     return refused or isinstance(err, nats.errors.AuthorizationError | CredentialsError | ssl.SSLCertVerificationError)
 
 
+def is_forbidden(err: BaseException | None, subject: str) -> bool:
+    """Return whether a server's complaint is that the user may not publish or subscribe to a subject so begun."""
+    return "permissions violation" in (words := str(err).lower()) and f'"{subject.lower()}' in words
+
+
 async def connect(
     options: ConnectOptions, *, within: float = 10.0, log: Callable[[str], object] | None = None, **more: Any
 ) -> Client:
     """Return a connected, plain nats-py client.
 
     Args:
-        options: Addresses and credentials.
+        options: Addresses and credentials. Where a credentials file grants one inbox, ``_INBOX_<name>.>``, it is used.
         within: Seconds for the first connection, if a server may yet start; once connected, the client reconnects for
             as long as it takes.
         log: Called with a line when the connected client cannot reach its servers, when they refuse it, when it is
@@ -63,7 +72,8 @@ async def connect(
         more: Any further arguments of ``nats.connect``; they win over the defaults here.
 
     Raises:
-        LoginRefusedError: Every server refused the user or its certificate, or is not trusted itself.
+        LoginRefusedError: Every server refused the user or its certificate, or is not trusted itself: its certificate
+            is another authority's, or it offers no TLS where that was asked for.
         CredentialsError: The credentials file cannot be used.
         NotReadyError: No server accepted the client; the message says what went wrong last.
         nats.errors.InvalidCallbackTypeError: A callback is not a coroutine function.
@@ -72,10 +82,16 @@ async def connect(
     if isinstance(path := given.get("user_credentials"), str):
         file = CredentialsFile(path)
         given |= {"user_credentials": None, "user_jwt_cb": file.token, "signature_cb": file.sign}
+        if inbox := file.inbox():
+            given.setdefault("inbox_prefix", inbox)
     on_error = given.pop("error_cb", None)
     if on_error is not None and not inspect.iscoroutinefunction(on_error):
         raise nats.errors.InvalidCallbackTypeError
     last, refusals, logged = list[Exception](), list[Exception](), set[str]()
+    connecting = Client()
+    schemes = {str(url).partition("://")[0] for url in given.get("servers", ())}
+    wants_tls = "tls" in schemes or (given.get("tls") is not None and not schemes & {"ws", "wss"})
+    given |= _told_by_tls_alone(connecting, given) if wants_tls else {}
     client: Client | None = None
 
     async def note(error: Exception) -> None:
@@ -103,7 +119,8 @@ async def connect(
     }
     try:
         async with asyncio.timeout(within) as limit:
-            client = await nats.connect(**{**defaults, **given, "error_cb": note})
+            await connecting.connect(**{**defaults, **given, "error_cb": note})
+            client = connecting
     except nats.errors.InvalidCallbackTypeError:
         raise  # the caller's mistake
     except (TimeoutError, OSError, nats.errors.Error) as err:
@@ -111,11 +128,37 @@ async def connect(
             which = "check the user, its password or token, the credentials file, the certificates"
             raise LoginRefusedError(f"no server let us in: {refusals[-1]!r}; {which}") from err
         raise NotReadyError(f"no server let us in within {within} s: {(last or [err])[0]!r}") from err
+    if wants_tls and not _offers_tls(client):  # who shows a certificate alone has told nothing that could be guarded
+        await close(client)
+        raise LoginRefusedError(f"{_NO_TLS}; somebody may stand between")
     if not client.is_connected:
         # nats-py 2.16 returns such a client when the server hangs up while it authenticates, and goes on trying.
         await client.close()
         raise NotReadyError("a server accepted the connection and hung up; check its log and the account")
     return client
+
+
+def _told_by_tls_alone(client: Client, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what tells a server who the client is, as functions that raise where it does not talk TLS.
+
+    nats-py 2.16 goes on in plain text where TLS is asked for and INFO, which travels in plain text itself, does not
+    offer it (``Client._process_connect_init``): whoever stands between could strip it, and read the password.
+    """
+
+    def guarded(told: Any) -> Callable[..., Any]:
+        def tell(*nonce: str) -> Any:
+            if not _offers_tls(client):
+                raise nats.errors.Error(_NO_TLS)
+            return told(*nonce) if callable(told) else told
+
+        return tell
+
+    names = ("user", "password", "token", "signature_cb")
+    return {name: guarded(given[name]) for name in names if given.get(name) is not None}
+
+
+def _offers_tls(client: Client) -> bool:
+    return bool(client._server_info.get("tls_required"))  # nats-py 2.16 has no public attribute for it
 
 
 async def flush(client: Client, *, within: float = 10.0) -> None:
@@ -231,8 +274,9 @@ async def publish_if_connected(
 def expect_room(client: Client, subject: str, payload: bytes, headers: Mapping[str, str] | None) -> None:
     """Raise PublishRefusedError for a message that is larger, with its headers, than the server takes."""
     # nats-py 2.16 compares the payload alone, and the server, which counts the headers as well, hangs up for good.
-    characters = sum(map(len, headers)) + sum(map(len, headers.values())) + len(headers) if headers else 0
-    most = len(payload) + 12 + 4 * characters  # with which nearly no message has to be counted exactly
+    most = len(payload) + 12  # with which nearly no message has to be counted exactly
+    for name, value in headers.items() if headers else ():
+        most += 4 * (len(name) + len(value) + 1)
     if most > client.max_payload and message_bytes(payload, headers) > client.max_payload:
         size = f"{len(payload):,} bytes" + (f" and {message_bytes(b'', headers):,} of headers" if headers else "")
         raise PublishRefusedError(f"{subject}: {size}, the server takes {client.max_payload:,}")

@@ -118,8 +118,10 @@ class FastIngest:
         """
         if self._end is not None:
             raise self._failure(self._end)
-        number, operation = self.sent + 1, APPEND if self.sent else START
-        while not await self._send(subject, payload, number, operation, headers):
+        number = self.sent + 1
+        reply = f"{self._prefix}{number}.{APPEND if self.sent else START}.$FI"
+        # The path of every message: no call here that can be spared.
+        while not await publish_if_connected(self._client, subject, payload, reply=reply, headers=headers):
             await self._until(lambda: self._client.is_connected)
         self.sent, self._subject = number, subject
         if number == 1:

@@ -20,6 +20,7 @@ import nats.errors
 import nats.js.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.js import JetStreamContext
 from nats.js.api import Header, StorageType
 
 from mesh_lab.errors import GroupMismatchError, NotReadyError
@@ -64,6 +65,11 @@ class Claim(msgspec.Struct, frozen=True):
     fence: int = 0
     done: int = 0
     made: datetime.datetime | None = None
+
+
+def bucket_of(stream: str, group: str) -> str:
+    """Return the name of a group's bucket."""
+    return f"{stream}-{group}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,11 +145,9 @@ class GroupBucket:
                 f"{group.partitions} as this member asks; what nobody reads would wait for ever"
             )
         try:
-            replicas = config.num_replicas or 1
-            await js.create_key_value(bucket=self._name, storage=StorageType.FILE, replicas=replicas)
-        except nats.js.errors.BadRequestError as err:
-            if err.err_code != STREAM_NAME_IN_USE:  # it is there, perhaps with other replicas
-                raise
+            await js.stream_info(self._stream)  # a member may have no right to make it
+        except nats.js.errors.NotFoundError:
+            await self._make(js, config.num_replicas or 1)
         entry = await self.read("group", Group)
         if entry is not None and entry.value is not None:
             return entry.value
@@ -152,6 +156,13 @@ class GroupBucket:
         except ConflictError as err:
             raise NoReplyError(f"entry 'group' of bucket {self._name!r} is being made") from err
         return group
+
+    async def _make(self, js: JetStreamContext, replicas: int) -> None:
+        try:
+            await js.create_key_value(bucket=self._name, storage=StorageType.FILE, replicas=replicas)
+        except nats.js.errors.BadRequestError as err:
+            if err.err_code != STREAM_NAME_IN_USE:  # another member made it, perhaps with other replicas
+                raise
 
     async def write(self, key: str, value: msgspec.Struct, *, last: int | None = None) -> int:
         """Store an entry and return its revision; NoReplyError if that is unknown.

@@ -93,7 +93,8 @@ PERMANENT_ERR_CODES = frozenset(
 """The server's code for these is 500 or 503 all the same."""
 TOO_LARGE = frozenset({10054, 10097})
 """``err_code`` of a message, headers included, above the stream's ``max_msg_size``; and of headers above 64 KiB."""
-WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
+STORED_BEFORE, UNDER_WAY = 10071, 10164
+WRONG_LAST_SEQUENCE = frozenset({STORED_BEFORE, UNDER_WAY})
 """``err_code`` of a conditional write that came too late; 10164 where several were under way on a replicated stream."""
 
 # No reply came, or the request did not leave; whether it was carried out is unknown.

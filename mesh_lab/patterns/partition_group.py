@@ -32,6 +32,7 @@ from mesh_lab.patterns.group_bucket import (
     GroupBucket,
     NoReplyError,
     Presence,
+    bucket_of,
 )
 from mesh_lab.patterns.pull_consumer import read_in_order
 from mesh_lab.patterns.wait import cancel_and_join
@@ -178,7 +179,7 @@ class GroupMember:
         self.partitions: dict[int, Partition] = {}
         self._client, self._name, self._lease = client, name, lease
         self._group = Group(stream, subject, partitions)
-        self._bucket = GroupBucket(client, f"{stream}-{group}", domain=domain)
+        self._bucket = GroupBucket(client, bucket_of(stream, group), domain=domain)
         self._instance = uuid.uuid4().hex
         self._key = f"{name}-{self._instance}"
         self._beat_at = -math.inf

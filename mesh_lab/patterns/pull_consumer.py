@@ -167,7 +167,7 @@ class PullConsumer:
                 return
             # Not unsubscribe(), which forgets what has arrived.
             await subscription.drain()  # type: ignore[no-untyped-call]
-            for msg in self._buffer:
+            for msg in self._buffer if self._lost_after is None else ():  # a reader's consumer wants no acknowledgement
                 # Not at once: until all servers know that we are gone, our own last request would get it again.
                 await msg.nak(delay=HAND_BACK_S if self.ahead else None)
 
@@ -299,6 +299,7 @@ async def read_in_order(
     prefetch: int = 2_000,
     domain: str | None = None,
     made: datetime.datetime | None = None,
+    name: str | None = None,
 ) -> AsyncGenerator[list[Msg], None]:
     """Yield every message of a stream, each once, in the stream's order, and then new ones as they arrive.
 
@@ -313,6 +314,8 @@ async def read_in_order(
         prefetch: Messages requested ahead of the caller's work.
         domain: JetStream domain of the stream; ``None`` for the client's own.
         made: When the stream was made, its information's ``created``, if the caller knows ``start`` from before.
+        name: Name of the reader's consumer, where it has the right to make that one alone; one that is there is
+            replaced, so no two readers share a name. ``None`` for a new name each time.
 
     Raises:
         nats.js.errors.NotFoundError: There is no such stream; the message lists those there are.
@@ -325,6 +328,7 @@ async def read_in_order(
     while True:
         # Held in memory by one server: losing it costs a new one, replicating it would cost every delivery.
         config = ConsumerConfig(
+            name=name,
             ack_policy=AckPolicy.NONE,
             deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
             opt_start_seq=following,
@@ -334,6 +338,9 @@ async def read_in_order(
             num_replicas=1,
         )
         try:
+            if name is not None:
+                with contextlib.suppress(nats.js.errors.NotFoundError):
+                    await outage.retry(partial(js.delete_consumer, stream, name))
             info = await outage.retry(partial(js.add_consumer, stream, config))
             made = await _stand_in(js, stream, made, following - 1, outage)
         except nats.js.errors.NotFoundError as err:

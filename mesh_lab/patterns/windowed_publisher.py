@@ -214,7 +214,7 @@ class WindowedPublisher:
                 self._turned_away.append(msg.subject)
         elif message.unanswered > 1:
             problem = f"{message.name}: {error}; an earlier copy, which got no reply, may be stored"
-            self._end(msg.subject, UnknownOutcomeError(problem))
+            self._end(msg.subject, UnknownOutcomeError(problem, err_code=error.err_code))
         else:
             refusal = PublishRefusedError(f"{message.name}: {error}", code=error.code, err_code=error.err_code)
             self._end(msg.subject, refusal)
