@@ -4,6 +4,7 @@ The server sends a token that it signed, and the service replies with one that i
 permissions, for a time. Where no service replies, no client is admitted (ADR-26). With an ``xkey``, both are encrypted.
 """
 
+import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -73,7 +74,7 @@ async def serve_logins(
         xkey: Pair of keys whose public half stands in the configuration as ``xkey``; ``None`` where none does.
         log: Called with a line the first time that a question is passed over, with the reason.
     """
-    passed_over = set[bool]()
+    passed_over, replying = set[bool](), set["asyncio.Task[None]"]()
 
     async def reply_to(msg: Msg) -> None:
         sealed_by = (msg.headers or {}).get(XKEY_HEADER, "")
@@ -96,7 +97,12 @@ async def serve_logins(
         token = encode_token("authorization_response", reply, subject=user, signer=issuer, audience=to)
         await msg.respond(xkey.seal(token.encode(), sealed_by) if xkey is not None else token.encode())
 
-    return await client.subscribe(SUBJECT, queue="logins", cb=reply_to)
+    async def begin(msg: Msg) -> None:  # a login whose decision takes long keeps no other waiting
+        task = asyncio.create_task(reply_to(msg))
+        replying.add(task)
+        task.add_done_callback(replying.discard)
+
+    return await client.subscribe(SUBJECT, queue="logins", cb=begin)
 
 
 def _request(data: bytes) -> dict[str, Any]:

@@ -49,8 +49,12 @@ class Key:
         """
         if role not in PREFIXES:
             raise ValueError(f"a key for {role!r}; expected one of {', '.join(PREFIXES)}")
-        seed = nkeys.encode_seed(os.urandom(32), PREFIXES[role])
-        return cls(seed.decode(), nkeys.from_seed(bytearray(seed)).public_key.decode())
+        return cls.of(nkeys.encode_seed(os.urandom(32), PREFIXES[role]).decode())
+
+    @classmethod
+    def of(cls, seed: str) -> "Key":
+        """Return the pair to which a seed belongs."""
+        return cls(seed, nkeys.from_seed(bytearray(seed.encode())).public_key.decode())
 
     def sign(self, data: bytes) -> bytes:
         """Return the signature, 64 bytes."""
