@@ -15,63 +15,110 @@ from collections import Counter
 from collections.abc import Coroutine
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import msgspec
 import nats.errors
 import nats.js.errors
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 
-from mesh_lab.errors import CredentialsError, LoginRefusedError, MeshLabError, NotReadyError, StreamReplacedError
+from mesh_lab.errors import (
+    CredentialsError,
+    LoginRefusedError,
+    MeshLabError,
+    NotReadyError,
+    SettingsError,
+    StreamReplacedError,
+)
 from mesh_lab.orders.bulk import OrderBatch
 from mesh_lab.orders.bulk_lane import BulkCount, batched, count_bulk, create_bulk_lane, send_batches
 from mesh_lab.orders.dataset import read_orders
-from mesh_lab.orders.event_store import open_event_store
+from mesh_lab.orders.event_store import EVENTS, PLAIN, open_event_store
+from mesh_lab.orders.health import serve_health
+from mesh_lab.orders.ledger import LEDGER, line_of, member_of_ledger
 from mesh_lab.orders.publisher import place_orders
 from mesh_lab.orders.read_model import serve_read_model
-from mesh_lab.orders.worker import Worker
+from mesh_lab.orders.replay import dead_letters, replay_letters
+from mesh_lab.orders.saga import DUTIES, SAGA
+from mesh_lab.orders.worker import WORKER, Worker
 from mesh_lab.patterns.addresses import ConnectOptions, CredentialsFile, options_from
 from mesh_lab.patterns.connection import close, connect
 from mesh_lab.patterns.jetstream_api import Ack, is_transient
-from mesh_lab.patterns.wait import cancel_and_join
+from mesh_lab.patterns.partition_group import Partition
+from mesh_lab.patterns.wait import cancel_and_join, retry, unless_closed
 from mesh_lab.processes import CONNECT_VARIABLE, on_stop_signal, run
 from mesh_lab.tls import unpack
+
+if TYPE_CHECKING:
+    from mesh_lab.orders.tracing import OrderTracer
 
 Report = dict[str, Any]
 T = TypeVar("T")
 FINISH_S, CANCEL_S = 3.0, 1.0
 """How long a service that has to stop may finish what it has in hand, and may clean up."""
 AGAIN_S = 1.0
+OTLP_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+
+
+async def deploy(client: Client, options: argparse.Namespace, stop: asyncio.Event) -> Report:
+    """Make the streams and consumers where they are missing, and end."""
+    deployment = SAGA if options.saga else PLAIN
+    info = await _until_stopped(open_event_store(client, replicas=options.replicas, deployment=deployment), stop)
+    return {"service": "deploy", "messages": info.state.messages if info else None}
 
 
 async def publish(client: Client, options: argparse.Namespace, stop: asyncio.Event) -> Report:
     """Place the orders of the data set, or of a file in its format, and end."""
     orders = list(read_orders(options.file, first=options.first))
-    await open_event_store(client, replicas=options.replicas)
-    started, stored = time.perf_counter(), list[Ack]()
-    await _until_stopped(place_orders(client, orders, on_stored=stored.append), stop)
-    duplicates = sum(ack.duplicate for ack in stored)
-    return _published("publisher", len(stored), duplicates, time.perf_counter() - started)
+    await open_event_store(client, replicas=options.replicas, deployment=EVENTS)
+    started, counts = time.perf_counter(), Counter[str]()
+
+    def note(stored: int, duplicates: int) -> None:
+        counts.update(stored=stored, duplicates=duplicates)
+
+    await _until_stopped(place_orders(client, orders, on_stored=note, tracer=options.tracer), stop)
+    return _published("publisher", counts["stored"], counts["duplicates"], time.perf_counter() - started)
 
 
 async def work(client: Client, options: argparse.Namespace, stop: asyncio.Event) -> Report:
-    """Run one worker of the group until stopped."""
-    await open_event_store(client, replicas=options.replicas)
+    """Run one worker of a group until stopped."""
+    duty = DUTIES.get(options.service, WORKER)
+    wanted = PLAIN if duty is WORKER else SAGA._replace(groups={duty.group: SAGA.groups[duty.group]})
+    await open_event_store(client, replicas=options.replicas, deployment=wanted)
     options.opened = True
-    worker = Worker(client)
-    try:
-        await _until_stopped(worker.run(stop=stop), stop, within=FINISH_S)
-    finally:
-        options.processed, options.rejected = options.processed + worker.processed, options.rejected + worker.rejected
-    return {"service": "worker", "processed": options.processed, "rejected": options.rejected}
+    worker = Worker(client, duty, tracer=options.tracer)
+    options.workers.append(worker)  # one for each connection
+    await _until_stopped(worker.run(stop=stop), stop, within=FINISH_S)
+    return {"service": options.service, **_worked(options)}
+
+
+def _worked(options: argparse.Namespace) -> dict[str, int]:
+    return {what: sum(getattr(worker, what) for worker in options.workers) for what in ("processed", "rejected")}
 
 
 async def read(client: Client, options: argparse.Namespace, stop: asyncio.Event) -> Report:
     """Serve the read model until stopped."""
-    await open_event_store(client, replicas=options.replicas)
+    await open_event_store(client, replicas=options.replicas, deployment=EVENTS)
     options.opened = True
-    await _until_stopped(serve_read_model(client), stop)
+    reading = serve_read_model(client, consumer=options.consumer, tracer=options.tracer)
+    await _until_stopped(reading, stop)
     return {"service": "read-model"}
+
+
+async def keep_ledger(client: Client, options: argparse.Namespace, stop: asyncio.Event) -> Report:
+    """Keep the ledger as one member of its group until stopped, and print a line for each event."""
+    await unless_closed(client, retry(partial(client.jetstream(timeout=3.0).stream_info, LEDGER)))
+    options.opened = True
+
+    async def enter(msg: Msg, partition: Partition) -> None:
+        sys.stdout.write(line_of(msg, partition))
+        sys.stdout.flush()  # before it counts as done
+        options.processed += 1
+
+    member = member_of_ledger(client, options.name or options.service)
+    await _until_stopped(member.run(enter, stop=stop), stop, within=FINISH_S)
+    return {"service": options.service, "processed": options.processed}
 
 
 async def publish_bulk(client: Client, options: argparse.Namespace, stop: asyncio.Event) -> Report:
@@ -104,6 +151,15 @@ async def read_bulk(client: Client, options: argparse.Namespace, stop: asyncio.E
     return {"service": "bulk-reader", **found}
 
 
+async def replay(client: Client, options: argparse.Namespace, stop: asyncio.Event) -> Report:
+    """Tell what the event store holds that is no order; or, from a file, store the repaired ones, and end."""
+    if options.file is None:
+        letters = await _until_stopped(dead_letters(client, consumer=options.consumer), stop)
+        return {"service": "replay", "letters": msgspec.to_builtins(letters or [])}
+    stored, before = await _until_stopped(replay_letters(client, options.file.read_bytes()), stop) or (0, 0)
+    return {"service": "replay", "stored": stored, "before": before}
+
+
 async def _until_stopped(service: Coroutine[Any, Any, T], stop: asyncio.Event, *, within: float = 0.0) -> T | None:
     """Return what a service returns, or nothing if it is stopped before: then it has ``within`` seconds to end itself.
 
@@ -121,13 +177,43 @@ async def _until_stopped(service: Coroutine[Any, Any, T], stop: asyncio.Event, *
     return serving.result()
 
 
-SERVICES = {"publisher": publish, "worker": work, "read-model": read}
-SERVICES |= {"bulk-publisher": publish_bulk, "bulk-reader": read_bulk}
-LASTING = {"worker", "read-model", "bulk-reader"}
+SERVICES = {"deploy": deploy, "publisher": publish, "worker": work, "read-model": read, "ledger": keep_ledger}
+SERVICES |= {"bulk-publisher": publish_bulk, "bulk-reader": read_bulk, "replay": replay, **dict.fromkeys(DUTIES, work)}
+LASTING = {"worker", "read-model", "ledger", "bulk-reader", *DUTIES}
 """Those that may begin again; what places orders has placed some of them."""
 
 
 async def _run(options: argparse.Namespace) -> Report:
+    options.tracer = _tracer(options.service)
+    try:
+        ready, counts = lambda: options.opened and options.client.is_connected, partial(_counts, options)
+        async with serve_health(options.health, ready, counts):
+            return await _serve(options)
+    finally:
+        if options.tracer:
+            options.tracer.close()
+
+
+def _counts(options: argparse.Namespace) -> dict[str, int]:
+    """Return what ``/metrics`` shows: of the connection, and of what a worker or a member of a group has done."""
+    done = _worked(options) if options.workers else {"processed": options.processed} if options.processed else {}
+    return {**(options.client.stats if options.client else {}), **done}
+
+
+def _tracer(service: str) -> "OrderTracer | None":
+    """Return what follows orders through this service, if OpenTelemetry's own variables say where to."""
+    if not (setting := next((name for name in OTLP_VARIABLES if os.environ.get(name)), None)):
+        return None
+    try:
+        from mesh_lab.orders.tracing import OrderTracer
+    except ImportError as err:
+        raise SettingsError(
+            f"{setting} is set, and {err.name} is not installed: pip install 'mesh-lab[traces]'"
+        ) from err
+    return OrderTracer(service)
+
+
+async def _serve(options: argparse.Namespace) -> Report:
     stop = asyncio.Event()
     on_stop_signal(stop.set)
     where = _where(options)
@@ -135,6 +221,7 @@ async def _run(options: argparse.Namespace) -> Report:
         client = await _until_stopped(_connect(where, options), stop)
         if client is None:
             break
+        options.client = client
         try:
             service = SERVICES[options.service](client, options, stop)
             report = await _until_stopped(service, stop, within=FINISH_S + 2 * CANCEL_S)
@@ -199,10 +286,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--creds", help="credentials file, or NATS_CREDS")
     parser.add_argument("--name", default=os.environ.get("SERVICE_NAME"), help="name of the connection")
     parser.add_argument("--replicas", type=int, default=1, help="copies of the stream, if it has to be made")
+    parser.add_argument(
+        "--saga", action="store_true", help="deploy: for payment, stock and shipping instead of workers"
+    )
     parser.add_argument("--first", type=int, help="publisher: place only so many orders")
-    parser.add_argument("--file", type=Path, help="publisher: a file in the format of the data set")
+    files = "publisher: a file in the format of the data set; replay: what it printed, repaired"
+    parser.add_argument("--file", type=Path, help=files)
+    one = "read-model, replay: name of its consumer, where its user may make that one alone"
+    parser.add_argument("--consumer", help=one)
     parser.add_argument("--until", type=int, help="bulk-reader: end when so many orders are counted")
-    parser.set_defaults(opened=False, processed=0, rejected=0)  # what a service notes on its way
+    parser.add_argument("--health", metavar="HOST:PORT", help="answer probes there, /livez and /readyz, and /metrics")
+    parser.set_defaults(opened=False, client=None, processed=0, workers=[])  # what a service notes on its way
     options = parser.parse_args(arguments)
     try:
         report = run(_run(options))

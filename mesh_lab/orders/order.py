@@ -78,6 +78,17 @@ def event_of(subject: str) -> Event:
     raise OrderFormatError(f"subject {subject!r}, expected {expected}")
 
 
+def event_on(subject: str, order: Order) -> Event:
+    """Return the event of an order whose subject this is.
+
+    Raises:
+        OrderFormatError: It is another subject, also where it names another order.
+    """
+    if subject != (right := order.subject(event := event_of(subject))):
+        raise OrderFormatError(f"an order on subject {subject!r}, expected on {right!r}, which its id and region name")
+    return event
+
+
 def next_events(order: Order) -> tuple[Event, ...]:
     """Return the events that follow when an order was placed and nothing goes wrong on the way."""
     return ("paid", "shipped") if order.cents <= PAYMENT_LIMIT_CENTS else ("declined",)
@@ -92,8 +103,12 @@ class Totals(msgspec.Struct, frozen=True):
     cents: int = 0
 
     def __str__(self) -> str:
-        dollars = f"${self.cents // 100:,}.{self.cents % 100:02d}"
-        return f"{self.orders:,} orders, {self.customers:,} customers, {self.cds:,} CDs, {dollars}"
+        return f"{self.orders:,} orders, {self.customers:,} customers, {self.cds:,} CDs, {dollars(self.cents)}"
+
+
+def dollars(cents: int) -> str:
+    """Return an amount as it is written: ``$2,500,315.63``."""
+    return f"${cents // 100:,}.{cents % 100:02d}"
 
 
 def totals_of(orders: Iterable[Order]) -> Totals:

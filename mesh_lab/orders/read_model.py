@@ -3,18 +3,23 @@
 import asyncio
 import logging
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from mesh_lab.errors import OrderFormatError, StreamReplacedError
-from mesh_lab.orders.order import STREAM, Event, Totals, decode, event_of
+from mesh_lab.orders.order import EVENTS, STREAM, Event, Order, Totals, decode, event_of
 from mesh_lab.patterns.connection import publish_if_connected
 from mesh_lab.patterns.pull_consumer import read_in_order
 from mesh_lab.patterns.wait import unless_closed
 
+if TYPE_CHECKING:  # it needs a library that services without traces do without
+    from mesh_lab.orders.tracing import OrderTracer
+
 SUBJECT = "read_model.summary"
+_BIT = {event: 1 << number for number, event in enumerate(EVENTS)}
 _log = logging.getLogger(__name__)
 
 
@@ -33,10 +38,14 @@ class Summary(msgspec.Struct, frozen=True):
 
 
 class ReadModel:
-    """Counts order events, each once."""
+    """Counts order events, each once; for that, it remembers each order's id.
+
+    Of the 20 µs of processor time that an event takes here, 16 are nats-py's, 5 of them for the header (py-spy).
+    """
 
     def __init__(self) -> None:
-        self._seen: dict[Event, set[str]] = {}
+        self._seen: dict[str, int] = {}  # by order: the bits of its events
+        self._events: dict[Event, int] = {}
         self._customers: set[int] = set()
         self._cds = self._cents = self._doubled = self._rejected = self._last_seq = 0
 
@@ -46,19 +55,25 @@ class ReadModel:
         The stream keeps for ever what anybody stores on its subjects, so a message that is no event of an order is
         passed over: the first one with a warning, each of them as ``rejected``.
         """
+        order: Order
+        data: bytes | None = None
+        seen = self._seen
         for msg in batch:
             try:
-                event, order = event_of(msg.subject), decode(msg.data)
+                event = event_of(msg.subject)
+                if msg.data != data:  # an order's events carry the same, and often follow one another
+                    order, data = decode(msg.data), msg.data
             except OrderFormatError as err:
                 if not self._rejected:
                     _log.warning("message %d on %s is passed over: %s", msg.metadata.sequence.stream, msg.subject, err)
                 self._rejected += 1
                 continue
-            seen = self._seen.setdefault(event, set())
-            if order.id in seen:
+            bits = seen.get(order.id, 0)
+            if bits & _BIT[event]:
                 self._doubled += 1
                 continue
-            seen.add(order.id)
+            seen[order.id] = bits | _BIT[event]
+            self._events[event] = self._events.get(event, 0) + 1
             if event == "placed":
                 self._customers.add(order.customer)
             elif event == "paid":
@@ -69,15 +84,19 @@ class ReadModel:
 
     def summary(self) -> Summary:
         """Return the state as of now."""
-        events = {event: len(ids) for event, ids in self._seen.items()}
-        totals = Totals(events.get("placed", 0), len(self._customers), self._cds, self._cents)
-        return Summary(self._last_seq, totals, events, self._doubled, self._rejected)
+        totals = Totals(self._events.get("placed", 0), len(self._customers), self._cds, self._cents)
+        return Summary(self._last_seq, totals, dict(self._events), self._doubled, self._rejected)
 
 
-async def serve_read_model(client: Client) -> None:
+async def serve_read_model(client: Client, *, consumer: str | None = None, tracer: "OrderTracer | None" = None) -> None:
     """Build the read model from the stream's beginning, keep it up to date and reply to requests, until cancelled.
 
     When the stream is deleted and made again before that is noticed, the model begins again, too.
+
+    Args:
+        client: A connected nats-py client.
+        consumer: As ``name`` of :func:`~mesh_lab.patterns.pull_consumer.read_in_order`.
+        tracer: Notes when each event that is followed was counted.
 
     Raises:
         nats.js.errors.NotFoundError: There is no stream of order events, or it was deleted.
@@ -93,8 +112,11 @@ async def serve_read_model(client: Client) -> None:
     try:
         while True:
             try:
-                async for batch in read_in_order(client, STREAM):
+                async for batch in read_in_order(client, STREAM, name=consumer):
+                    spans = [span for msg in batch if (span := tracer.follow("count", msg))] if tracer else []
                     model.apply(batch)
+                    for span in spans:
+                        span.end()
                     await asyncio.sleep(0)  # a full stream must not keep requests waiting
             except StreamReplacedError as err:
                 _log.warning("%s; the read model begins again", err)

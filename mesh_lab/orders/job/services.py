@@ -5,13 +5,15 @@ import contextlib
 import json
 import sys
 import threading
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import cast
 
 from mesh_lab.errors import EngineRefusedError, ProcessEndedError
+from mesh_lab.orders.saga import DUTIES
+from mesh_lab.patterns.addresses import ConnectOptions
 from mesh_lab.processes import CONNECT_VARIABLE, ChildProcess
 from mesh_lab.servers.docker import ContainerMesh
 from mesh_lab.servers.mesh import Mesh
@@ -22,7 +24,9 @@ ENDS_WITHIN_S = 40.0
 """How long a service may take to end: an election, and what its orders in hand then need."""
 KILLED = (-9, 137)  # by SIGKILL: the exit code of a process, and that of a container
 LOG_LINES = 20
-_SERVICES = ("publisher", "worker", "read-model")
+_SERVICES = ("publisher", "worker", "read-model", *DUTIES)
+CredentialsOf = Callable[[str, str], str]
+"""Returns the path of the credentials file of a role's process: its role, and its own name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,12 @@ class Job:
     replicas: int
     first: int | None
     file: Path | None
+    saga: bool
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The services that orders pass through, of each as many as there are workers."""
+        return tuple(DUTIES) if self.saga else ("worker",)
 
     def publisher(self, file: Path | None) -> list[str]:
         """Return the publisher's arguments of ``python -m mesh_lab.orders``, with the place of :attr:`file` for it."""
@@ -43,9 +53,10 @@ class Job:
 class Services:
     """The services of one run, by name: ``publisher``, ``read-model``, ``worker-1`` and so on."""
 
-    def __init__(self, running: "Mapping[str, ChildProcess | _Container]") -> None:
+    def __init__(self, running: "Mapping[str, ChildProcess | _Container]", roles: Iterable[str]) -> None:
+        """Note what runs; of each role, ``worker-1`` and so on make up for one another."""
         self._running = running
-        self._workers = [name for name in running if name.startswith("worker-")]
+        self._groups = [[name for name in running if name.rpartition("-")[0] == role] for role in roles]
 
     @property
     def published(self) -> bool:
@@ -55,7 +66,16 @@ class Services:
     @property
     def killed_workers(self) -> list[str]:
         """The workers that were killed."""
-        return [name for name in self._workers if self._running[name].exit_code in KILLED]
+        return [name for group in self._groups for name in group if self._running[name].exit_code in KILLED]
+
+    @property
+    def expendable(self) -> list[str]:
+        """The workers that leave another one of their group behind."""
+        return [name for group in self._groups if len(group) > 1 for name in group]
+
+    async def kill(self, name: str) -> None:
+        """Kill a service, and return when it is gone."""
+        await asyncio.to_thread(self._running[name].kill)
 
     def check(self) -> None:
         """Return if none failed; a killed worker is a fault that the rest of its group makes up for.
@@ -63,8 +83,8 @@ class Services:
         Raises:
             ProcessEndedError: One did; the message carries the end of its log.
         """
-        killed = self.killed_workers
-        tolerated = killed if len(killed) < len(self._workers) else []
+        killed = set(self.killed_workers)
+        tolerated = {name for group in self._groups if set(group) - killed for name in group} & killed
         for name, service in self._running.items():
             if (code := service.exit_code) and name not in tolerated:
                 log = service.log(last=LOG_LINES)
@@ -89,10 +109,13 @@ class Services:
 
 
 @contextlib.asynccontextmanager
-async def start_services(mesh: Mesh, job: Job, *, near: str | None) -> AsyncIterator[Services]:
+async def start_services(
+    mesh: Mesh, job: Job, *, near: str | None, file_of: CredentialsOf | None = None
+) -> AsyncIterator[Services]:
     """Run a publisher, workers and a read model for as long as the context lasts, as containers beside containers.
 
-    As processes, they connect to the server ``near`` first, if one is named.
+    As processes, they connect to the server ``near`` first, if one is named; each as the user whose credentials file
+    ``file_of`` returns, or all as the mesh's own.
 
     Raises:
         EngineRefusedError: The image could not be built, or the containers not started.
@@ -101,27 +124,36 @@ async def start_services(mesh: Mesh, job: Job, *, near: str | None) -> AsyncIter
     def start() -> "Mapping[str, ChildProcess | _Container]":
         if mesh.traits.services == "containers":
             return _start_containers(cast(ContainerMesh, mesh), job, closing)
-        return _start_processes(mesh, near, job, closing)
+        return _start_processes(mesh, near, job, closing, file_of)
 
     closing = contextlib.ExitStack()
     starting = asyncio.ensure_future(asyncio.to_thread(start))
     try:
-        yield Services(await asyncio.shield(starting))
+        yield Services(await asyncio.shield(starting), job.roles)
     finally:
         # A start that is interrupted must not go on while its services are being removed.
         await asyncio.gather(starting, return_exceptions=True)
         await asyncio.to_thread(closing.close)
 
 
-def _start_processes(mesh: Mesh, near: str | None, job: Job, closing: contextlib.ExitStack) -> dict[str, ChildProcess]:
+def _start_processes(
+    mesh: Mesh, near: str | None, job: Job, closing: contextlib.ExitStack, file_of: CredentialsOf | None
+) -> dict[str, ChildProcess]:
     """Start processes of this machine, which end with the mesh at the latest."""
-    # In the environment: any user of the machine can read arguments.
-    environment = {CONNECT_VARIABLE: json.dumps(pack(mesh.connect_options(to=near)))}
     replicas = f"--replicas={job.replicas}"
-    commands = {f"worker-{number}": ["worker", replicas] for number in range(1, job.workers + 1)}
-    commands |= {"read-model": ["read-model", replicas], "publisher": job.publisher(job.file)}
+    numbers = range(1, job.workers + 1)
+    commands = {f"{role}-{number}": [role, replicas] for role in job.roles for number in numbers}
+    reader = ["--consumer=read-model"] if file_of else []
+    commands |= {"read-model": ["read-model", replicas, *reader], "publisher": job.publisher(job.file)}
+    # Before the first process starts: a role that is not known starts none.
+    users = {
+        name: ConnectOptions(user_credentials=file_of(service, name)) if file_of else ConnectOptions()
+        for name, (service, *_) in commands.items()
+    }
     running = {}
     for name, arguments in commands.items():
+        # In the environment: any user of the machine can read arguments.
+        environment = {CONNECT_VARIABLE: json.dumps(pack({**mesh.connect_options(to=near), **users[name]}))}
         command = [sys.executable, "-m", "mesh_lab.orders", *arguments, "--name", name]
         running[name] = ChildProcess(command, name=name, owner=mesh.owner, environment=environment, stdout=True)
         closing.callback(running[name].close)
@@ -138,15 +170,15 @@ def remove_services(mesh: Mesh) -> None:
 
 
 def _start_containers(mesh: ContainerMesh, job: Job, closing: contextlib.ExitStack) -> "dict[str, _Container]":
-    """Start containers of the project's profile ``orders``; the workers are one service, scaled."""
+    """Start containers of the project's profile ``orders`` or ``saga``; each role is one service, scaled."""
     project = mesh.project
 
     # The password of the servers as they run: the file of variables may be newer than they are.
     variables = {"MESH_LAB_USER_PASSWORD": str(mesh.connect_options()["password"])}
-    compose = partial(project.compose, "--profile", "orders", variables=variables)
+    compose = partial(project.compose, "--profile", "saga" if job.saga else "orders", variables=variables)
 
     remove_services(mesh)  # what a run that was killed left behind
-    compose("build", "--quiet", "worker", within=BUILD_LIMIT_S)
+    compose("build", "--quiet", "publisher", within=BUILD_LIMIT_S)
     # Not `docker compose wait`: it waits for containers that run when it starts, and a publisher of few orders may have
     # ended by then.
     ours = ["--filter", f"label=com.docker.compose.project={project.name}", "--filter", "event=die"]
@@ -156,13 +188,14 @@ def _start_containers(mesh: ContainerMesh, job: Job, closing: contextlib.ExitSta
     events.start()
     threading.Thread(target=_note_exit_codes, args=(events, codes), daemon=True).start()
     closing.callback(remove_services, mesh)
-    compose("up", "--detach", "--no-deps", "--no-build", f"--scale=worker={job.workers}", "read-model", "worker")
+    scale = [f"--scale={role}={job.workers}" for role in job.roles]
+    compose("up", "--detach", "--no-deps", "--no-build", *scale, "read-model", *job.roles)
     inside = None if job.file is None else Path("/orders.txt")
     mount = [] if job.file is None else ["--volume", f"{job.file.absolute()}:{inside}:ro,z"]
     name = f"--name={project.name}-publisher-1"
     compose("run", "--detach", "--no-deps", name, *mount, "publisher", *job.publisher(inside))
     return {
-        container.name if container.service == "worker" else container.service: _Container(mesh, container.id, codes)
+        container.name if container.service in job.roles else container.service: _Container(mesh, container.id, codes)
         for container in project.containers()
         if container.service in _SERVICES
     }
@@ -191,6 +224,9 @@ class _Container:
     def request_stop(self) -> None:
         with contextlib.suppress(EngineRefusedError):  # it has ended already
             self._engine.docker("kill", "--signal=TERM", self._id)
+
+    def kill(self) -> None:
+        self._engine.docker("kill", self._id)
 
     def rest(self, *, within: float) -> bytes:
         self._codes[self._id] = int(self._engine.docker("wait", self._id, within=within))
