@@ -22,7 +22,7 @@ INTERVALS: dict[str, str | None] = {"default (2 minutes)": None, "1s": "1s", "al
 WAITING = """sync_interval {label}: not back within {within:g} s: {seen}
 Where it is "stream catching up" on all of them, they wait for each other for ever, which is a fault of nats-server
 (this is {nats_server}): each knows from a snapshot, which was synced, of messages that no disk has, which were not, and
-waits for a leader that sends them; and a server that waits stands for no election. Notebook 13 shows the way back."""
+waits for a leader that sends them; and a server that waits stands for no election. Notebook 14 shows the way back."""
 
 
 def run_chaos(

@@ -90,6 +90,8 @@ class Disk:
 
     def fill(self) -> None:
         """Take up all the space that is left, as somebody's log files do; :meth:`drain` gives it back."""
+        if sys.platform != "linux":
+            raise NoPowerCutError(str(why_not()))
         with (self._mount_point / _BALLAST).open("wb") as ballast:
             size = IMAGE_BYTES
             while size >= BLOCK_BYTES:
@@ -159,7 +161,9 @@ async def lose_power(mesh: Mesh, disks: Mapping[str, Disk]) -> None:
 @contextlib.contextmanager
 def _place() -> Iterator[Path]:
     """Yield a directory for images, locked for as long as its process lives, and remove it at the end."""
-    import fcntl  # not on Windows
+    if sys.platform != "linux":
+        raise NoPowerCutError(str(why_not()))
+    import fcntl
 
     place = Path(tempfile.mkdtemp(prefix=f"new-{_PREFIX}"))
     with (place / _LOCK).open("wb") as lock:
@@ -186,7 +190,7 @@ async def start_all(mesh: Mesh) -> None:
 
 def clear_leftovers() -> int:
     """Unmount and remove the disks of runs that were killed, and return how many there were."""
-    if why_not() is not None:
+    if sys.platform != "linux" or why_not() is not None:
         return 0
     import fcntl
 

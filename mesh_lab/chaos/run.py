@@ -156,7 +156,7 @@ async def power_cut(*, sync_interval: str | None = None, seconds: float = 8.0) -
 
     Three servers that forget alike may wait for each other for ever (nats-server 2.15.1, ``processSnapshot`` in
     server/jetstream_cluster.go): each has synced a snapshot that knows of messages which were not synced, and puts its
-    election off until a leader sends them. ``sync_interval: always`` prevents it; notebook 13 shows the way back.
+    election off until a leader sends them. ``sync_interval: always`` prevents it; notebook 14 shows the way back.
 
     Args:
         sync_interval: How long what is acknowledged may stay in memory alone: ``"1s"``, or ``"always"`` for not at

@@ -41,6 +41,10 @@ PACE_S = 0.01  # between two orders of the publisher
 DIES_WITHIN_S = DONE_WITHIN_S = RETRY_FOR_S = 60.0  # longer than elections, while which neither gets anywhere
 ACK_WAIT_S = 1.5  # after which an order of a dead worker goes to the next one
 NUMBER_OF_ORDERS = 5_000
+if sys.platform == "win32":  # where os.kill ends a process with the signal's number as its exit code
+    DEATH, DEAD = signal.SIGTERM, int(signal.SIGTERM)
+else:
+    DEATH, DEAD = signal.SIGKILL, -signal.SIGKILL
 _TABLES = """
 pragma journal_mode = wal; pragma synchronous = off;
 create table if not exists handled (id text primary key, deliveries int);
@@ -75,7 +79,7 @@ class DyingService:
         self._process.send(step.encode())
         with contextlib.suppress(TimeoutError):
             await eventually(lambda: self._process.exit_code is not None, within=DIES_WITHIN_S)
-        if (code := self._process.exit_code) != -signal.SIGKILL:
+        if (code := self._process.exit_code) != DEAD:
             ended = "did not end" if code is None else f"ended with exit code {code}"
             raise ProcessEndedError(
                 f"the {self.name} {ended}, expected it to die after {step!r}\n{self._process.log()}"
@@ -147,7 +151,7 @@ class _Fate:
 
     def after(self, step: str) -> None:
         if step == self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), DEATH)
 
 
 async def _work(client: Client, database: sqlite3.Connection, fate: _Fate) -> None:
