@@ -6,6 +6,7 @@ import inspect
 import re
 import reprlib
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -123,7 +124,7 @@ def interrupted_when_stuck(files: frozenset[str], *, after: float) -> Iterator[N
         after: Seconds in all, or :data:`BLOCKED_S` without a turn of the event loop; then again each second, for an
             answer that catches it.
     """
-    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+    if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
         yield
         return
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-__all__ = ["bars", "dots", "lines", "percentiles", "png", "regions", "timeline", "topology"]
+__all__ = ["bars", "dots", "lines", "new_chart", "percentiles", "png", "regions", "timeline", "topology"]
 
 LABEL_CHARACTERS, HEADING_CHARACTERS = 26, 80
 PLOT_IN, PANEL_IN = 3.2, 1.5

@@ -28,6 +28,7 @@ from mesh_lab.errors import UnknownNameError
 from mesh_lab.notebook import answers
 from mesh_lab.notebook.leftovers import Watch, tasks_noted
 from mesh_lab.notebook.progress import Progress, note_solved, solved_numbers
+from mesh_lab.notebook.seat import report
 from mesh_lab.notebook.trial import MachineClock, NotYet, Trial
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import newest_mesh
@@ -117,17 +118,23 @@ async def check(number: str, answer: object, *, solution: bool = False) -> Verdi
         StoreError: The answer is right, but the progress cannot be stored.
     """
     task = _exercise(number)
+    verdict = await _verdict(task, answer)
+    if verdict.state == "correct" and not solution:
+        note_solved(number)
+    if not solution:
+        report(number, verdict.state, verdict.words)
+    return verdict
+
+
+async def _verdict(task: _Exercise, answer: object) -> Verdict:
     if answers.untouched(answer):
         return Verdict("not attempted")
     try:
         if seen := answers.wrong_kind(answer, task.answer):
             raise NotYet(seen, answers.kind_in_words(task.answer))
-        verdict = Verdict("correct", await _tried(task, newest_mesh(), answer))
+        return Verdict("correct", await _tried(task, newest_mesh(), answer))
     except NotYet as err:
         return Verdict("not yet", str(err))
-    if not solution:
-        note_solved(number)
-    return verdict
 
 
 async def _tried(task: _Exercise, mesh: Mesh, answer: object) -> str:
@@ -172,6 +179,12 @@ def hint(number: str) -> None:
         UnknownNameError: No exercise has that number; the message lists those there are.
     """
     print(_exercise(number).hint)  # noqa: T201 - a reader asked for it in a cell
+
+
+def titles() -> dict[str, str]:
+    """Return the titles of all exercises by number, in the course's order."""
+    _load_all()
+    return {number: _exercises[number].title for number in _sorted_numbers()}
 
 
 def progress() -> Progress:

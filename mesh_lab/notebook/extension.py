@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from mesh_lab.notebook.mesh_card import mesh_card
+from mesh_lab.notebook.seat import guess, hand, show_news
 from mesh_lab.notebook.service_cell import service_magic
 from mesh_lab.notebook.services import Services
 from mesh_lab.servers.mesh import Mesh
@@ -18,13 +19,15 @@ services = Services()
 
 
 def load(shell: "InteractiveShell") -> None:
-    """Add ``%%service`` and ``services`` to a shell, and let ``asyncio.run()`` work in its cells; twice is no harm."""
+    """Add ``%%service`` and names to a shell, and allow ``asyncio.run()`` there; twice is no harm."""
     allow_nested_loops()
     begin_lessons()
     shell.magics_manager.register_function(service_magic(services), magic_kind="cell", magic_name="service")
-    shell.push({"services": services}, interactive=False)  # type: ignore[no-untyped-call]
+    shell.push({"services": services, "hand": hand, "guess": guess}, interactive=False)  # type: ignore[no-untyped-call]
     html = shell.display_formatter.formatters["text/html"]  # type: ignore[union-attr]
     html.for_type(Mesh, mesh_card)
+    shell.events.register("pre_run_cell", show_news)
+    show_news()
     # Before a cell: what crashed between cells. After it: what the cell made crash.
     for event in ("pre_run_cell", "post_run_cell"):
         shell.events.register(event, report_crashes)

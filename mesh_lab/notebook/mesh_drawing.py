@@ -4,13 +4,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from itertools import combinations, pairwise
-from math import cos, log10, pi, sin
+from math import atan2, cos, hypot, log10, pi, sin
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from mesh_lab.notebook import chart_style as style
 from mesh_lab.notebook.chart_style import new_chart
 from mesh_lab.notebook.mesh_card import COLOURS
-from mesh_lab.observe.snapshots import ServerSnapshot, rate_per_s
+from mesh_lab.observe.snapshots import ServerSnapshot, rate_in_words, rate_per_s
 from mesh_lab.servers.layout import Layout
 
 if TYPE_CHECKING:
@@ -23,14 +23,24 @@ PAGE = 72 * (style.WIDTH_IN - 0.3)
 SERVER, SERVER_LIVE = 30.0, 88.0
 """Height of a server's box, and the least width of one that shows a state."""
 CLIENT, CLIENT_EVERY, ARROW = 34.0, 44.0, 26.0
-APART, APART_LIVE = (104.0, 76.0), (146.0, 104.0)
+APART, APART_LIVE = (104.0, 76.0), (160.0, 130.0)
 """From one server of a ring to the next, across and down; live ones have notes below and rates between them."""
 NOTES, NOTE_PT = (186.0, 30.0), 8.0
 """Room for the notes below a live server: two names of clients, three lines."""
 PADDING, TITLE, BETWEEN, TO_LEAVES = 12.0, 14.0, 34.0, 34.0
 KIND = {"route": style.BLUE, "gateway": style.ORANGE, "leaf": style.GREEN}
 BOLD = 600
-SHOWN_CLIENTS = 2
+SHOWN_CLIENTS, SHOWN_LINES, LINE_HEIGHT = 2, 6, 13.0
+THICKEST, TO_HIT = 8.0, 16.0
+"""Width of a link's line at most, and of what one can click of it."""
+# Where JupyterLab shows the drawing, it has JupyterLab's colours, of which there is a dark set; elsewhere those given.
+THEMED = {"white": "--jp-layout-color0", style.INK: "--jp-ui-font-color0", style.MUTED: "--jp-ui-font-color1"}
+THEMED |= dict.fromkeys((style.FAINT, style.SHADE), "--jp-border-color1")
+THEME = "".join(
+    f".mesh-map [{part}='{colour}'] {{ {part}: var({variable}, {colour}) }} "
+    for colour, variable in THEMED.items()
+    for part in ("fill", "stroke")
+)
 
 
 class Box(NamedTuple):
@@ -76,6 +86,12 @@ class Line(NamedTuple):
         """Its middle."""
         return (self.start[0] + self.end[0]) / 2, (self.start[1] + self.end[1]) / 2
 
+    @property
+    def below_middle(self) -> Point:
+        """A point nearer to its lower end, clear of the notes below the server at its upper end."""
+        (x1, y1), (x2, y2) = sorted((self.start, self.end), key=lambda point: point[1])
+        return x1 + 0.62 * (x2 - x1), y1 + 0.62 * (y2 - y1)
+
     def svg(self) -> str:
         """Return it as SVG; arrows and crosses are for figures only."""
         (x1, y1), (x2, y2) = self.start, self.end
@@ -100,9 +116,18 @@ class Text(NamedTuple):
         """Return it as SVG, with a white edge, so that it can be read where it lies on a line."""
         return (
             f'<text x="{self.at[0]:.0f}" y="{self.at[1]:.0f}" dy=".35em" font-size="{self.size:g}" '
-            f'fill="{self.colour}" stroke="white" stroke-width="3" paint-order="stroke" font-weight="{self.weight}">'
+            f'fill="{self.colour}" stroke="white" stroke-width="4" paint-order="stroke" font-weight="{self.weight}">'
             f"{escape(self.text)}</text>"
         )
+
+
+class Spot(NamedTuple):
+    """What one can click: a rectangle around a point, turned by an angle."""
+
+    middle: Point
+    width: float
+    height: float
+    turned_rad: float = 0.0
 
 
 @dataclass(slots=True)
@@ -122,8 +147,9 @@ class Drawing:
         parts: list[Box | Line | Text] = [page, *self.frames, *self.lines, *self.boxes.values(), *self.texts]
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{-PADDING:g} {-PADDING:g} {width:g} {height:g}" '
-            'width="760" style="max-width:100%" font-family="system-ui, sans-serif" text-anchor="middle" role="img">'
-            f"<title>{escape(summary)}</title>{''.join(part.svg() for part in parts)}</svg>"
+            'class="mesh-map" role="img" width="760" style="max-width:100%" font-family="system-ui, sans-serif" '
+            'text-anchor="middle">'
+            f"<title>{escape(summary)}</title><style>{THEME}</style>{''.join(part.svg() for part in parts)}</svg>"
         )
 
     def figure(self, title: str) -> "Figure":
@@ -208,11 +234,14 @@ def draw(
     states: Mapping[str, str] | None = None,
     snapshots: Mapping[str, ServerSnapshot] | None = None,
     before: Mapping[str, ServerSnapshot] | None = None,
+    faults: Mapping[frozenset[str], str] | None = None,
+    below: Sequence[str] = (),
 ) -> Drawing:
     """Return the drawing of a mesh: as it is laid out, or, with each server's state in words, as it is now.
 
-    Rates are the difference between what the servers reported and what they had reported ``before``. Clients and cuts
-    are as in :func:`topology`, which draws no regions, and in :func:`regions`.
+    Rates are the difference between what the servers reported and what they had reported ``before``; ``faults`` are of
+    links, in words; the lines of text stand ``below`` it all. Clients and cuts are as in :func:`topology`, which draws
+    no regions, and in :func:`regions`.
     """
     drawing, snapshots, before = Drawing(), snapshots or {}, before or {}
     _place(drawing, layout, publishers, subscribers, live=states is not None)
@@ -220,10 +249,44 @@ def draw(
         _plan_links(drawing, layout, {frozenset(pair) for pair in cut})
         drawing.texts += [Text(drawing.boxes[name].middle, name, weight=BOLD) for name in layout.servers]
         return drawing
-    _live_links(drawing, layout, snapshots, before)
+    _live_links(drawing, layout, snapshots, before, faults or {})
     for name, state in states.items():
         _describe(drawing, name, state, snapshots.get(name), before.get(name))
+    lines = list(below)
+    if len(lines) > SHOWN_LINES:
+        lines[SHOWN_LINES - 1 :] = [f"and {len(lines) - SHOWN_LINES + 1} more"]
+    width, height = drawing.size
+    for number, line in enumerate(lines, 1):
+        size = min(10.0, 10.0 * width / (style.CHARACTER_PT * len(line)))
+        drawing.texts.append(Text((width / 2, height + LINE_HEIGHT * number), line, size=size))
+    drawing.size = (width, height + LINE_HEIGHT * len(lines))
     return drawing
+
+
+def spots(layout: Layout) -> dict[tuple[str, ...], Spot]:
+    """Return where on a live drawing each server is, by its name alone, and each link, by the two places it joins.
+
+    Between regions, that is the gap between two that stand side by side; inside one, its name above the servers.
+    """
+    drawing = Drawing()
+    _place(drawing, layout, NOBODY, NOBODY, live=True)
+    boxes, frames = drawing.boxes, dict(zip(layout.regions, drawing.frames, strict=False))
+    found: dict[tuple[str, ...], Spot] = {}
+    if not frames:
+        for one, other in {(min(join.dialler, join.target), max(join.dialler, join.target)) for join in layout.joins()}:
+            (x1, y1), (x2, y2) = (boxes[a].edge_towards(boxes[b].middle) for a, b in ((one, other), (other, one)))
+            middle, turned = ((x1 + x2) / 2, (y1 + y2) / 2), atan2(y2 - y1, x2 - x1)
+            found[one, other] = Spot(middle, hypot(x2 - x1, y2 - y1), TO_HIT, turned)
+    for (one, left), (other, right) in pairwise(frames.items()):
+        gap = (left.left + left.width + right.left) / 2
+        found[one, other] = Spot((gap, left.middle[1]), right.left - left.left - left.width, left.height)
+    for region, frame in frames.items():
+        if len(layout.regions[region]) > 1:
+            found[region, region] = Spot((frame.middle[0], PADDING), SERVER_LIVE, TO_HIT)
+        for leaf in [leaf for leaf, where in layout.leaves.items() if where == region]:
+            x, length = boxes[leaf].middle[0], boxes[leaf].top - frame.height
+            found[leaf, region] = Spot((x, frame.height + length / 2), boxes[leaf].width, length)
+    return {**found, **{(name,): Spot(box.middle, box.width, box.height) for name, box in boxes.items()}}
 
 
 def _place(drawing: Drawing, layout: Layout, publishers: Clients, subscribers: Clients, *, live: bool) -> None:
@@ -329,25 +392,32 @@ def _plan_links(drawing: Drawing, layout: Layout, cuts: Collection[frozenset[str
 
 
 def _live_links(
-    drawing: Drawing, layout: Layout, snapshots: Mapping[str, ServerSnapshot], before: Mapping[str, ServerSnapshot]
+    drawing: Drawing,
+    layout: Layout,
+    snapshots: Mapping[str, ServerSnapshot],
+    before: Mapping[str, ServerSnapshot],
+    faults: Mapping[frozenset[str], str],
 ) -> None:
-    """Draw the connections that stand, with their rates; a route that does not stand is dashed."""
+    """Draw the connections that stand, with their rates or what is wrong; a route that does not stand is dashed."""
     pairs: dict[tuple[str, str], str] = {}
     for join in layout.joins():
         if (join.target, join.dialler) not in pairs:
             pairs[join.dialler, join.target] = join.kind
     for (one, other), kind in pairs.items():
-        ends = drawing.boxes[one].middle, drawing.boxes[other].middle
+        ends, fault = (drawing.boxes[one].middle, drawing.boxes[other].middle), faults.get(frozenset((one, other)), "")
         seen = [(a, b) for a, b in ((one, other), (other, one)) if a in snapshots and b in snapshots[a].peers]
         if seen and one in snapshots and other in snapshots:
             name, peer = seen[0]
             rate = rate_per_s(before.get(name), snapshots[name], peer=peer) or 0.0
-            line = Line(*ends, KIND[kind], 1.2 + log10(1 + rate))
-            drawing.lines.append(line)
-            drawing.texts += [Text(line.middle, _rate(rate), style.MUTED, NOTE_PT)] if rate >= 1 else []
-        elif kind == "route":
+            line = Line(*ends, style.RED if fault else KIND[kind], min(THICKEST, 1.2 + 1.1 * log10(1 + rate)))
+            text = ", ".join(filter(None, [fault, rate_in_words(rate) if rate >= 1 else ""]))
+        elif kind == "route" or fault:
             # A server dials one of each other region, and one of those that a leaf node may dial: the rest is no loss.
-            drawing.lines.append(Line(*ends, style.FAINT, look="dashed"))
+            line, text = Line(*ends, style.RED if fault else style.FAINT, look="dashed"), fault
+        else:
+            continue
+        drawing.lines.append(line)
+        drawing.texts += [Text(line.below_middle, text, style.RED if fault else style.MUTED, NOTE_PT)] if text else []
 
 
 def _describe(
@@ -359,9 +429,9 @@ def _describe(
     (x, y), notes, below = box.middle, [], state
     if snapshot is not None:
         if state == "ready" and (rate := rate_per_s(before, snapshot)) is not None:
-            below = f"{_rate(rate)} in"
+            below = f"{rate_in_words(rate)} in"
         slow = f"cut off as slow: {snapshot.slow_consumers:,}" if snapshot.slow_consumers else ""
-        notes = list(filter(None, [_some("", snapshot.clients), _some("leads ", snapshot.leads), slow]))
+        notes = list(filter(None, [_some("", list(snapshot.clients)), _some("leads ", snapshot.leads), slow]))
     drawing.texts.append(Text((x, y - 6), name, weight=BOLD))
     drawing.texts.append(Text((x, y + 7), below, style.MUTED if state == "ready" else colour, NOTE_PT))
     for number, note in enumerate(notes, 1):
@@ -372,7 +442,3 @@ def _some(prefix: str, names: Sequence[str]) -> str:
     more = len(names) - SHOWN_CLIENTS
     shown = ", ".join(names[:SHOWN_CLIENTS]) + (f" and {more} more" if more > 0 else "")
     return f"{prefix}{shown}" if names else ""
-
-
-def _rate(rate: float) -> str:
-    return f"{float(f'{rate:.2g}'):,.0f}/s"

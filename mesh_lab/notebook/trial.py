@@ -106,16 +106,19 @@ class Trial:
         to = to or (None if region else next(iter(mesh.servers)))
         return await self._noted(mesh, partial(mesh.connect, to=to, **options))
 
-    async def rivalled(self, rival: Callable[[str], Awaitable[object]], *, on: Mesh | None = None) -> Client:
+    async def rivalled(
+        self, rival: Callable[[str], Awaitable[object]], *, on: Mesh | None = None, **options: Any
+    ) -> Client:
         """Return a client of the first server that is always a moment too late.
 
         Args:
             rival: Called with the subject of each message that the client sends, requests included; only when it has
-                returned does the message reach the server.
+                returned does the message reach the server. If it raises ConnectionError, the client is cut off.
             on: A mesh of the check's own; ``None`` for the lesson's.
+            options: Arguments of ``nats.connect`` in place of the mesh's own, such as its user.
         """
         mesh = on or self.mesh
-        options = mesh.connect_options(to=next(iter(mesh.servers)))
+        options = {**mesh.connect_options(to=next(iter(mesh.servers))), **options}
         host = urlsplit(options["servers"][0])
 
         async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
