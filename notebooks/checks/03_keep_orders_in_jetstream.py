@@ -82,7 +82,7 @@ async def makes_a_board(trial: Trial, answer: Any) -> str:
             raise NotYet(
                 f"after placed, paid and shipped of one order, the board shows {shown} for {order}", f"{newest!r}"
             )
-    return "a key-value bucket, further down, is a stream with such settings"
+    return "a key-value bucket, as in notebook 04, is a stream with such settings"
 
 
 # How nats-py shows what was not set, differently from server to server.
