@@ -1,8 +1,10 @@
-"""Loads nbval, which runs notebooks as tests, without the three seconds that its imports take otherwise.
+"""Keeps what no test needs out of hundreds of processes, and loads nbval, which runs notebooks as tests.
 
-nbval reads notebooks by nbformat, which imports jsonschema, which compiles the grammar of internationalised addresses
-where `rfc3987_syntax` is installed, as it is beside JupyterLab. No notebook's schema asks for such an address. Every
-process of the tests would pay for it, so pyproject.toml keeps pytest from loading nbval by itself.
+nats-py imports aiohttp where that is installed, as it is beside JupyterHub, and then takes twice as long to import.
+No server here is spoken to by WebSocket unless one is named, and a reader's environment does not have it. nbval and
+JupyterLab read notebooks by nbformat, which imports jsonschema, which compiles the grammar of internationalised
+addresses where `rfc3987_syntax` is installed, for three seconds; no notebook's schema asks for such an address. So
+pyproject.toml keeps pytest from loading nbval by itself, before this file has left both out.
 """
 
 import os
@@ -11,9 +13,13 @@ from pathlib import Path
 
 import pytest
 
-sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]  # an import of it fails, which is suppressed
-
-pytest_plugins = ["nbval.plugin"]
+if not os.environ.get("MESH_LAB_URL", "").startswith("ws"):
+    left_out = str(Path(__file__).parent / "tests" / "left_out")
+    paths = [left_out, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))  # a worker of xdist finds itself there already
+    sys.path.insert(0, left_out)
+pytest_plugins = ["nbval.plugin", "mesh_lab.testing"]
+collect_ignore_glob = ["notebooks/workshop/*.ipynb"]  # it needs a room, which tests/workshop/test_together.py has
 
 ELSEWHERE = bool(os.environ.get("MESH_LAB_BACKEND") or os.environ.get("MESH_LAB_URL"))
 

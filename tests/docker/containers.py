@@ -10,12 +10,15 @@ from mesh_lab.servers.compose import Engine
 
 ROOT = Path(__file__).parents[2]
 SERVICES = ("publisher", "worker", "read-model")
+SAGA_SERVICES = ("payment", "stock", "shipping")
+SECURE_SERVERS = ("s1", "s2", "s3")
+SECURE_SERVICES = ("secure", "secure-deploy", "secure-read-model", *(f"secure-{name}" for name in SAGA_SERVICES))
 
 
 def copy_of_docker(house: Path, *, name: str) -> Path:
     """Copy what is committed in `docker/`, for a project with another name; the image is built from the original."""
     folder = house / "docker"
-    shutil.copytree(ROOT / "docker", folder, ignore=shutil.ignore_patterns(".env"))
+    shutil.copytree(ROOT / "docker", folder, ignore=shutil.ignore_patterns(".env", "keys"))
     for path in folder.glob("*compose.yaml"):
         text = path.read_text().replace("name: mesh-lab", f"name: {name}").replace("context: ..", f"context: {ROOT}")
         path.write_text(text)

@@ -87,8 +87,8 @@ def make_nats(tag: str, scratch: Path) -> None:
     image.load(tag)
 
 
-def make_python(tag: str, scratch: Path) -> None:
-    """Make the base of the services' image: this Python with pip, and the wheels that the lock names."""
+def make_python(tag: str, scratch: Path, lock: Path = ROOT / "docker" / "services.lock") -> None:
+    """Make the base of an image: this Python with pip, and the wheels that the lock names, the services' by default."""
     image = Image()
     python = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
     library = Path(sysconfig.get_path("stdlib"))
@@ -98,8 +98,7 @@ def make_python(tag: str, scratch: Path) -> None:
     # Into the standard library, which is found wherever a distribution puts its site-packages.
     image.add(Path(importlib.util.find_spec("pip").origin).parent, f"{target}/pip")
     image.write("usr/local/bin/pip", '#!/bin/sh\nexec python -m pip "$@"\n')
-    wheels = scratch / "wheels"
-    lock = ROOT / "docker" / "services.lock"
+    wheels = scratch / lock.stem
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
     subprocess.run([*command, "--require-hashes", "-r", lock, "-d", wheels], check=True)
     image.add(wheels, "wheels")

@@ -7,21 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nats.aio.client import Client
-from shared_mesh import delete_streams, shared_mesh
 
 from mesh_lab.notebook.trial import Trial
 from mesh_lab.servers import start
 from mesh_lab.servers.mesh import Mesh
+from mesh_lab.testing import delete_streams, shared_mesh
 
-_shared_mesh, _cleared, mesh = shared_mesh(scope="session", servers=3)
-
-
-@pytest.fixture
-async def client(mesh: Mesh) -> AsyncIterator[Client]:
-    """A client of the shared mesh, closed in the loop that it was made in."""
-    async with await mesh.connect() as connected:
-        yield connected
+mesh = shared_mesh(clean="file", servers=3)  # the streams of many files would cost heartbeats for every replica
 
 
 @pytest.fixture(autouse=True)

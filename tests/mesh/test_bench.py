@@ -9,6 +9,7 @@ import sys
 import msgspec
 import pytest
 
+from mesh_lab.bench import scale
 from mesh_lab.bench.command import BenchReport, as_json, report_of
 from mesh_lab.bench.jobs import Counted
 from mesh_lab.bench.suite import (
@@ -107,7 +108,7 @@ FEWER = """
 import dataclasses, sys
 from mesh_lab.bench import command
 from mesh_lab.cli import main
-command.CASES = [case if case.bulk else dataclasses.replace(case, messages=20_000) for case in command.CASES]
+command.CASES = [case if case.bulk else dataclasses.replace(case, messages=8_000) for case in command.CASES]
 sys.exit(main())
 """
 
@@ -118,7 +119,7 @@ def test_the_command_prints_json_and_nothing_else_on_standard_output() -> None:
     done = _command("--quick", "--json", "--ladder", "end to end", program=("-c", FEWER), env=others)
     assert done.returncode == 0, done.stderr
     report = msgspec.json.decode(done.stdout, type=BenchReport)
-    assert report.schema == 2
+    assert report.schema == 3
     assert {(r.replicas, r.storage) for r in report.results} == {(1, "file"), (3, "file")}
     rates = {(r.rung, r.replicas): r.rate_per_s for r in report.results}
     singly, bulk = "single lane, windowed, an ack each", "bulk lane, 256 orders a message"
@@ -127,7 +128,22 @@ def test_the_command_prints_json_and_nothing_else_on_standard_output() -> None:
     assert (report.go, {r.times_go for r in report.results}) == ("", {None})
 
 
+async def test_growth_is_measured_along_each_axis_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scale, "MESSAGES", 1_000)
+    sizes = dict.fromkeys(scale.SIZES, (2,)) | {"payload bytes": (16,), "servers": (6,)}
+    started: list[str] = []
+    points = await scale.run_scale(rounds=1, sizes=sizes, progress=started.append)
+    assert sorted(started) == ["partitions: 2", "payload bytes: 16", "servers: 6", "streams: 2", "workers: 2"]
+    assert [(point.axis, point.size) for point in points] == [
+        *(("workers", 2), ("partitions", 2), ("streams", 2), ("payload bytes", 16)),
+        *[("servers", 6)] * 3,
+    ]
+    assert all(point.median == point.runs[0] > 0 for point in points)
+    memory_mib = next(point.median for point in points if "memory" in point.what)
+    assert 30 < memory_mib < 1_000
+
+
 def test_the_schema_names_every_field_without_running_anything() -> None:
     schema = json.loads(_command("--schema").stdout)
-    assert {"schema", "machine", "results", "go"} == set(schema["$defs"]["BenchReport"]["properties"])
+    assert {"schema", "machine", "results", "go", "scale"} == set(schema["$defs"]["BenchReport"]["properties"])
     assert schema["$defs"]["BenchResult"]["properties"]["rate_per_s"] == {"type": "number"}

@@ -324,7 +324,7 @@ def test_servers_that_are_not_back_are_a_line_of_the_table_and_explained_below(m
     assert re.search(r"on the disk of n3 +2 +2 +2", told.out)
     assert "sync_interval 1s: not back within 60 s: 503 … stream catching up" in told.err
     assert re.search(r"a fault of nats-server\n\(this is 2\.\d+", told.err)
-    assert "Notebook 13 shows the way back" in told.err
+    assert "Notebook 14 shows the way back" in told.err
 
 
 def test_a_terminal_shows_how_a_run_goes_on(monkeypatch):

@@ -1,355 +1,245 @@
 """The exercises of notebook 06: stubs are not attempted, plausible wrong answers are refused with the right reason."""
 
 import asyncio
+import contextlib
 import json
-from functools import cache
+import sys
 
 import pytest
-from exercise_cells import ExerciseCells, accepted, refused
-from nats.js.api import StorageType, StreamConfig, SubjectTransform
-from nats.js.errors import APIError, KeyNotFoundError, KeyWrongLastSequenceError
+from exercise_cells import ExerciseCells, refused
+from nats.js.api import ExternalStream, Placement, StreamConfig, StreamSource
+from nats.js.errors import NotFoundError
 
-CELLS = ExerciseCells("06_shard_by_subject", json=json, SubjectTransform=SubjectTransform)
+from mesh_lab.notebook.exercises import check
+from mesh_lab.orders import encode, read_orders
+from mesh_lab.patterns import wait_routable
+
+CELLS = ExerciseCells(
+    "06_grow_the_mesh",
+    asyncio=asyncio,
+    Placement=Placement,
+    StreamSource=StreamSource,
+    ExternalStream=ExternalStream,
+)
+HOME = StreamSource(name="ORDERS-EU")
+
+
+def edge(**options):
+    return StreamSource(name="RETURNS", external=ExternalStream(api="$JS.store-berlin.API"), **options)
+
+
+STORE = edge()
+ALL = {"name": "ALL-RETURNS", "sources": [STORE], "num_replicas": 3}
 
 test_the_cell_for_the_reader_is_not_attempted, test_the_solution_in_the_notebook_is_correct = CELLS.tests(
-    twice=("6.1", "6.2", "6.3")
+    "regions", twice=("6.1", "6.3")
 )
 
 
-def fnv(key, *, first="xor", codes=lambda key: key.encode(), bits=32):
-    number = 2_166_136_261
-    for code in codes(key):
-        number = (number ^ code) * 16_777_619 if first == "xor" else (number * 16_777_619) ^ code
-        number %= 2**bits
-    return number
+@pytest.fixture(scope="module")
+def followed(_shared_regions):
+    """Keep the lesson's stream for the tries of a file: without it, a check makes one for each."""
+
+    async def make_and_fill():
+        async with await _shared_regions.connect(region="eu") as client:
+            js = client.jetstream(timeout=10.0)
+            home = Placement(cluster="eu")
+            await js.add_stream(name="ORDERS-EU", subjects=["orders.eu.*.placed"], num_replicas=3, placement=home)
+            await wait_routable(client, "ORDERS-EU")
+            for order in read_orders(first=12):
+                if order.region == "eu":
+                    await js.publish(order.subject("placed"), encode(order), timeout=10.0)
+
+    asyncio.run(make_and_fill())
+    yield
+    asyncio.run(remove(_shared_regions, "ORDERS-EU"))
 
 
-def going_on():
-    number = 2_166_136_261
-
-    def partition(key, partitions):
-        nonlocal number
-        for byte in key.encode():
-            number = (number ^ byte) * 16_777_619 % 2**32
-        return number % partitions
-
-    return partition
-
-
-def remembering():
-    """What was found for a key is said again, whatever the number of partitions."""
-    known = {}
-    return lambda key, partitions: known.setdefault(key, fnv(key) % partitions)
-
-
-@pytest.mark.parametrize(
-    ("answer", "said"),
-    [
-        (lambda key, partitions: fnv(key, first="times") % partitions, "was returned; expected"),
-        (lambda key, partitions: fnv(key, codes=lambda key: map(ord, key)) % partitions, "for 'Zürich'"),
-        (lambda key, partitions: fnv(key, codes=lambda key: key.encode("utf-16-le")) % partitions, "for '000001'"),
-        (
-            lambda key, partitions: fnv(key, codes=lambda key: key.encode("ascii", "ignore")) % partitions,
-            "rich' of 7",
-        ),
-        (lambda key, partitions: fnv(key.lower()) % partitions, "for 'Zürich'"),
-        (lambda key, partitions: fnv(key[:64]) % partitions, "for 'order-0123456789"),
-        (lambda key, partitions: fnv(key.lstrip("0")) % partitions, "for '000001'"),
-        (lambda key, partitions: fnv(key, bits=64) % partitions, "was returned; expected"),
-        (lambda key, partitions: fnv(key), "of 1 partitions"),
-        (lambda key, partitions: fnv(key) & (partitions - 1), "of 7 partitions"),
-        (lambda key, partitions: fnv(key) % min(partitions, 256), "of 1000 partitions"),
-        (lambda key, partitions: str(fnv(key) % partitions), "str was returned; expected the number of a partition"),
-        (lambda key, partitions: float(fnv(key) % partitions), "float was returned"),
-        (lambda key, partitions: fnv(key) % partitions + 1, "1 was returned; expected 0"),
-        (lambda key, partitions: hash(key) % partitions, "was returned; expected"),
-        (going_on(), "for '000001' of 7 partitions"),
-        (remembering(), "of 7 partitions"),
-    ],
-    ids=[
-        *(
-            "FNV-1",
-            "characters",
-            "UTF-16",
-            "ASCII",
-            "small letters",
-            "64 letters",
-            "no noughts",
-            "64 bits",
-            "no modulo",
-        ),
-        *("a mask", "up to 256", "text", "a float", "from one", "Python's own hash", "goes on", "remembers"),
-    ],
-)
-async def test_another_hash_is_refused(mesh, answer, said):
-    assert said in await refused("6.1", answer)
-
-
-def masked(key, partitions):
-    number = 0x811C9DC5
-    for byte in bytearray(key, "utf-8"):
-        number ^= byte
-        number = (number + (number << 1) + (number << 4) + (number << 7) + (number << 8) + (number << 24)) & 0xFFFFFFFF
-    return number % partitions
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [masked, lambda key, partitions: fnv(key, bits=4_096) % 2**32 % partitions, cache(masked)],
-    ids=["shifts", "cut off at the end", "cached"],
-)
-async def test_another_way_to_the_same_hash_is_accepted(mesh, answer):
-    await accepted("6.1", answer)
-
-
-def returns_to(dest, *, sources=("returns.*.*.*",), name="RETURNS", **config):
+def making(**settings):
     async def make(js):
-        transform = SubjectTransform(src="returns.*.*.*", dest=dest) if dest else None
-        await js.add_stream(name=name, subjects=list(sources), subject_transform=transform, **config)
+        await js.add_stream(**settings)
 
     return make
 
 
-REST = "{{wildcard(1)}}.{{wildcard(2)}}.{{wildcard(3)}}"
-RIGHT = f"returns.{{{{partition(6,2)}}}}.{REST}"
+US = Placement(cluster="us")
+BACKUP = {"name": "BACKUP", "mirror": HOME, "num_replicas": 3, "placement": US}
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("settings", "said"),
     [
-        (returns_to(f"returns.{{{{partition(6,1)}}}}.{REST}"), "are in partitions"),
-        (returns_to(f"returns.{{{{partition(6,3)}}}}.{REST}"), "are in partitions"),
-        (returns_to(f"returns.{{{{partition(6,1,2)}}}}.{REST}"), "are in partitions"),
-        (returns_to(f"returns.{{{{partition(3,2)}}}}.{REST}"), "not as 6 would do it"),
-        (returns_to(f"returns.{{{{partition(12,2)}}}}.{REST}"), "not as 6 would do it"),
-        (returns_to(f"returns.0.{REST}"), "spread over 1 partition, not as 6"),
-        (returns_to(f"{{{{partition(6,2)}}}}.returns.{REST}"), "is stored as"),
-        (returns_to("returns.{{partition(6,2)}}.{{wildcard(2)}}.{{wildcard(1)}}.{{wildcard(3)}}"), "is stored as"),
-        (returns_to("returns.{{partition(6,2)}}.{{wildcard(2)}}.{{wildcard(3)}}"), "is stored as"),
-        (returns_to(None), "a return is stored as returns."),
+        ({"name": "BACKUP", "mirror": HOME, "num_replicas": 3}, "BACKUP lives in eu; expected us"),
+        ({"name": "BACKUP", "mirror": HOME, "placement": US}, "BACKUP has 1 copy; expected 3"),
+        ({"name": "BACKUP", "sources": [HOME], "num_replicas": 3, "placement": US}, "BACKUP has sources; expected"),
+        ({"name": "BACKUP", "subjects": ["backup"], "num_replicas": 3, "placement": US}, "BACKUP has no mirror"),
         (
-            returns_to(RIGHT, sources=("returns.eu.*.*", "returns.us.*.*")),
-            "24 of 36 returns are stored, and returns.asia.1.000002 is not",
+            {"name": "BACKUP", "mirror": StreamSource(name="ORDERS-US"), "num_replicas": 3, "placement": US},
+            "BACKUP has a mirror of ORDERS-US; expected a mirror of ORDERS-EU",
         ),
-        (returns_to(RIGHT, max_msgs=30), "30 of 36 returns are stored"),
-        (returns_to(RIGHT, max_msgs=1_000), "the stream has a limit, max_msgs, and drops returns"),
-        (returns_to(RIGHT, max_age=3_600), "the stream has a limit, max_age, and drops returns"),
-        (returns_to(RIGHT, max_msgs_per_subject=1), "of two returns of one order, 1 is kept"),
-        (returns_to(RIGHT, max_msg_size=2), "a return was refused: message size exceeds maximum allowed"),
-        (returns_to(RIGHT, retention="workqueue"), "a return is gone when it was read once"),
-        (returns_to(RIGHT, retention="interest"), "nothing that was published"),
-        (returns_to(RIGHT, no_ack=True), "the stream acknowledges nothing"),
-    ],
-    ids=[
-        *("region", "order", "both", "three", "twelve", "one", "in front", "another order", "no region"),
-        *("no transform", "two regions", "thirty", "a limit", "an hour", "one for each order", "none so large"),
-        *("read once", "while somebody reads", "says nothing"),
+        (
+            BACKUP | {"mirror": StreamSource(name="ORDERS-EU", opt_start_seq=2)},
+            "BACKUP leaves out what was stored before a start; expected all of it",
+        ),
+        (
+            BACKUP | {"mirror": StreamSource(name="ORDERS-EU", filter_subject="orders.eu.000001.placed")},
+            "BACKUP takes only orders.eu.000001.placed; expected all of it, without a filter",
+        ),
+        (BACKUP | {"max_msgs": 10}, "BACKUP has max_msgs 10; expected no limit"),
+        (BACKUP | {"max_age": 3_600}, "BACKUP has max_age 3600; expected no limit"),
+        (BACKUP | {"max_bytes": 10_000_000}, "BACKUP has max_bytes 1e+07; expected no limit"),
+        (BACKUP | {"max_msgs_per_subject": 1}, "BACKUP has max_msgs_per_subject 1; expected no limit"),
+        (BACKUP | {"name": "BACKUP-EU"}, "no stream BACKUP on the servers"),
     ],
 )
-async def test_returns_that_are_spread_otherwise_are_refused(mesh, make, said):
-    assert said in await refused("6.2", make)
+async def test_a_backup_in_the_wrong_place_or_of_the_wrong_kind_is_refused(regions, followed, settings, said):
+    try:
+        assert said in await refused("6.1", making(**settings))
+    finally:
+        await remove(regions, "BACKUP-EU")
 
 
-async def by_the_api(js):
-    transform = {"src": "returns.*.*.*", "dest": RIGHT}
-    config = {"name": "RETURNS", "subjects": ["returns.>"], "subject_transform": transform, "storage": "memory"}
-    await js._nc.request("$JS.API.STREAM.CREATE.RETURNS", json.dumps(config).encode(), timeout=3)
+async def remove(mesh, stream):
+    async with await mesh.connect() as client:
+        with contextlib.suppress(NotFoundError):
+            await client.jetstream().delete_stream(stream)
 
 
-async def makes_it_and_then_updates_it(js):
-    config = StreamConfig(name="RETURNS", subjects=["returns.*.*.*"], storage=StorageType.FILE, num_replicas=3)
-    await js.add_stream(config)
-    await js.update_stream(config.evolve(subject_transform=SubjectTransform(src="returns.*.*.*", dest=RIGHT)))
+async def test_other_ways_to_place_a_backup_are_right(regions, followed):
+    async def by_configuration(js):
+        await js.add_stream(StreamConfig(**BACKUP, storage="memory"))
+
+    async def by_request(js):
+        placed = {"mirror": {"name": "ORDERS-EU"}, "num_replicas": 3, "placement": {"cluster": "us"}}
+        config = {"name": "BACKUP", "retention": "limits", "storage": "file", **placed}
+        reply = await js._nc.request("$JS.API.STREAM.CREATE.BACKUP", json.dumps(config).encode(), timeout=10)
+        assert "error" not in json.loads(reply.data), reply.data
+
+    for answer in (by_configuration, by_request):
+        verdict = await check("6.1", answer)
+        assert verdict.state == "correct", verdict
 
 
-@pytest.mark.parametrize("make", [by_the_api, makes_it_and_then_updates_it])
-async def test_a_stream_of_returns_made_otherwise_is_accepted(mesh, make):
-    await accepted("6.2", make)
-
-
-async def test_a_stream_for_returns_that_is_not_there_or_hears_nothing_is_refused(mesh):
+async def test_a_backup_that_was_never_made_is_refused(regions, followed):
     async def forget(js):
         await js.account_info()
 
-    assert "no stream RETURNS" in await refused("6.2", forget)
-    assert "nothing that was published" in await refused("6.2", returns_to(None, sources=["return.*.*.*"]))
-    assert "no stream RETURNS" in await refused("6.2", returns_to(RIGHT, name="RETURNED"))
+    assert "no stream BACKUP" in await refused("6.1", forget)
 
 
-def text_of(fence, text):
-    return json.dumps({"fence": fence, "text": text}).encode()
+def needed(followers, *, key=None, more=0):
+    """Return the latency of the follower that completes a majority."""
+    sorted_ms = sorted(followers, key=key)
+    return sorted_ms[min((len(followers) + 1) // 2 - 1 + more, len(followers) - 1)] if followers else 0
 
 
-async def held(bucket, key):
-    """Return the fence that a key holds, and the revision to update."""
-    try:
-        entry = await bucket.get(key)
-    except KeyNotFoundError as err:
-        return -1, err.entry.revision if err.entry else 0
-    return json.loads(entry.value)["fence"], entry.revision
+async def test_other_ways_to_predict_the_wait_are_right(regions):
+    def by_waiting(to_leader_ms, followers_ms):
+        acked = [0, *sorted(followers_ms)]  # the leader has it at once
+        return float(2 * to_leader_ms + 2 * acked[len(acked) // 2])
 
-
-def saving(
-    *,
-    blocks=lambda there, fence: there > fence,
-    tries=100,
-    content=text_of,
-    refused=False,
-    stored=True,
-    deleted=True,
-    key_of=lambda key: key,
-    gives_up=False,
-):
-    """A store that differs from the solution in one way."""
-
-    async def save(bucket, key, fence, text):
-        for _ in range(tries):
-            there, last = await held(bucket, key_of(key))
-            if blocks(there, fence):
-                return refused
-            try:
-                await bucket.update(key_of(key), content(fence, text), last=last if there >= 0 or deleted else 0)
-            except KeyWrongLastSequenceError:
-                continue
-            return stored
-        return gives_up
-
-    return save
-
-
-async def overwrite(bucket, key, fence, text):
-    await bucket.put(key, text_of(fence, text))
-    return True
-
-
-async def look_then_put(bucket, key, fence, text):
-    there, _ = await held(bucket, key)
-    if there > fence:
-        return False
-    await bucket.put(key, text_of(fence, text))
-    return True
-
-
-async def put_then_put_back(bucket, key, fence, text):
-    try:
-        before = await bucket.get(key)
-    except KeyNotFoundError:
-        before = None
-    await bucket.put(key, text_of(fence, text))
-    if before is None or json.loads(before.value)["fence"] <= fence:
-        return True
-    await bucket.put(key, before.value)
-    return False
-
-
-async def the_last_one_wins(bucket, key, fence, text):
-    try:
-        await bucket.create(key, text_of(fence, text))
-    except KeyWrongLastSequenceError:
-        return await look_then_put(bucket, key, fence, text)
-    return True
-
-
-def remembers_fences():
-    largest = {}
-
-    async def save(bucket, key, fence, text):
-        if largest.get(key, 0) > fence:
-            return False
-        largest[key] = fence
-        await bucket.put(key, text_of(fence, text))
-        return True
-
-    return save
-
-
-def one_at_a_time_here():
-    lock = asyncio.Lock()
-
-    async def save(bucket, key, fence, text):
-        async with lock:
-            return await look_then_put(bucket, key, fence, text)
-
-    return save
-
-
-async def keeps_a_list(bucket, key, fence, text):
-    said = await saving()(bucket, key, fence, text)
-    await bucket.put("log", text.encode())
-    return said
+    verdict = await check("6.2", by_waiting)
+    assert verdict.state == "correct", verdict
 
 
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (overwrite, "a smaller fence: True was returned; expected False"),
-        (look_then_put, "another owner wrote fence 9 just before fence 5 was to be written: the key holds {'fence': 5"),
+        (lambda to_leader, followers: 2 * (to_leader + max(followers, default=0)), "80 was returned; expected 20"),
+        (lambda to_leader, followers: to_leader + min(followers, default=0), "5 was returned; expected 10"),
+        (lambda to_leader, followers: 2 * (to_leader + min(followers, default=0)), "10 was returned; expected 20"),
         (
-            the_last_one_wins,
-            "fence 3 and then fence 9 just before fence 5 was to be written: the key holds {'fence': 5",
+            lambda to_leader, followers: 2 * (to_leader + (sum(followers) / len(followers) if followers else 0)),
+            "50.0 was returned; expected 20",
         ),
-        (one_at_a_time_here(), "another owner wrote fence 9 just before fence 5 was to be written: the key holds"),
-        (remembers_fences(), "a key that was deleted, which holds no fence: False was returned; expected True"),
-        (put_then_put_back, "a smaller fence: 2 entries were written; expected nothing stored"),
-        (keeps_a_list, "a first entry: 2 entries were written; expected one"),
-        (saving(tries=1), "wrote fence 3 just before fence 5 was to be written: the key holds {'fence': 3"),
-        (saving(tries=2), "wrote fence 2 and then fence 3 and then fence 4 just before fence 5 was to be written"),
-        (saving(tries=1, gives_up=True), "wrote fence 9 just before fence 5 was to be written: True was returned"),
-        (saving(blocks=lambda there, fence: there >= fence), "the same fence again: False was returned; expected True"),
-        (saving(blocks=lambda there, fence: str(there) > str(fence)), "fence 10 after 9: False was returned"),
-        (saving(blocks=lambda there, fence: there > fence + 1), "a smaller fence: True was returned"),
-        (saving(deleted=False), "a key that was deleted, which holds no fence: False was returned"),
-        (saving(stored=None), "a first entry: None was returned; expected True"),
-        (saving(stored=1), "a first entry: 1 was returned; expected True"),
-        (saving(refused=None), "a smaller fence: None was returned; expected False"),
-        (saving(content=lambda fence, text: text_of(str(fence), text)), "the key holds {'fence': '1'"),
-        (saving(content=lambda fence, text: text.encode()), "a first entry: the key holds {}"),
-        (saving(content=lambda fence, text: f'{{"fence": {fence}, "text": "{text}"}}'.encode()), "the key holds {}"),
-        (saving(content=lambda fence, text: text_of(fence, text.encode("ascii", "replace").decode())), "'text': 'Zo?"),
-        (saving(key_of=lambda key: "order"), "a first entry: the key holds {}"),
-        (saving(key_of=lambda key: "other"), "a first entry: False was returned"),
-    ],
-    ids=[
-        *("overwrites", "does not lock", "create, then put", "a lock of its own", "remembers", "puts back", "a list"),
-        *("gives up", "tries twice", "gives up and says True", "only larger ones", "as text", "one less"),
-        *("deleted keys", "says nothing", "says 1", "says None", "text", "no JSON", "JSON by hand", "ASCII"),
-        *("another key", "one key"),
+        (lambda to_leader, followers: "soon", "'soon' was returned"),
+        (
+            lambda to_leader, followers: {},
+            "for 1 replica, followers at [] ms, leader at 0 ms, {} was returned; expected 0",
+        ),
+        (lambda to_leader, followers: float("nan"), "nan was returned; expected 0"),
+        (lambda to_leader, followers: to_leader + 2 * needed(followers), "5 was returned; expected 10"),
+        (lambda to_leader, followers: 2 * to_leader + needed(followers), "10 was returned; expected 20"),
+        (lambda to_leader, followers: 2 * max(to_leader, needed(followers)), "60 was returned; expected 80"),
+        (lambda to_leader, followers: round(2 * (to_leader + needed(followers))), "4 was returned; expected 3.5"),
+        (lambda to_leader, followers: 2 * (to_leader + needed(followers, key=str)), "was returned; expected"),
+        (lambda to_leader, followers: 2 * (to_leader + needed(sorted(set(followers)))), "was returned; expected 12"),
+        (lambda to_leader, followers: 2 * (to_leader + needed(followers, more=1)), "80 was returned; expected 20"),
+        (
+            lambda to_leader, followers: 2 * (to_leader + sorted(followers)[len(followers) // 2 - 1]),
+            "it raised IndexError",
+        ),
     ],
 )
-async def test_a_store_that_lets_a_late_writer_in_or_keeps_the_owner_out_is_refused(mesh, answer, said):
-    assert said in await refused("6.3", answer)
+async def test_a_wrong_prediction_is_refused(regions, answer, said):
+    verdict = await refused("6.2", answer)
+    assert said in verdict
 
 
-async def creates_first(bucket, key, fence, text):
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            {"name": "ALL-RETURNS", "sources": [StreamSource(name="RETURNS")], "num_replicas": 3},
+            "follows a stream RETURNS of the regions; expected RETURNS by the API of the store's domain",
+        ),
+        (
+            {
+                "name": "ALL-RETURNS",
+                "sources": [StreamSource(name="RETURNS", external=ExternalStream(api="$JS.store-hamburg.API"))],
+                "num_replicas": 3,
+            },
+            "follows $JS.store-hamburg.API; expected RETURNS by the API",
+        ),
+        ({"name": "ALL-RETURNS", "sources": [STORE]}, "ALL-RETURNS has 1 copy; expected 3"),
+        ({"name": "ALL-RETURNS", "subjects": ["returns.*"], "num_replicas": 3}, "follows no stream RETURNS"),
+        (ALL | {"subjects": ["returns.*"]}, "ALL-RETURNS listens to returns.* itself, too; expected what the store"),
+        (ALL | {"max_msgs": 100}, "ALL-RETURNS has max_msgs 100; expected no limit"),
+        (ALL | {"max_age": 60}, "ALL-RETURNS has max_age 60; expected no limit"),
+        (ALL | {"sources": [edge(opt_start_seq=2)]}, "ALL-RETURNS leaves out what was stored before a start"),
+        (ALL | {"sources": [edge(filter_subject="returns.1")]}, "ALL-RETURNS takes only returns.1; expected all"),
+        (ALL | {"sources": [edge(), StreamSource(name="ORDERS-EU")]}, "ALL-RETURNS has 2 sources; expected one"),
+        (
+            {"name": "ALL-RETURNS", "mirror": StreamSource(name="RETURNS"), "num_replicas": 3},
+            "follows a stream RETURNS of",
+        ),
+        ({"name": "OTHER", "subjects": ["nothing"]}, "no stream ALL-RETURNS"),
+    ],
+)
+async def test_a_collection_that_misses_something_is_refused(regions, settings, said):
     try:
-        await bucket.create(key, text_of(fence, text))
-    except KeyWrongLastSequenceError:
-        return await saving()(bucket, key, fence, text)
-    return True
+        assert said in await refused("6.3", making(**settings))
+    finally:
+        await remove(regions, "OTHER")
 
 
-async def publishes_the_header_itself(bucket, key, fence, text):
-    while True:
-        there, last = await held(bucket, key)
-        if there > fence:
-            return False
-        headers = {"Nats-Expected-Last-Subject-Sequence": str(last)}
-        status = await bucket.status()
-        try:
-            js = bucket._js
-            await js.publish(f"$KV.{status.bucket}.{key}", text_of(fence, text), headers=headers)
-        except APIError as err:
-            if err.err_code != 10_071:
-                raise
-        else:
-            return True
+async def test_an_answer_that_waits_for_ever_is_told_so_before_the_check_ends(regions, monkeypatch):
+    async def waits(js):
+        await asyncio.Event().wait()
+
+    await check("6.2", lambda to_leader, followers: "soon")  # loads the checks
+    monkeypatch.setattr(sys.modules["mesh_lab_checks.06_grow_the_mesh"], "MAKES_WITHIN_S", 0.5)
+    for number in ("6.1", "6.3"):
+        verdict = await refused(number, waits)
+        assert "it was still at work 0.5 s after it was called; expected a stream, and an end" in verdict
 
 
-async def reads_twice(bucket, key, fence, text):
-    await held(bucket, key)
-    return await saving()(bucket, key, fence, text)
+async def test_a_collection_that_is_copied_once_is_refused(regions):
+    async def copies(js):
+        await js.add_stream(name="ALL-RETURNS", subjects=["copied.*"], num_replicas=3)
+        for number in range(6):
+            await js.publish(f"copied.{number}", b"a CD")
+
+    assert "ALL-RETURNS follows no stream RETURNS; expected RETURNS by the API" in await refused("6.3", copies)
 
 
-@pytest.mark.parametrize("answer", [creates_first, publishes_the_header_itself, reads_twice])
-async def test_a_store_that_locks_in_another_way_is_accepted(mesh, answer):
-    await accepted("6.3", answer)
+async def test_a_mirror_of_the_stores_stream_collects_as_well(regions):
+    async def mirrors(js):
+        await js.add_stream(name="ALL-RETURNS", mirror=STORE, num_replicas=3)
+
+    async def with_a_filter_for_all(js):
+        await js.add_stream(StreamConfig(**ALL | {"sources": [edge(filter_subject="returns.>")]}))
+
+    for answer in (mirrors, with_a_filter_for_all):
+        verdict = await check("6.3", answer)
+        assert verdict.state == "correct", verdict

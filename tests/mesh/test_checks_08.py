@@ -1,499 +1,652 @@
 """The exercises of notebook 08: stubs are not attempted, plausible wrong answers are refused with the right reason."""
 
 import asyncio
-import contextlib
-import json
+import time
 
-import nats.errors
 import pytest
-from exercise_cells import ExerciseCells, accepted, refused, refused_side_by_side
-from nats.js.errors import APIError
+from exercise_cells import ExerciseCells, accepted, refused
 
-from mesh_lab.errors import PublishRefusedError
-from mesh_lab.patterns import WindowedPublisher
+CELLS = ExerciseCells("08_push_back", asyncio=asyncio, time=time)
+CODE, WORDS = "Nats-Service-Error-Code", "Nats-Service-Error"
 
-CELLS = ExerciseCells("08_batch_and_compress", asyncio=asyncio, json=json, WindowedPublisher=WindowedPublisher)
-
-test_the_cell_for_the_reader_is_not_attempted, test_the_solution_in_the_notebook_is_correct = CELLS.tests(
-    twice=("8.2",)
-)
+test_the_cell_for_the_reader_is_not_attempted, test_the_solution_in_the_notebook_is_correct = CELLS.tests()
 
 
-# 8.1
+class Service:
+    """A right answer; those below differ from it in one way."""
+
+    code, words, payload, catches, extra = "503", "busy", b"", Exception, 0
+
+    def __init__(self):
+        self.in_hand = {}
+
+    def count(self, subject):
+        return len(self.of(subject))
+
+    def of(self, subject):
+        return self.in_hand.setdefault(subject, set())
+
+    async def refuse(self, msg, code):
+        await self.nc.publish(msg.reply, self.payload, headers={CODE: code, WORDS: self.words} if code else None)
+
+    async def fail(self, msg, err):
+        await self.refuse(msg, "500")
+
+    async def do(self, msg, work):
+        return await work(msg)
+
+    async def respond(self, msg, done):
+        await msg.respond(done)
+
+    def begin(self, msg, subject):
+        self.of(subject).add(msg.reply)
+
+    def end(self, msg, subject, *, failed):
+        self.of(subject).discard(msg.reply)
+
+    async def answer(self, msg, subject, work):
+        failed = True
+        try:
+            await self.respond(msg, await self.do(msg, work))
+            failed = False
+        except self.catches as err:
+            await self.fail(msg, err)
+        finally:
+            self.end(msg, subject, failed=failed)
+
+    async def too_many(self, msg, subject, work, most):
+        await self.refuse(msg, self.code)
+
+    async def take(self, msg, subject, work):
+        self.tasks.add(asyncio.create_task(self.answer(msg, subject, work)))
+
+    async def subscribe(self, nc, subject, admit):
+        return await nc.subscribe(subject, cb=admit)
+
+    async def __call__(self, nc, subject, work, most):
+        self.nc, self.tasks = nc, getattr(self, "tasks", set())
+
+        async def admit(msg):
+            if self.count(subject) >= most + self.extra:
+                await self.too_many(msg, subject, work, most)
+            else:
+                self.begin(msg, subject)
+                await self.take(msg, subject, work)
+
+        return await self.subscribe(nc, subject, admit)
 
 
-def patience_s(messages):
-    """Return how long an answer is waited for: one of three never comes, and a machine under load answers late."""
-    return 3.0 if len(messages) < 10 else 20.0
+def service(**changes):
+    """Return an answer with some attributes or methods replaced; a plain function gets the service first."""
+    kind = type("Changed", (Service,), changes)
+
+    async def serve(nc, subject, work, most):
+        return await one(nc, subject, work, most)
+
+    one = kind()
+    return serve
 
 
-def windowed(
-    *, failed="refused", unknown="unknown", stored="stored", msg_id_of=lambda msg_id, subject: msg_id, more=()
-):
-    """Publish by the windowed publisher, with words of one's own."""
-
-    async def publish_all(nc, messages):
-        told = dict(more)
-
-        def note(msg_id, word):
-            if word:
-                told[msg_id] = word
-
-        async with WindowedPublisher(nc, ack_timeout=0.5, retry_for=patience_s(messages)) as publisher:
-            for msg_id, subject, payload in messages:
-                await publisher.publish(
-                    subject,
-                    payload,
-                    msg_id=msg_id_of(msg_id, subject),
-                    on_stored=lambda ack, msg_id=msg_id: note(msg_id, stored),
-                    on_failed=lambda err, msg_id=msg_id: note(
-                        msg_id, failed if isinstance(err, PublishRefusedError) else unknown
-                    ),
-                )
-        return told
-
-    return publish_all
+async def one_by_one(self, msg, subject, work):
+    await self.answer(msg, subject, work)
 
 
-async def lets_the_first_refusal_end_it(nc, messages):
-    told = {}
-    async with WindowedPublisher(nc) as publisher:
-        for msg_id, subject, payload in messages:
-            await publisher.publish(subject, payload, msg_id=msg_id)
-            told[msg_id] = "stored"
-    return told
+async def begins_late(self, msg, work):
+    self.in_hand.setdefault(msg.subject, set()).add(msg.reply)
+    return await work(msg)
 
 
-async def stops_when_one_is_refused(nc, messages):
-    told = {}
-    async with WindowedPublisher(nc) as publisher:
-        for msg_id, subject, payload in messages:
-            if "refused" in told.values():
-                break
-            await publisher.publish(
-                subject,
-                payload,
-                msg_id=msg_id,
-                on_stored=lambda ack, msg_id=msg_id: told.update({msg_id: "stored"}),
-                on_failed=lambda err, msg_id=msg_id: told.update({msg_id: "refused"}),
-            )
-    return {msg_id: told.get(msg_id, "refused") for msg_id, _, _ in messages}
+async def waits_a_little(self, msg, subject, work, most):
+    for _ in range(20):
+        await asyncio.sleep(0.01)  # pacing: perhaps there is a place soon
+        if self.count(subject) < most:
+            self.begin(msg, subject)
+            return await self.take(msg, subject, work)
+    await self.refuse(msg, "503")
 
 
-def gathered(*, at_a_time=500, ids=True, duplicate="stored", silent="unknown", stops=False):
-    """Publish by js.publish, a number at a time."""
-
-    async def publish_all(nc, messages):
-        js, told = nc.jetstream(timeout=patience_s(messages)), {}
-
-        async def publish(msg_id, subject, payload):
-            try:
-                ack = await js.publish(subject, payload, headers={"Nats-Msg-Id": msg_id} if ids else None)
-                told[msg_id] = duplicate if ack.duplicate else "stored"
-            except APIError:
-                told[msg_id] = "refused"
-            except nats.errors.TimeoutError:
-                told[msg_id] = silent
-
-        for start in range(0, len(messages), at_a_time):
-            await asyncio.gather(*(publish(*message) for message in messages[start : start + at_a_time]))
-            if stops and "refused" in told.values():
-                break
-        return told
-
-    return publish_all
+async def waits_before_it_refuses(self, msg, subject, work, most):
+    await asyncio.sleep(1.0)  # work: think it over
+    await self.refuse(msg, "503")
 
 
-async def asks_for_no_answer(nc, messages):
-    for msg_id, subject, payload in messages:
-        await nc.publish(subject, payload, headers={"Nats-Msg-Id": msg_id})
-    await nc.flush()
-    return {msg_id: "stored" if len(payload) <= 64 else "refused" for msg_id, _, payload in messages}
+async def refuses_and_works_on_it(self, msg, subject, work, most):
+    await self.refuse(msg, "503")
+    await self.take(msg, subject, work)
 
 
-def knows_the_limit(most):
-    async def publish_all(nc, messages):
-        told = await windowed()(nc, messages)
-        return {
-            msg_id: told[msg_id] if told[msg_id] == "unknown" else "stored" if len(payload) <= most else "refused"
-            for msg_id, _, payload in messages
-        }
-
-    return publish_all
+async def once_more(self, msg, subject, work, most):
+    await self.refuse(msg, "503")
+    await self.refuse(msg, "503")
 
 
-async def waits_for_ever(nc, messages):
-    inbox, told = nc.new_inbox(), {}
-    answers = await nc.subscribe(f"{inbox}.*")
-    for number, (msg_id, subject, payload) in enumerate(messages):
-        await nc.publish(subject, payload, reply=f"{inbox}.{number}", headers={"Nats-Msg-Id": msg_id})
-    for _ in messages:
-        answer = await answers.next_msg(timeout=2)
-        number = int(answer.subject.rpartition(".")[2])
-        told[messages[number][0]] = "refused" if "error" in json.loads(answer.data) else "stored"
-    await answers.unsubscribe()
-    return told
+async def works_on_the_data(self, msg, work):
+    return await work(msg.data)
+
+
+async def makes_it_up(self, msg, work):
+    return b"done " + msg.data
+
+
+async def empty_is_refused(self, msg, done):
+    if done:
+        await msg.respond(done)
+    else:
+        await self.refuse(msg, "500")
+
+
+async def shows_the_error(self, msg, err):
+    await self.nc.publish(msg.reply, repr(err).encode(), headers={CODE: "500", WORDS: repr(err)})
+
+
+async def gives_a_code_alone(self, msg, err):
+    await self.nc.publish(msg.reply, headers={CODE: "500"})
+
+
+async def without_a_return(self, nc, subject, admit):
+    await nc.subscribe(subject, cb=admit)
+
+
+async def twice(self, nc, subject, admit):
+    await nc.subscribe(f"{subject}.more", cb=admit)
+    return await nc.subscribe(subject, cb=admit)
+
+
+async def elsewhere(self, nc, subject, admit):
+    return await nc.subscribe("check71", cb=admit)
+
+
+async def raises_at_once(self, msg, subject, work):
+    raise LookupError("no such desk")
+
+
+async def at_most_three(nc, subject, work, most):
+    return await service()(nc, subject, work, 3)
 
 
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (windowed(failed="stored"), "id-3 was called 'stored'; expected 'refused', as the server said"),
-        (windowed(stored="refused"), "id-0 was called 'refused'; expected 'stored', as the server said"),
-        (windowed(failed=""), "nothing was said of id-3"),
-        (windowed(stored=""), "nothing was said of id-0"),
-        (windowed(unknown="refused"), "b was called 'refused'; expected 'unknown', since no answer came"),
-        (windowed(unknown=""), "nothing was said of b"),
-        (windowed(stored="Stored"), "id-0 was called 'Stored'; expected 'stored'"),
-        (windowed(more={"id-none": "stored"}), "there are words for ids that no message has"),
-        (windowed(msg_id_of=lambda msg_id, subject: subject), "a message was sent under another Nats-Msg-Id"),
-        (windowed(msg_id_of=lambda msg_id, subject: f"{msg_id}-1"), "a message was sent under another Nats-Msg-Id"),
-        (knows_the_limit(100), "id-11 was called 'stored'; expected 'refused'"),
-        (lets_the_first_refusal_end_it, "it raised PublishRefusedError"),
-        (stops_when_one_is_refused, "some messages that the stream takes are not in it; expected one that is refused"),
-        (gathered(at_a_time=1, stops=True), "some messages that the stream takes are not in it"),
-        (gathered(ids=False), "a message was sent without Nats-Msg-Id"),
-        (gathered(duplicate="refused"), "id-5 was called 'refused'; expected 'stored'"),
-        (gathered(silent="stored"), "b was called 'stored'; expected 'unknown', since no answer came"),
-        (gathered(at_a_time=1), "each message waited for the answer to the one before"),
-        (asks_for_no_answer, "the messages were sent without a subject for the reply; expected an answer for each"),
-        (waits_for_ever, "it raised TimeoutError: nats: timeout"),
+        (service(extra=100), "a request too many was worked on as well; expected an answer with code 503"),
+        (service(extra=-1), "request 3 of 3 was refused with 503; expected work on all 3, since up to 3 may be in"),
+        (service(take=one_by_one), "1 of 3 requests were worked on at the same time"),
+        (at_most_three, "request 4 of 5 was refused with 503; expected work on all 5"),
+        (
+            service(count=lambda self, subject: sum(map(len, self.in_hand.values()))),
+            "request 3 of 5 was refused with 503",
+        ),
+        (service(code="429"), "a request too many: code 429"),
+        (service(code=None), "a request too many: an answer without a code"),
+        (service(words=""), "code 503 without Nats-Service-Error"),
+        (service(payload=b"busy"), "a payload of 4 bytes"),
+        (service(too_many=waits_a_little), "not yet: a request "),
+        (
+            service(too_many=waits_before_it_refuses),
+            "a request too many got no answer; expected",
+        ),
+        (service(too_many=refuses_and_works_on_it), "was worked on later"),
+        (service(too_many=once_more), "a request got two answers; expected one for each"),
+        (service(end=lambda *_, failed: None), "after one of the requests in hand was answered, request 1 of 1 was"),
+        (
+            service(end=lambda self, msg, subject, *, failed: failed or self.of(subject).discard(msg.reply)),
+            "after work had raised 3 times, request 1 of 1 was refused with 503",
+        ),
+        (
+            service(catches=()),
+            "work raised RuntimeError, and the request got no answer; expected an answer",
+        ),
+        (service(catches=RuntimeError), "work raised KeyError, and the request got no answer"),
+        (service(fail=shows_the_error), "work raised RuntimeError, and the request: a payload of 34 bytes"),
+        (service(fail=gives_a_code_alone), "and the request: code 500 without Nats-Service-Error"),
+        (service(subscribe=without_a_return), "None was returned; expected the subscription"),
+        (service(subscribe=twice), "it left a subscription to check71"),
+        (service(subscribe=elsewhere), "nobody is subscribed to check71.eu; expected work on all 3"),
+        (service(take=raises_at_once), "no request reached work, and the callback raised no such desk"),
+        (service(begin=lambda *_: None, do=begins_late), "requests came together, and 5 were worked on; expected 3"),
+        (service(do=works_on_the_data), "work was called with bytes; expected the request itself, a Msg"),
+        (service(do=makes_it_up), "request 1 of 3 was answered without work"),
+        (service(respond=empty_is_refused), "work was done, and the answer has code 500"),
     ],
     ids=[
-        *("all stored", "none stored", "only the stored", "only the refused", "unanswered is refused"),
-        *("nothing of the unanswered", "a capital", "one word more", "subjects as ids", "other ids", "knows the limit"),
-        *("raises", "stops", "one by one, and stops", "no ids", "twice is refused", "unanswered is stored"),
-        *("one by one", "fire and forget", "an answer to all"),
+        *(
+            "no limit",
+            "one less",
+            "one by one",
+            "at most three",
+            "one count for all",
+            "429",
+        ),
+        *(
+            "no code",
+            "no words",
+            "a payload",
+            "waits for a place",
+            "waits, then refuses",
+            "works on it all the same",
+        ),
+        *(
+            "twice",
+            "never free",
+            "a failure keeps its place",
+            "silent",
+            "one kind of error",
+            "shows the error",
+        ),
+        *(
+            "a code alone",
+            "no subscription",
+            "one more subscription",
+            "another subject",
+            "raises",
+            "counts what has begun",
+        ),
+        *(
+            "the data",
+            "makes it up",
+            "empty is refused",
+        ),
     ],
 )
-async def test_an_end_that_is_not_known_is_noticed(mesh, answer, said):
+async def test_a_service_that_refuses_otherwise_is_refused(mesh, answer, said):
     assert said in await refused("8.1", answer)
 
 
-async def by_one_inbox(nc, messages):
-    inbox, told = nc.new_inbox(), {msg_id: "unknown" for msg_id, _, _ in messages}
-    all_there, waiting = asyncio.Event(), set(range(len(messages)))
+async def with_a_semaphore(nc, subject, work, most):
+    places, tasks = asyncio.Semaphore(most), set()
 
-    async def note(answer):
-        number = int(answer.subject.rpartition(".")[2])
-        told[messages[number][0]] = "refused" if "error" in json.loads(answer.data) else "stored"
-        waiting.discard(number)
-        if not waiting:
-            all_there.set()
+    async def answer(msg):
+        headers, done = None, b""
+        try:
+            done = await work(msg)
+        except Exception as err:  # noqa: BLE001 (whatever it is)
+            headers = {WORDS: f"{type(err).__name__}: {err}", CODE: "500"}
+        places.release()
+        await nc.publish(msg.reply, done, headers=headers)
 
-    answers = await nc.subscribe(f"{inbox}.*", cb=note)
-    for number, (msg_id, subject, payload) in enumerate(messages):
-        await nc.publish(subject, payload, reply=f"{inbox}.{number}", headers={"Nats-Msg-Id": msg_id})
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(all_there.wait(), 1.5)
-    await answers.unsubscribe()
-    return told
+    async def admit(msg):
+        if places.locked():
+            await nc.publish(msg.reply, headers={WORDS: "come back later", CODE: "503"})
+        else:
+            await places.acquire()
+            tasks.add(asyncio.create_task(answer(msg)))
+
+    return await nc.subscribe(subject, queue="desk", cb=admit)
 
 
-@pytest.mark.parametrize("answer", [windowed(), gathered(at_a_time=100), by_one_inbox])
-async def test_an_end_that_is_known_in_another_way_is_accepted(mesh, answer):
+async def with_a_task_for_each(nc, subject, work, most):
+    tasks, in_hand = set(), 0
+
+    async def handle(msg):
+        nonlocal in_hand
+        if in_hand == most:
+            return await nc.publish(msg.reply, headers={CODE: "503", WORDS: "full"})
+        in_hand += 1
+        try:
+            await msg.respond(await work(msg))
+        except Exception:  # noqa: BLE001 (whatever it is)
+            await nc.publish(msg.reply, headers={CODE: "500", WORDS: "it did not work"})
+        finally:
+            in_hand -= 1
+
+    async def admit(msg):
+        task = asyncio.create_task(handle(msg))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    return await nc.subscribe(subject, cb=admit)
+
+
+async def with_a_loop(nc, subject, work, most):
+    sub, one = await nc.subscribe(subject), Service()
+    one.nc, one.tasks = nc, set()
+
+    async def read():
+        async for msg in sub.messages:
+            if one.count(subject) >= most:
+                await one.refuse(msg, "503")
+            else:
+                one.begin(msg, subject)
+                await one.take(msg, subject, work)
+
+    one.reading = asyncio.create_task(read())
+    return sub
+
+
+@pytest.mark.parametrize("answer", [service(), with_a_semaphore, with_a_task_for_each, with_a_loop])
+async def test_a_service_that_counts_in_another_way_is_accepted(mesh, answer):
     await accepted("8.1", answer)
 
 
-# 8.2
+def bucket(*, starts_full=True, caps=True, fractions=True, shared=False, pays=False, always=None):
+    memory = {}
+
+    def make(rate, burst):
+        state = memory if shared else {}
+
+        def take(now):
+            if always is not None:
+                return always
+            tokens, filled = state.get("tokens", burst if starts_full else 0), state.get("filled", now)
+            tokens += rate * (now - filled) if fractions else int(rate * (now - filled))
+            tokens = min(burst, tokens) if caps else tokens
+            state["filled"] = now
+            enough = tokens >= 1 - 1e-9
+            state["tokens"] = tokens - 1 if enough or pays else tokens
+            return enough
+
+        return take
+
+    return make
 
 
-def by_headers(
-    *,
-    first=1,
-    commit=lambda number, count: number == count,
-    id_of=lambda own, number: own,
-    told=None,
-    more=lambda more: more,
-    change=lambda messages: messages,
-    sequence=str,
-):
-    """A batch that differs from the solution in one way."""
+def awaited(take):
+    async def later(now):
+        return take(now)
 
-    async def store(nc, messages):
-        own, answer = nc.new_inbox()[-12:], None
-        messages = change(messages)
-        for number, (subject, payload, given) in enumerate(messages, start=first):
-            headers = {**more(given), "Nats-Batch-Id": id_of(own, number), "Nats-Batch-Sequence": sequence(number)}
-            if commit(number, first + len(messages) - 1):
-                headers["Nats-Batch-Commit"] = "1"
-            if number == first + len(messages) - 1:
-                answer = await nc.request(subject, payload, timeout=1.0, headers=headers)
-            else:
-                await nc.publish(subject, payload, headers=headers)
-        if told is not None:
-            return told(answer)
-        return bool(answer.data) and "error" not in json.loads(answer.data)
-
-    return store
+    return later
 
 
-async def publishes_one_by_one(nc, messages):
-    try:
-        for subject, payload, headers in messages:
-            await nc.jetstream().publish(subject, payload, headers=headers)
-    except APIError:
-        return False
-    return True
+def keeps_fractions_beyond_the_burst(rate, burst):
+    tokens, filled = burst, None
+
+    def take(now):
+        nonlocal tokens, filled
+        filled = now if filled is None else filled
+        whole = int(rate * (now - filled) + 1e-9)
+        tokens, filled = min(burst, tokens + whole), filled + whole / rate
+        if tokens < 1:
+            return False
+        tokens -= 1
+        return True
+
+    return take
 
 
-async def looks_before_it_publishes(nc, messages):
-    if any("99" in headers.values() for _, _, headers in messages):
-        return False
-    return await publishes_one_by_one(nc, messages)
+def loses_the_wait_of_a_refusal(rate, burst):
+    tokens, filled = burst, 0.0
+
+    def take(now):
+        nonlocal tokens, filled
+        held, filled = min(burst, tokens + rate * (now - filled)), now
+        if held < 1:
+            return False
+        tokens = held - 1
+        return True
+
+    return take
+
+
+def counts_before_it_pays(rate, burst):
+    tokens, filled = burst, 0.0
+
+    def take(now):
+        nonlocal tokens, filled
+        tokens, filled = min(burst, tokens + rate * (now - filled)), now
+        if tokens < 0:
+            return False
+        tokens -= 1
+        return True
+
+    return take
+
+
+def window_of_a_second(rate, burst):
+    sent = []
+
+    def take(now):
+        sent[:] = [at for at in sent if now - at < 1]
+        if len(sent) >= rate:
+            return False
+        sent.append(now)
+        return True
+
+    return take
 
 
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (publishes_one_by_one, "message 1 of three messages was stored by itself"),
-        (looks_before_it_publishes, "message 1 of three messages was stored by itself"),
-        (by_headers(first=0), "messages were stored of three messages; expected 3"),
-        (by_headers(commit=lambda number, count: False), "messages were stored of three messages"),
-        (by_headers(commit=lambda number, count: number == 1), "messages were stored of three messages; expected 3"),
-        (by_headers(commit=lambda number, count: number == 3), "0 messages were stored of a condition that holds"),
-        (by_headers(id_of=lambda own, number: f"{own}{number}"), "messages were stored of three messages; expected 3"),
-        (by_headers(id_of=lambda own, number: "batch"), "two batches were sent under the same Nats-Batch-Id"),
-        (by_headers(told=lambda answer: True), "that does not hold, True was returned; expected False"),
-        (by_headers(told=lambda answer: False), "for three messages, False was returned; expected True"),
-        (by_headers(told=lambda answer: None), "for three messages, None was returned; expected True"),
-        (by_headers(told=lambda answer: answer), "for three messages, Msg was returned; expected True"),
-        (by_headers(more=lambda more: {}), "with a condition in the second that does not hold, 3 of 3 messages were"),
-        (
-            by_headers(more=lambda more: {name: value for name, value in more.items() if name.startswith("Nats")}),
-            "message 2 of a condition that holds is stored without its header Colour",
-        ),
-        (by_headers(sequence=lambda number: str(number)[-1]), "messages were stored of twelve messages; expected 12"),
-        (by_headers(change=sorted), "message 1 of three messages is stored with another subject"),
-        (by_headers(change=lambda messages: messages[::-1]), "of three messages is stored with another subject"),
-        (
-            by_headers(
-                change=lambda messages: [(subject, payload or b"-", more) for subject, payload, more in messages]
-            ),
-            "message 12 of twelve messages is stored with another subject or payload",
-        ),
-        (by_headers(change=lambda messages: messages[:9]), "9 messages were stored of twelve messages"),
+        (bucket(starts_full=False), "rate 8, burst 1: call 1, 0 s after the first, returned False; expected True"),
+        (bucket(caps=False), "rate 1, burst 2: call 5, 60 s after the first, returned True; expected False"),
+        (bucket(fractions=False), "returned False; expected True"),
+        (bucket(shared=True), "rate 8, burst 1: call 1"),
+        (bucket(pays=True), "returned False; expected True"),
+        (bucket(always=True), "call 2, 0 s after the first, returned True; expected False"),
+        (bucket(always=1), "int was returned; expected True or False"),
+        (lambda rate, burst: bucket()(rate, 1), "rate 2, burst 3: call 2, 0 s after the first, returned False"),
+        (lambda rate, burst: bucket()(round(rate), burst), "returned False; expected True"),
+        (keeps_fractions_beyond_the_burst, "rate 1, burst 1: call 3, 2 s after the first, returned True"),
+        (loses_the_wait_of_a_refusal, "rate 8, burst 1: call 4, 0.125 s after the first, returned False"),
+        (counts_before_it_pays, "burst 1: call 2, 0 s after the first, returned True; expected False"),
+        (lambda rate, burst: awaited(bucket()(rate, burst)), "take is an async function; expected a plain function"),
+        (window_of_a_second, "returned"),
     ],
     ids=[
-        *("one by one", "looks first", "from 0", "no commit", "commit first", "commit third", "an id each", "one id"),
-        *("True", "False", "None", "the answer", "no headers", "its own headers", "one digit", "sorted", "backwards"),
-        *("never empty", "nine"),
+        *(
+            "empty",
+            "no cap",
+            "whole tokens",
+            "shared",
+            "refusals pay",
+            "always",
+        ),
+        *(
+            "a number",
+            "burst 1",
+            "whole rates",
+            "fractions beyond",
+            "loses the wait",
+            "one too many",
+        ),
+        *(
+            "async",
+            "window",
+        ),
     ],
 )
-async def test_a_batch_that_is_none_is_noticed(mesh, answer, said):
+async def test_another_bucket_is_refused(mesh, answer, said):
     assert said in await refused("8.2", answer)
 
 
-async def asks_with_each(nc, messages):
-    batch = f"batch-{id(messages)}-{nc.new_inbox()}"[-40:]
-    for number, (subject, payload, more) in enumerate(messages, start=1):
-        headers = more | {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": f"{number}"}
-        headers |= {"Nats-Batch-Commit": "1"} if number == len(messages) else {}
-        answer = await nc.request(subject, payload, headers=headers, timeout=5)
-        if b'"error"' in answer.data:
+def by_arrival_times(rate, burst):
+    due = None
+
+    def take(now):
+        nonlocal due
+        due = now if due is None else max(due, now)
+        if due - now > (burst - 1) / rate + 1e-9:
             return False
-    return json.loads(answer.data)["count"] == len(messages)
+        due += 1 / rate
+        return True
+
+    return take
 
 
-@pytest.mark.parametrize("answer", [by_headers(told=lambda answer: json.loads(answer.data)["seq"] > 0), asks_with_each])
-async def test_a_batch_that_is_sent_in_another_way_is_accepted(mesh, answer):
+class Bucket:
+    def __init__(self, rate, burst):
+        self.rate, self.burst, self.used, self.at = rate, burst, 0.0, float("-inf")
+
+    def __call__(self, now):
+        used = max(0.0, self.used - self.rate * (now - self.at))
+        if passes := used <= self.burst - 1 + 1e-9:
+            self.used, self.at = used + 1, now
+        return passes
+
+
+@pytest.mark.parametrize("answer", [bucket(), by_arrival_times, lambda rate, burst: Bucket(rate, burst)])
+async def test_a_bucket_made_otherwise_is_accepted(mesh, answer):
     await accepted("8.2", answer)
 
 
-# 8.3
-
-
-async def waits_until_it_is_full(queue, size, patience):
-    filled = []
-    while (order := await queue.get()) is not None:
-        filled.append(order)
-        if len(filled) == size:
-            yield filled
-            filled = []
-    if filled:
-        yield filled
-
-
-async def looks_at_the_clock_when_an_order_comes(queue, size, patience):
-    filled, loop = [], asyncio.get_running_loop()
-    while (order := await queue.get()) is not None:
-        until = until if filled else loop.time() + patience  # noqa: F821 (set with the first order of a batch)
-        filled.append(order)
-        if len(filled) == size or loop.time() >= until:
-            yield filled
-            filled = []
-    if filled:
-        yield filled
-
-
-async def starts_the_clock_anew(queue, size, patience):
-    filled = []
-    while True:
-        try:
-            order = await asyncio.wait_for(queue.get(), patience)
-        except TimeoutError:
-            if filled:
-                yield filled
-            filled = []
-            continue
-        if order is None:
-            break
-        filled.append(order)
-        if len(filled) == size:
-            yield filled
-            filled = []
-    if filled:
-        yield filled
-
-
-async def drops_what_was_begun(queue, size, patience):
-    while True:
-        filled, until = [await queue.get()], asyncio.get_running_loop().time() + patience
-        try:
-            async with asyncio.timeout_at(until):
-                while len(filled) < size:
-                    filled.append(await queue.get())
-        except TimeoutError:
-            pass
-        if None in filled:
-            return
-        yield filled
-
-
-async def sends_each_by_itself(queue, size, patience):
-    filled = []
-    while (order := await queue.get()) is not None:
-        filled.append(order)
-        if len(filled) == size or queue.empty():
-            yield filled
-            filled = []
-
-
-def timed(
+def asking(
     *,
-    size_of=lambda size: size,
-    patience_of=lambda patience: patience,
-    falsy=False,
-    ends_empty=False,
-    ticks=False,
-    goes_on=False,
-    kind=list,
-    same=False,
+    codes=("429", "503"),
+    pause=lambda said: float(said or 0.1),
+    limit=lambda until, wait: time.monotonic() + wait > until,
+    tries=100,
+    refused=lambda answer: (answer.headers or {}).get(CODE),
+    result=lambda data: data,
+    again=lambda payload: payload,
+    late=None,
+    sleep=asyncio.sleep,
+    timeout=2,
 ):
-    """Lists that differ from the solution's in one way."""
+    """A publisher that differs from the solution in one way."""
 
-    async def fill(queue, size, patience):
-        loop, ended, filled = asyncio.get_running_loop(), False, []
-        started = loop.time()
-        while not ended:
-            filled = filled if same else []
-            filled.clear()
-            until = None
-            if ticks:
-                until = started + (int((loop.time() - started) / patience) + 1) * patience
-            try:
-                async with asyncio.timeout_at(until) as limit:
-                    while len(filled) < size_of(size):
-                        order = await queue.get()
-                        if (not order and order != 0) if falsy else order is None:
-                            ended = not goes_on
-                            break
-                        if not filled and limit.when() is None:
-                            limit.reschedule(loop.time() + patience_of(patience))
-                        filled.append(order)
-            except TimeoutError:
-                pass
-            if filled:
-                yield filled if same else kind(filled)
-        if ends_empty:
-            yield []
+    async def place(nc, subject, payload, within):
+        until = time.monotonic() + within
+        for _ in range(tries):
+            answer = await nc.request(subject, payload, timeout=timeout)
+            payload = again(payload)
+            code = refused(answer)
+            if not code:
+                return result(answer.data)
+            wait = pause((answer.headers or {}).get("Retry-After"))
+            if code not in codes:
+                return None
+            if limit(until, wait):
+                return await late(until) if late else None
+            waiting = sleep(wait)  # pacing: as the desk asked for
+            if waiting is not None:
+                await waiting
+        return None
 
-    return fill
+    return place
 
 
-async def gives_what_it_has(queue, size, patience):
-    """Let an empty list leave when no first order came in all the time."""
-    first = True
-    async for filled in timed()(queue, size, patience):
-        if first and filled == [0] and patience == 0.2:
-            yield []
-        first = False
-        yield filled
+async def until_the_deadline(until):
+    await asyncio.sleep(until - time.monotonic())  # pacing: there might be time
 
 
-async def empties_the_queue(queue, size, patience):
-    ended = False
-    while not ended:
-        filled = [await queue.get()]
-        if filled == [None]:
-            return
-        if len(filled) < size and queue.empty():
-            await asyncio.sleep(patience)  # pacing: others may come
-        while not queue.empty() and not ended:
-            ended = (order := queue.get_nowait()) is None
-            filled += [] if ended else [order]
-        yield filled
+def by_the_sum_of_pauses():
+    async def place(nc, subject, payload, within):
+        waited = 0.0
+
+        def too_late(until, wait):
+            nonlocal waited
+            waited += wait
+            return waited > within
+
+        return await asking(limit=too_late)(nc, subject, payload, within)
+
+    return place
 
 
-# They mostly wait: a few are tried side by side.
-AT_THE_WRONG_TIME = [
-    (
-        waits_until_it_is_full,
-        "of an order that came alone, nothing in time left; expected [0] 0.4 s",
-    ),
-    (looks_at_the_clock_when_an_order_comes, "of an order that came alone, nothing in time left"),
-    (starts_the_clock_anew, "of orders that came one by one, nothing in time left; expected [0, 1, 2] 0.4 s after"),
-    (drops_what_was_begun, "of seven orders at once, the end left; expected [6] at the end"),
-    (sends_each_by_itself, "of seven orders at once, [6] left too early; expected [6] at the end"),
-    (
-        empties_the_queue,
-        "of seven orders at once, [0, 1, 2, 3, 4, 5, 6] left; expected",
-    ),
-    (timed(ends_empty=True), "of seven orders at once, after all others [] left; expected the end"),
-    (gives_what_it_has, "when nothing had come for a while, an empty list left; expected [0] at the end"),
-    (timed(ticks=True), "of an order that came alone, [0] left too early"),
-    (timed(falsy=True), "of orders that are empty, [0] left"),
-    (timed(goes_on=True), "of seven orders at once, after all others nothing in time left; expected the end"),
-    (timed(kind=tuple), "of seven orders at once, (0, 1, 2) left; expected [0, 1, 2]"),
-    (timed(kind=sorted), "it raised TypeError"),
-    (timed(kind=lambda orders: orders[::-1]), "of seven orders at once, [2, 1, 0] left"),
-    (timed(size_of=lambda size: size + 1), "of seven orders at once, [0, 1, 2, 3] left"),
-    (timed(size_of=lambda size: 3), "of orders that came one by one, [0, 1, 2] left too early"),
-    (timed(patience_of=lambda patience: 0.4), "of an order that may wait longer, [0] left too early"),
-    (timed(patience_of=lambda patience: patience * 2), "of an order that came alone, nothing in time left"),
-    (timed(patience_of=lambda patience: patience / 2), "of an order that came alone, [0] left too early"),
-    (timed(patience_of=lambda patience: 0.0), "left too early"),
-]
+def with_one_deadline_for_all():
+    deadlines = []
+
+    async def place(nc, subject, payload, within):
+        deadlines.append(time.monotonic() + within)
+        return await asking(limit=lambda until, wait: time.monotonic() + wait > deadlines[-1])(
+            nc, subject, payload, within
+        )
+
+    return place
 
 
-@pytest.mark.parametrize("wrong", [AT_THE_WRONG_TIME[at::4] for at in range(4)])
-async def test_a_batch_that_leaves_at_the_wrong_time_is_noticed(mesh, wrong):
-    verdicts = await refused_side_by_side("8.3", *(answer for answer, _ in wrong))
-    for (_, said), verdict in zip(wrong, verdicts, strict=True):
-        assert said in verdict
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (asking(refused=lambda answer: None), "refused twice: b'' was returned; expected b'accepted an order'"),
+        (asking(tries=1), "refused twice: None was returned; expected b'accepted an order'"),
+        (asking(pause=lambda said: 0.0), "refused twice: asked again before 0.3 s were over"),
+        (asking(pause=lambda said: 0.5 * float(said or 1)), "refused twice: asked again before 0.3 s were over"),
+        (asking(pause=lambda said: 2 * float(said or 1)), "not yet: refused "),
+        (asking(pause=lambda said: -(-float(said or 1) // 1)), "refused twice: asked again long after 0.3 s were over"),
+        (asking(codes=("503",)), "refused twice: None was returned"),
+        (asking(codes=("400", "429", "503")), "refused with 400: b'accepted an order' was returned; expected None"),
+        (asking(codes=("500", "429", "503")), "refused with 500, which says when, too: b'accepted an order' was"),
+        (asking(codes=("404", "429", "503")), "refused with 503, then with 404: b'accepted an order' was returned"),
+        (asking(late=until_the_deadline), "told to come back too late: nothing was returned for 1 s"),
+        (
+            asking(pause=lambda said: min(float(said or 1), 0.8)),
+            "told to come back too late: b'accepted an order' was returned",
+        ),
+        (by_the_sum_of_pauses(), "refused by a slow desk: asked once more than that"),
+        (with_one_deadline_for_all(), "refused again and again: asked once more than that"),
+        (asking(refused=lambda answer: not answer.data and answer.headers[CODE]), "refused in a payload: b'busy' was"),
+        (asking(result=lambda data: data or None), "accepted in no words: None was returned; expected b''"),
+        (
+            asking(result=bytes.decode),
+            "welcome at once: 'accepted an order' was returned; expected b'accepted an order'",
+        ),
+        (asking(again=lambda payload: b""), "refused twice: b'' was returned; expected b'accepted an order'"),
+        (asking(sleep=time.sleep), "while one call waited, nothing else in the program went on"),
+        (asking(timeout=0.1), "refused by a slow desk: TimeoutError was raised; expected None"),
+    ],
+    ids=[
+        *(
+            "does not look",
+            "once",
+            "at once",
+            "half as long",
+            "twice as long",
+            "whole seconds",
+        ),
+        *(
+            "only 503",
+            "also 400",
+            "also 500",
+            "also 404",
+            "waits to the end",
+            "0.8 s at most",
+        ),
+        *(
+            "sum of pauses",
+            "one deadline",
+            "looks at the payload",
+            "None for empty",
+            "text",
+            "nothing the second time",
+        ),
+        *(
+            "time.sleep",
+            "a short timeout",
+        ),
+    ],
+)
+async def test_a_publisher_that_asks_otherwise_is_refused(mesh, answer, said):
+    assert said in await refused("8.3", answer)
 
 
-async def with_a_task_for_the_next(queue, size, patience):
-    loop, getting = asyncio.get_running_loop(), asyncio.create_task(queue.get())
-    filled, until = [], None
+async def with_a_timeout(nc, subject, payload, within):
+    loop = asyncio.get_running_loop()
+    until = loop.time() + within
+    try:
+        async with asyncio.timeout_at(until):
+            answer = await nc.request(subject, payload, timeout=within)
+            match (answer.headers or {}).get(CODE):
+                case None:
+                    return answer.data
+                case "429" | "503":
+                    wait = float(answer.headers["Retry-After"])
+                case _:
+                    return None
+            if loop.time() + wait >= until:
+                return None
+            await asyncio.sleep(wait)  # pacing: as the desk asked for
+    except TimeoutError:
+        return None
+    return await with_a_timeout(nc, subject, payload, until - loop.time())
+
+
+async def with_an_inbox(nc, subject, payload, within):
+    until, inbox = time.monotonic() + within, nc.new_inbox()
+    sub = await nc.subscribe(inbox)
     try:
         while True:
-            done, _ = await asyncio.wait([getting], timeout=until and max(0, until - loop.time()))
-            if done and (order := getting.result()) is None:
-                break
-            if done:
-                until = until or loop.time() + patience
-                filled.append(order)
-                getting = asyncio.create_task(queue.get())
-            if not done or len(filled) == size:
-                yield filled
-                filled, until = [], None
-        if filled:
-            yield filled
+            await nc.publish(subject, payload, reply=inbox)
+            answer = await sub.next_msg(timeout=until - time.monotonic())
+            if not answer.headers or CODE not in answer.headers:
+                return answer.data
+            code, wait = int(answer.headers[CODE]), float(answer.headers.get("Retry-After", "0"))
+            if code not in {429, 503} or time.monotonic() + wait > until:
+                return None
+            await asyncio.sleep(wait + 0.05)  # pacing: as the desk asked for, and a little more
     finally:
-        getting.cancel()
+        await sub.unsubscribe()
 
 
-@pytest.mark.parametrize("answer", [timed(), with_a_task_for_the_next])
-async def test_a_batch_that_waits_in_another_way_is_accepted(mesh, answer):
+@pytest.mark.parametrize("answer", [asking(), with_a_timeout, with_an_inbox])
+async def test_a_publisher_that_waits_in_another_way_is_accepted(mesh, answer):
     await accepted("8.3", answer)

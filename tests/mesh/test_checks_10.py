@@ -1,299 +1,300 @@
 """The exercises of notebook 10: stubs are not attempted, plausible wrong answers are refused with the right reason."""
 
-import sys
-from functools import cache
+import asyncio
+import ssl
 
+import nats
 import pytest
 from exercise_cells import ExerciseCells, accepted, refused
 
-from mesh_lab.notebook import exercises
-from mesh_lab.security import Operator
+from mesh_lab.security import Key
 
-CELLS = ExerciseCells("10_isolate_the_tenants")
+CELLS = ExerciseCells("10_lock_the_doors", asyncio=asyncio, ssl=ssl, nats=nats)
 
 test_the_cell_for_the_reader_is_not_attempted, test_the_solution_in_the_notebook_is_correct = CELLS.tests()
 
 
-kept_operator = cache(Operator)
+NEXT, ACK = "$JS.API.CONSUMER.MSG.NEXT.ORDERS.shipping", "$JS.ACK.ORDERS.shipping.>"
 
 
-@pytest.fixture
-def servers_kept(own_meshes_kept, monkeypatch):
-    """Servers of the check's own belong to an operator: with one for all trials, they can be kept, too."""
-    exercises._load("10")
-    monkeypatch.setattr(sys.modules["mesh_lab_checks.10_isolate_the_tenants"], "Operator", kept_operator)
+def permissions(*, publish=("orders.*.*.shipped", NEXT, ACK), subscribe=("_INBOX_shipping.>",)):
+    listed = [", ".join(f'"{subject}"' for subject in subjects) for subjects in (publish, subscribe)]
+    return f"publish: [ {listed[0]} ]\n subscribe: [ {listed[1]} ]"
 
 
-EXPORT = {"name": "refunds", "type": "service", "subject": "cards.refund"}
-IMPORT = {"name": "refunds", "type": "service", "subject": "cards.refund", "local_subject": "refunds.ask"}
-
-
-def opening(exports=(EXPORT,), imports=(IMPORT,), *, back=(), account=None):
-    def open_counter(bank, shop):
-        bank.exports += exports
-        shop.imports += [{"account": (account or bank).public, **one} for one in imports]
-        if back:
-            shop.exports += back
-            bank.imports += [{**one, "account": shop.public} for one in back]
-
-    return open_counter
-
-
-def the_other_way(bank, shop):
-    opening()(shop, bank)
-
-
-ORDERS = {"name": "orders", "type": "stream", "subject": "orders.>"}
-CHARGE = {"name": "charge", "type": "service", "subject": "cards.charge"}
+def also(*publish):
+    return permissions(publish=["orders.*.*.shipped", NEXT, ACK, *publish])
 
 
 @pytest.mark.parametrize(
-    ("answer", "said"),
+    ("text", "said"),
     [
+        (None, "None was returned"),
+        ("publish: [", "the server did not understand it"),
+        (permissions(subscribe=["_INBOX_billing.>"]), "may not listen to its inbox"),
+        (permissions(subscribe=["_INBOX_shipping.*"]), "and may not hear that it is stored"),
+        (permissions(publish=["orders.*.*.shipped", ACK]), "asked for an order and got none"),
+        (permissions(publish=["orders.*.*.shipped", NEXT]), "may not acknowledge its order"),
         (
-            opening(exports=()),
-            "nobody answered: the bank exports nothing; expected an answer of the bank's cards.refund",
+            permissions(publish=["orders.*.*.shipped", NEXT, "$JS.ACK.ORDERS.shipping.1.>"]),
+            "may not acknowledge an order that came a second time",
         ),
-        (opening(imports=()), "nobody answered: the shop imports nothing"),
-        (the_other_way, "nobody answered: the shop exports to the bank"),
-        (opening(imports=({**IMPORT, "local_subject": "refund"},)), "nobody answered: the shop imports it as 'refund'"),
-        (opening(imports=({**IMPORT, "subject": "cards.charge"},)), "the shop imports 'cards.charge' of the bank's"),
-        (opening(account=Operator("other").account("bank")), "the shop's import names another account than the bank"),
+        (permissions(publish=[NEXT, ACK]), "may not publish shipped events"),
         (
-            opening(exports=({**EXPORT, "type": "stream"},)),
-            "the bank's export is of type 'stream', which cannot be asked",
+            permissions(publish=["orders.eu.*.shipped", NEXT, ACK]),
+            "publish shipped events: orders.us.000010.shipped",
         ),
-        (opening(exports=({**EXPORT, "token_req": True},)), "the bank's export is private (token_req)"),
-        (lambda bank, shop: setattr(bank, "exports", EXPORT), "are no lists of dictionaries"),
+        (permissions(publish=["orders.>", NEXT, ACK]), "may also publish placed orders"),
+        (permissions(publish=["*.*.*.shipped", NEXT, ACK]), "may also publish beside the orders"),
+        (permissions(publish=["orders.*.*.shipped.>", "orders.*.*.shipped", NEXT, ACK]), "events below shipped ones"),
+        (permissions(publish=["orders.*.*.shipped", "$JS.API.CONSUMER.>", ACK]), "may also take billing's orders"),
+        (permissions(publish=["orders.*.*.shipped", "$JS.API.>", ACK]), "may also take billing's orders"),
         (
-            opening(exports=({**EXPORT, "subject": "cards.>"},)),
-            "a stranger who imported cards.charge was answered; expected an export of cards.refund alone",
+            permissions(publish=["orders.*.*.shipped", "$JS.API.CONSUMER.MSG.NEXT.*.shipping", ACK]),
+            "may also take from another stream",
         ),
-        (opening(exports=(EXPORT, CHARGE)), "a stranger who imported cards.charge was answered"),
-        (
-            opening(exports=(EXPORT, {**CHARGE, "subject": "accounts.close"})),
-            "the bank also exports 'accounts.close', to whoever imports it",
-        ),
-        (
-            opening(
-                exports=({**EXPORT, "subject": ">"},),
-                imports=(IMPORT, {**IMPORT, "name": "all", "subject": "cards.charge", "local_subject": "cards.charge"}),
-            ),
-            "the bank also heard cards.charge",
-        ),
-        (
-            opening(imports=(IMPORT, {**IMPORT, "name": "again", "local_subject": "give.back"})),
-            "the shop has 2 imports",
-        ),
-        (
-            opening(
-                exports=(EXPORT, {"name": "notices", "type": "stream", "subject": "notices.>"}),
-                imports=(IMPORT, {"name": "notices", "type": "stream", "subject": "notices.>"}),
-            ),
-            "the shop also heard notices.closed",
-        ),
-        (opening(back=(ORDERS,)), "the bank also heard orders.eu.000001.placed"),
-        (opening(back=({**ORDERS, "subject": "stock.>"},)), "something can also pass from the shop to the bank"),
-    ],
-    ids=[
-        *(
-            "no export",
-            "no import",
-            "the other way",
-            "another name",
-            "another service",
-            "another account",
-        ),
-        *(
-            "a stream",
-            "private",
-            "no list",
-            "too wide an export",
-            "charge",
-            "exports more",
-        ),
-        *(
-            "a second door",
-            "a third name",
-            "a stream too",
-            "the orders",
-            "the stock",
-        ),
+        (permissions(publish=["orders.*.*.shipped", NEXT, "$JS.ACK.>"]), "may also acknowledge billing's orders"),
+        (permissions(publish=["orders.*.*.shipped", NEXT, "$JS.ACK.*.shipping.>"]), "acknowledge in another stream"),
+        (also("$JS.API.CONSUMER.CREATE.ORDERS.>"), "may also create a consumer"),
+        (also("$JS.API.CONSUMER.DURABLE.CREATE.>"), "may also create a consumer"),
+        (also("$JS.API.CONSUMER.CREATE.ORDERS.shipping.>"), "may also change its consumer"),
+        (also("$JS.API.CONSUMER.INFO.ORDERS.shipping"), "may also ask about its consumer"),
+        (also("$JS.API.STREAM.DELETE.ORDERS"), "may also delete the stream"),
+        (also("$JS.API.DIRECT.GET.ORDERS.>"), "may also read orders past its consumer"),
+        (also("_INBOX_billing.>"), "may also answer for others"),
+        (permissions(subscribe=["_INBOX_shipping.>", "_INBOX.>"]), "may also watch answers to others"),
+        (permissions(subscribe=["_INBOX_shipping.>", "orders.*.*.shipped"]), "may also watch shipped events"),
+        (permissions(subscribe=[">"]), "may also watch paid events"),
+        ('publish: ">", subscribe: ">"', "may also watch paid events"),
+        ('publish: { deny: "$JS.API.STREAM.>" }, subscribe: "_INBOX_shipping.>"', "may also publish placed orders"),
     ],
 )
-async def test_a_counter_that_is_shut_or_too_wide_is_refused(mesh, servers_kept, answer, said):
-    assert said in await refused("10.1", answer)
-
-
-def with_more_words(bank, shop):
-    bank.exports = [{**EXPORT, "response_type": "Singleton", "account_token_position": 0}]
-    shop.imports = [{**IMPORT, "name": "give back", "account": bank.public, "share": False}]
-
-
-@pytest.mark.parametrize("answer", [opening(exports=({**EXPORT, "name": ""},)), with_more_words])
-async def test_a_counter_opened_otherwise_is_accepted(mesh, servers_kept, answer):
-    await accepted("10.1", answer)
-
-
-def limited(**changes):
-    limits = {"conn": 3, "subs": 20, "payload": 65_536, "streams": 2, "disk_storage": 5_000_000, **changes}
-    return lambda operator, name: operator.account(name, **{what: most for what, most in limits.items() if most})
+async def test_permissions_that_are_too_small_or_too_large_are_refused(mesh, own_meshes_kept, text, said):
+    assert said in await refused("10.1", lambda: text)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    "text",
     [
-        ({"conn": None}, "4 connections are allowed; expected 3"),
-        ({"conn": 2}, "3 connections are refused"),
-        ({"subs": None}, "21 subscriptions are allowed"),
-        ({"subs": 19}, "20 subscriptions are refused"),
-        ({"payload": 64_000}, "65,536 bytes in a message are refused"),
-        ({"payload": None}, "65,537 bytes in a message are allowed"),
-        ({"streams": 1}, "2 streams are refused"),
-        ({"streams": None}, "3 streams are allowed"),
-        ({"disk_storage": 5_242_880}, "5,000,001 bytes on disk are allowed"),
-        ({"disk_storage": 500_000}, "5,000,000 bytes on disk are refused"),
-        ({"disk_storage": None, "mem_storage": 5_000_000}, "5,000,001 bytes on disk are allowed"),
+        f'publish: {{ allow: ["{NEXT}", "$JS.ACK.ORDERS.shipping.*.*.*.*.*", "orders.*.*.shipped"] }}\n'
+        'subscribe = { allow: ["_INBOX_shipping.>"] }',
+        f'publish: {{ allow: ["orders.*.*.*", "{NEXT}", "{ACK}"], deny: ["orders.*.*.placed", "orders.*.*.paid"] }}\n'
+        'subscribe: ["_INBOX_shipping.*", "_INBOX_shipping.*.*"]',
     ],
+    ids=["allow", "deny"],
 )
-async def test_limits_that_are_too_low_or_too_high_are_refused(mesh, servers_kept, changes, said):
-    assert said in await refused("10.2", limited(**changes))
+async def test_permissions_written_otherwise_are_accepted(mesh, own_meshes_kept, text):
+    await accepted("10.1", lambda: text)
 
 
-def one_for_all():
-    known = []
+def changing(*steps):
+    async def change_key(reload, move, entry, old, new):
+        texts = {"old": entry(old[1]), "new": entry(new[1]), "both": entry(old[1]) + "\n" + entry(new[1]), "none": ""}
+        texts["new and one more"] = f"{entry(new[1])}\n{{ user: anybody, password: anything }}"
+        for step in steps:
+            if step.startswith("move"):
+                await move({"move": new[0], "move back": old[0], "move away": STRANGER.seed}[step])
+            else:
+                await reload(texts[step])
 
-    def student(operator, name):
-        known[:] = known or [limited()(operator, name)]
-        known[0].name = name
-        return known[0]
+    return change_key
 
-    return student
+
+STRANGER = Key.new("user")
 
 
 @pytest.mark.parametrize(
-    ("answer", "said"),
+    ("steps", "said"),
     [
-        (lambda operator, name: name, "str was returned"),
-        (lambda operator, name: limited()(operator, name).user(name), "User was returned; expected an account"),
-        (limited(connections=3), "no limit is called connections"),
-        (lambda operator, name: limited()(operator, "student"), "the account for 'Zoë' is called 'student'"),
-        (lambda operator, name: limited()(Operator("mine"), name), "another operator signed the account"),
-        (one_for_all(), "the account for 'Zoë' is called 'student-10'"),
-        (limited(consumer=10), "consumer is limited, too; expected five limits"),
-        (limited(mem_storage=5_000_000), "mem_storage is limited, too"),
+        (["move"], "the shop moved to the new key, and the server did not know it; expected the new key first"),
+        (["new", "move"], "users without its old key, which the shop used, and orders were lost"),
+        (["both", "new", "move"], "users without its old key, which the shop used, and orders were lost"),
+        (["both", "move", "none"], "users without the new key, which the shop used, and orders were lost"),
+        (["both", "move"], "the old key still lets in"),
+        (["both"], "the old key still lets in"),
+        (["both", "move", "old"], "users without the new key, which the shop used, and orders were lost"),
+        (["both", "move", "move back", "new"], "users without its old key, which the shop used"),
+        (["both", "move away", "new"], "the shop moved to a seed of its own, and the server did not know it"),
+        (["both", "move", "new and one more"], "the servers know more users than entry(new[1])"),
+        (["old"], "the new key is refused in the end"),
+        ([], "the new key is refused in the end"),
     ],
-    ids=[
-        *(
-            "a name",
-            "a user",
-            "another word",
-            "another name",
-            "another operator",
-            "one for all",
-        ),
-        *(
-            "consumers",
-            "memory",
-        ),
-    ],
+    ids=" ".join,
 )
-async def test_another_account_for_a_student_is_refused(mesh, servers_kept, answer, said):
-    assert said in await refused("10.2", answer)
+async def test_a_key_changed_in_another_order_is_refused(mesh, own_meshes_kept, steps, said):
+    assert said in await refused("10.2", changing(*steps))
 
 
-def sets_the_limits_afterwards(operator, name):
-    account = operator.account(name)
-    account.limits.update(disk_storage=5 * 10**6, payload=2**16, subs=20, streams=2, conn=3)
-    return account
+async def begins_to_move(reload, move, entry, old, new):
+    await reload("\n".join(entry(public) for _, public in (old, new)))
+    moving = asyncio.create_task(move(new[0]))
+    await reload(entry(new[1]))
+    await moving
 
 
-@pytest.mark.parametrize("answer", [sets_the_limits_afterwards, limited(mem_storage=-1, leaf=-1)])
-async def test_an_account_limited_otherwise_is_accepted(mesh, servers_kept, answer):
+async def test_a_move_that_is_not_waited_for_is_refused_also_when_it_is_quick(mesh, own_meshes_kept):
+    assert "given other users while the shop was still moving" in await refused("10.2", begins_to_move)
+
+
+async def new_key_in_front(reload, move, entry, old, new):
+    await reload(f"{entry(new[1])}\n\n{entry(old[1])}\n")
+    await move(new[0])
+    await reload(f"\n{entry(new[1])}\n")
+
+
+@pytest.mark.parametrize("answer", [new_key_in_front, changing("old", "both", "both", "move", "move", "new", "new")])
+async def test_a_key_changed_in_more_steps_is_accepted(mesh, own_meshes_kept, answer):
     await accepted("10.2", answer)
 
 
-def seated(*, publish=("work.{}.>",), subscribe=("work.>", "_INBOX_{}.>"), lives=lambda seconds: seconds, account=None):
-    def seat(given, name, seconds):
-        allowed = [
-            publish and [one.format(name) for one in publish],
-            subscribe and [one.format(name) for one in subscribe],
-        ]
-        user = (account or given).user(name, publish=allowed[0], subscribe=allowed[1], lives_for=lives(seconds))
-        return user
+def entering(*, change=lambda context: None, complains=True, seed_of=lambda seed: seed, done=None, **more):
+    """A way to connect that differs from the solution in one thing."""
 
-    return seat
+    async def enter(urls, authority, seed, complain):
+        context = ssl.create_default_context(cafile=authority)
+        change(context)
+        options = {"nkeys_seed_str": seed_of(seed), **more}
+        if complains:
+            options["error_cb"] = complain if complains is True else complains(complain)
+        client = await nats.connect(urls, tls=context, allow_reconnect=False, **options)
+        return await done(client, urls, options) if done else client
+
+    return enter
 
 
-def also_publishes(*subjects):
-    return seated(publish=("work.{}.>", *subjects))
+def any_server(context):
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
 
 
-def also_hears(*subjects):
-    return seated(subscribe=("work.>", "_INBOX_{}.>", *subjects))
+def any_name(context):
+    context.check_hostname = False
+
+
+def only_the_first(complain):
+    heard = []
+
+    async def pass_on(error):
+        if not heard:
+            heard.append(error)
+            await complain(error)
+
+    return pass_on
+
+
+def only_publishes(complain):
+    async def pass_on(error):
+        if "publish to" in str(error):
+            await complain(error)
+
+    return pass_on
+
+
+async def closed(client, urls, options):
+    await client.close()
+    return client
+
+
+async def none(client, urls, options):
+    return None
+
+
+async def one_more(client, urls, options):
+    entering.kept = client
+    return await nats.connect(urls, tls=client.ssl_context, **options)
+
+
+async def looks_afterwards(urls, authority, seed, complain):
+    client = await entering(change=any_server)(urls, authority, seed, complain)
+    reader, writer = await asyncio.open_connection(*urls[0].removeprefix("nats://").split(":"))
+    try:
+        await reader.readline()
+        await writer.start_tls(ssl.create_default_context(cafile=authority), server_hostname="127.0.0.1")
+    except BaseException:  # also where it is cut off in the middle: nobody else has this client
+        await client.close()
+        raise
+    finally:
+        writer.close()
+    return client
+
+
+async def tries_without(urls, authority, seed, complain):
+    try:
+        return await entering()(urls, authority, seed, complain)
+    except ssl.SSLError:
+        return await entering(change=any_server)(urls, authority, seed, complain)
+
+
+async def trusts_others(urls, authority, seed, complain):
+    context = ssl.create_default_context()
+    return await nats.connect(urls, tls=context, nkeys_seed_str=seed, error_cb=complain)
+
+
+async def trusts_others_in_silence(urls, authority, seed, complain):
+    async def ignore(error): ...
+
+    return await nats.connect(urls, tls=ssl.create_default_context(), nkeys_seed_str=seed, error_cb=ignore)
+
+
+async def takes_the_seed_for_a_path(urls, authority, seed, complain):
+    context = ssl.create_default_context(cafile=authority)
+    return await nats.connect(urls, tls=context, nkeys_seed=seed, error_cb=complain, allow_reconnect=False)
+
+
+UNCERTIFIED = "did not connect to a server that the authority certified"
 
 
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (lambda account, name, seconds: name, "str was returned"),
-        (seated(publish=None), "may publish as somebody else"),
-        (seated(publish=("work.>",)), "may publish as somebody else"),
-        (seated(publish=("work.{}",)), "a participant was refused"),
-        (seated(publish=("work.ada.>",)), "a participant was refused"),
-        (also_publishes("work.{}"), "a participant may publish beside its own place: work.ada"),
-        (also_publishes("*.{}.>"), "a participant may publish beside its own place: exams.ada.done"),
-        (also_publishes("$JS.API.>"), "a participant may ask JetStream: $JS.API.INFO"),
-        (also_publishes("$JS.API.STREAM.CREATE.*"), "a participant may make a stream"),
-        (also_publishes("_INBOX_teacher.>"), "a participant may answer for others"),
-        (seated(subscribe=None), "may hear >"),
-        (seated(subscribe=("work.>", "_INBOX.>")), "could not hear the answer"),
-        (seated(subscribe=("work.>", "_INBOX_ada.>")), "could not hear the answer"),
-        (
-            seated(subscribe=("work.*", "_INBOX_{}.>")),
-            "a participant was refused: nats: permissions violation",
-        ),
-        (also_hears("work"), "a participant may hear work;"),
-        (also_hears("_INBOX_bob.>"), "a participant may hear _INBOX_bob.>"),
-        (also_hears("exams.>"), "a participant may hear exams.>"),
-        (seated(lives=lambda seconds: None), "the token for 3 s never ends; expected one that ends after 3 s"),
-        (seated(lives=lambda seconds: 3), "the token for 60 s ends too early"),
-        (seated(account=Operator("mine").account("workshop")), "ada was refused at the door: nats: 'Authorization"),
+        (entering(change=any_server), "connected to a server that another authority certified"),
+        (looks_afterwards, "connected to a server that another authority certified"),
+        (tries_without, "connected to a server that another authority certified"),
+        (entering(change=any_name), "whoever has a certificate of that authority could pose as the server"),
+        (entering(tls_hostname="127.0.0.1"), "whoever has a certificate of that authority could pose as the server"),
+        (entering(complains=False), "refused a publish, and complain did not hear of it"),
+        (entering(complains=only_the_first), "refused a subscribe, and complain did not hear of it"),
+        (entering(complains=only_publishes), "refused a subscribe, and complain did not hear of it"),
+        (entering(done=closed), "a client that is not connected was returned"),
+        (entering(done=none), "None was returned; expected a connected client"),
+        (entering(done=one_more), "it left a second connection open"),
+        (entering(seed_of=lambda seed: STRANGER.seed), "Authorization Violation"),
+        (entering(seed_of=lambda seed: None), "Authorization Violation"),
+        (trusts_others, f"in 3 s it {UNCERTIFIED}, and complain heard: [SSL: CERTIFICATE_VERIFY_FAILED]"),
+        (trusts_others_in_silence, f"{UNCERTIFIED}; expected a connected client, which trusts the certificate"),
     ],
     ids=[
-        *(
-            "nobody",
-            "all",
-            "others too",
-            "one level",
-            "ada alone",
-            "its name",
-        ),
-        *(
-            "exams",
-            "JetStream",
-            "makes streams",
-            "answers",
-            "hears all",
-            "all inboxes",
-        ),
-        *(
-            "ada's inbox",
-            "hears one level",
-            "the word alone",
-            "Bob's inbox",
-            "hears exams",
-            "for ever",
-        ),
-        *(
-            "3 s",
-            "another account",
-        ),
+        *("no check of the server", "looks afterwards", "tries without", "any name", "one name for all", "deaf"),
+        *("hears one", "hears publishes", "closed", "no client", "two", "another seed", "no seed", "trusts others"),
+        "trusts others in silence",
     ],
 )
-async def test_a_seat_that_is_too_narrow_too_wide_or_too_long_is_refused(mesh, servers_kept, answer, said):
-    assert said in await refused("10.3", answer)
+async def test_a_connection_that_is_not_safe_is_refused(mesh, answer, said):
+    verdict = await refused("10.3", answer)
+    assert said in verdict
+    if answer is not entering and hasattr(entering, "kept"):
+        await entering.kept.close()
+        del entering.kept
 
 
-async def test_a_seat_made_otherwise_is_accepted(mesh, servers_kept):
-    await accepted("10.3", seated(subscribe=("work.*", "work.*.>", "_INBOX_{}.*", "_INBOX_{}.*.*"), lives=int))
+async def test_what_an_answer_raises_is_shown_without_the_seed(mesh):
+    wrong = entering(change=lambda context: context.load_verify_locations("/nowhere"))
+    assert "it raised FileNotFoundError" in await refused("10.3", wrong)
+    verdict = await refused("10.3", takes_the_seed_for_a_path)
+    assert "it raised FileNotFoundError: [Errno 2] No such file or directory: 'SU…'" in verdict
+
+
+def with_a_context_of_its_own(context):
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+
+
+async def of_the_protocol(urls, authority, seed, complain):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(cafile=authority)
+    client = nats.NATS()
+    await client.connect(servers=urls, tls=context, nkeys_seed_str=seed, error_cb=complain, max_reconnect_attempts=1)
+    return client
+
+
+@pytest.mark.parametrize("answer", [entering(change=with_a_context_of_its_own), of_the_protocol])
+async def test_a_connection_that_is_safe_in_another_way_is_accepted(mesh, answer):
+    await accepted("10.3", answer)

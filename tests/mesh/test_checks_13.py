@@ -1,266 +1,574 @@
 """The exercises of notebook 13: stubs are not attempted, plausible wrong answers are refused with the right reason."""
 
 import asyncio
-from itertools import pairwise
+import contextlib
+import json
+import random
+import time
 
 import pytest
-from exercise_cells import ExerciseCells, accepted, refused, refused_side_by_side
+from exercise_cells import ExerciseCells, accepted, refused
+from nats.js.errors import APIError, NotFoundError
 
-CELLS = ExerciseCells("13_survive_the_worst")
+from mesh_lab.orders import encode
 
+FIRST = {"Nats-Expected-Last-Subject-Sequence": "0"}
+CELLS = ExerciseCells(
+    "13_process_each_order_once", imports=("nats.js.errors", "mesh_lab.orders"), asyncio=asyncio, FIRST=FIRST
+)
 
-@pytest.mark.parametrize("number", CELLS.numbers)
-async def test_the_cell_for_the_reader_is_not_attempted(mesh, number):
-    assert await CELLS.untouched(number) == ["not attempted"]
-
-
-async def test_the_solutions_in_the_notebook_are_correct(mesh):
-    for number in CELLS.numbers:
-        await CELLS.solved(number)
+test_the_cell_for_the_reader_is_not_attempted, test_the_solution_in_the_notebook_is_correct = CELLS.tests()
 
 
-def finding(
+def paying(
     *,
-    promised=("stored",),
-    sent=("stored", "unknown", "refused"),
-    doubled_of=None,
-    twice=lambda ids, id_: ids.count(id_) > 1,
-    kind=set,
-    names=None,
+    key=lambda order: f"{order.id}.paid",
+    headers=lambda order: FIRST,
+    order_of=("charge", "publish"),
+    done=lambda err: getattr(err, "err_code", 0) == 10071,
+    again=lambda err: getattr(err, "err_code", 0) == 10164,
+    bank_errors=(),
+    subject=lambda order: order.subject("paid"),
+    looks="never",
+    send=None,
+    lock=None,
+    known=None,
 ):
-    async def at_all(attempts, stored):
-        raise AssertionError("only its shape matters")
+    """A way to pay that differs from the solution in one point."""
 
-    def findings(attempts, stored):
-        known = {attempt.id for attempt in attempts if attempt.outcome in sent}
-        copies = [message.id for message in stored]
-        of = {attempt.id for attempt in attempts if doubled_of is None or attempt.outcome in doubled_of}
-        found = {
-            "lost": kind({attempt.id for attempt in attempts if attempt.outcome in promised} - set(copies)),
-            "unexpected": kind(set(copies) - known),
-            "doubled": kind({id_ for id_ in copies if twice(copies, id_) and (doubled_of is None or id_ in of)}),
-        }
-        return {name: found[name] for name in names or found}
+    async def is_there(js, order):
+        held = (await js.stream_info("PAID", subjects_filter=order.subject("paid"))).state.subjects
+        return bool(held)
 
-    return at_all if kind is None else findings
+    async def publish(js, order):
+        if known is not None and order.id in known:
+            return
+        if looks == "before publishing" and await is_there(js, order):
+            return
+        while True:
+            try:
+                if send is not None:
+                    await send(js, order)
+                else:
+                    await js.publish(subject(order), encode(order), headers=headers(order))
+                break
+            except APIError as err:
+                if done(err):
+                    break
+                if not again(err):
+                    raise
+            await asyncio.sleep(0.05)  # pacing
+        if known is not None:
+            known.add(order.id)
 
+    async def pay(js, order, charge):
+        async with lock if lock is not None else contextlib.nullcontext():
+            if looks == "before all" and await is_there(js, order):
+                return
+            for step in order_of:
+                if step == "publish":
+                    await publish(js, order)
+                else:
+                    with contextlib.suppress(*bank_errors):
+                        await charge(key(order))
 
-right = finding()
-
-
-def as_numbers(attempts, stored):
-    """Compare 9 and 000009 as one order."""
-    found = right(attempts, stored)
-    known = {int(attempt.id) for attempt in attempts}
-    return {**found, "unexpected": {id_ for id_ in found["unexpected"] if int(id_) not in known}}
-
-
-def needs_messages(attempts, stored):
-    assert stored[-1].seq == len(stored)
-    return right(attempts, stored)
-
-
-def needs_attempts(attempts, stored):
-    assert max(attempt.ended_s for attempt in attempts) > 0
-    return right(attempts, stored)
-
-
-sent_ever: set[str] = set()
-
-
-def remembers(attempts, stored):
-    sent_ever.update(attempt.id for attempt in attempts)
-    found = right(attempts, stored)
-    return {**found, "unexpected": {message.id for message in stored} - sent_ever}
+    return pay
 
 
-def in_their_order(attempts, stored):
-    """Take it that what came again came last, and that strangers come after all others."""
-    ids = [message.id for message in stored]
-    first = len(set(ids))
-    return {**right(attempts, stored), "doubled": set(ids[first:])}
+async def tidies_up(js, order, charge):
+    await paying(headers=lambda order: None)(js, order, charge)
+    await js.purge_stream("PAID", subject=order.subject("paid"), keep=1)
 
 
-def of_text(attempts, stored):
-    """Read the id as six digits."""
-    found = right(attempts, stored)
-    return {kind: {id_ for id_ in ids if len(id_) == 6 and id_.isdigit()} for kind, ids in found.items()}
+async def keeps_the_last(js, order, charge):
+    await charge(order.id)
+    await js.update_stream((await js.stream_info("PAID")).config, max_msgs_per_subject=1)
+    await js.publish(order.subject("paid"), encode(order))
 
 
-def empties(attempts, stored):
-    found = right(attempts, stored)
-    return {kind: ids for kind, ids in found.items() if ids}
+async def fires_and_forgets(js, order, charge):
+    await charge(order.id)
+    await js._nc.publish(order.subject("paid"), encode(order), headers=FIRST)
 
 
-def counts_strangers_once(attempts, stored):
-    found = right(attempts, stored)
-    return {**found, "doubled": found["doubled"] - found["unexpected"]}
-
-
-def lost_is_not_stored(attempts, stored):
-    found, there = right(attempts, stored), {message.id for message in stored}
-    return {**found, "lost": {attempt.id for attempt in attempts if attempt.outcome != "unknown"} - there}
-
-
-def first_thousand(attempts, stored):
-    return right(attempts[:1_000], stored[:1_000])
+async def leaves_it_to_a_task(js, order, charge):
+    await charge(order.id)
+    paid = asyncio.create_task(paying(order_of=("publish",))(js, order, charge))
+    paid.add_done_callback(lambda task: task.cancelled() or task.exception())
 
 
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (finding(promised=("stored", "unknown")), "000003 is among lost: unknown, says its writer"),
-        (finding(promised=("stored", "unknown", "refused")), "000003 is among lost"),
-        (finding(promised=()), "000002 is not among lost"),
-        (finding(sent=("stored",)), "000004 is among unexpected: unknown, says its writer; in the stream once"),
-        (finding(doubled_of=("stored",)), "000007 is not among doubled"),
-        (finding(doubled_of=("stored", "unknown", "refused")), "999999 is not among doubled"),
-        (finding(twice=lambda ids, id_: ids.count(id_) == 2), "000007 is not among doubled"),
-        (finding(twice=lambda ids, id_: (id_, id_) in pairwise(ids)), "000006 is not among doubled"),
-        (finding(kind=sorted), "lost is a list"),
-        (finding(names=("lost", "doubled")), "a dictionary with ['doubled', 'lost'] was returned"),
-        (finding(kind=None), "expected a plain function"),
-        (lambda attempts, stored: len(attempts) - len(stored), "int was returned"),
+        (paying(order_of=("publish", "charge")), "the bank raised ConnectionError, and paid was published"),
+        (paying(bank_errors=[Exception]), "the bank raised ConnectionError, and pay returned as if all were well"),
+        (paying(bank_errors=[TimeoutError]), "the bank raised TimeoutError, and pay returned as if all were well"),
+        (paying(bank_errors=[LookupError]), "the bank raised LookupError, and pay returned as if all were well"),
+        (paying(order_of=("publish",)), "as if all were well"),
+        (paying(order_of=("charge",)), "called once, the stream holds 0 paid events of the order; expected one"),
+        (paying(headers=lambda order: {"Nats-Msg-Id": order.id}), "called again, late, the stream holds 2 paid events"),
+        (paying(headers=lambda order: None), "called again at once, the stream holds 2 paid events"),
+        (paying(headers=lambda order: {"Nats-Expected-Last-Sequence": "0"}), "the stream holds 0 paid events"),
         (
-            finding(sent=("stored", "unknown")),
-            "on a bad day, 000010 is among unexpected: refused, says its writer; in the stream once",
+            paying(headers=lambda order: {"Nats-Expected-Last-Sequence": "0"}, done=lambda err: False),
+            "it raised BadRequestError",
         ),
-        (finding(doubled_of=("stored", "unknown")), "000011 is not among doubled: refused, says its writer"),
-        (finding(twice=lambda ids, id_: ids.count(id_) > 2), "000006 is not among doubled"),
-        (as_numbers, "on a bad day, "),
-        (needs_messages, "on a day after which the stream is empty, and it raised IndexError"),
-        (needs_attempts, "on a day on which nothing was sent, and it raised ValueError"),
-        (remembers, "nothing was sent, 000001 is not among unexpected: never sent, stored once"),
-        (in_their_order, "on another bad day, "),
-        (of_text, "on a bad day, 9 is not among unexpected"),
-        (empties, "on a quiet day, a dictionary with [] was returned"),
-        (counts_strangers_once, "on a bad day, 999999 is not among doubled: never sent, stored 2 times"),
-        (lost_is_not_stored, "on a bad day, 000005 is among lost: refused, says its writer; in the stream 0 times"),
-        (first_thousand, "on a long day, "),
-        (lambda attempts, stored: right(attempts, stored) and None, "on a quiet day, None was returned"),
+        (paying(headers=lambda order: None, looks="before publishing"), "three times at once, the stream holds"),
+        (
+            paying(headers=lambda order: None, looks="before publishing", lock=asyncio.Lock()),
+            "another worker published the event just before, the stream holds 2 paid events",
+        ),
+        (paying(headers=lambda order: None, looks="before all"), "the stream holds"),
+        (paying(headers=lambda order: None, known=set(), lock=asyncio.Lock()), "another worker published the event"),
+        (paying(key=lambda order: "paid"), "two orders were charged under one key"),
+        (paying(key=lambda order: order.region), "two orders were charged under one key"),
+        (paying(key=lambda order: f"{order.customer}.{order.day}.{order.cents}"), "charged under one key"),
+        (paying(key=lambda order: order.id[:5]), "two orders were charged under one key"),
+        (paying(key=lambda order: str(random.random())), "called again at once, it charged under different keys"),
+        (paying(key=lambda order: id(order)), "it charged under different keys for one order"),
+        (paying(key=lambda order: None), "None was returned; expected a key that is text"),
+        (paying(done=lambda err: False), "called again at once, and it raised BadRequestError"),
+        (paying(done=lambda err: True), "the stream refused the event, and pay returned as if all were well"),
+        (paying(again=lambda err: True), "the stream refused the event, and pay did not return"),
+        (
+            paying(done=lambda err: err.err_code in (10071, 10164)),
+            "another worker's event was being stored, in three replicas, and pay returned before that had ended",
+        ),
+        (paying(again=lambda err: False), "another worker's event was being stored, in three replicas, and it raised"),
+        (paying(subject=lambda order: f"orders.eu.{order.id}.paid"), "the stream holds 0 paid events of the order"),
+        (paying(subject=lambda order: "orders.eu.1.paid"), "the stream holds 0 paid events of the order"),
+        (tidies_up, "called again at once, events were stored and removed again; expected that each is stored once"),
+        (keeps_the_last, "called again at once, events were stored and removed again"),
+        (fires_and_forgets, "the stream refused the event, and pay returned as if all were well"),
+        (leaves_it_to_a_task, "the stream refused the event, and pay returned as if all were well"),
     ],
     ids=[
-        "unknown is lost", "all are lost", "none is lost", "unknown is unexpected", "doubled of stored",
-        "doubled of sent", "exactly two", "neighbours only", "lists", "two keys", "async", "a number",
-        "refused is unexpected", "refused is not doubled", "three and more", "ids as numbers", "needs messages",
-        "needs attempts", "remembers", "in their order", "six digits", "no empty sets", "strangers once",
-        "refused is lost", "the first thousand", "none",
+        "event first", "ignores the bank", "takes no answer for yes", "takes a refused card", "no charge", "no event",
+        "an id", "no condition", "the stream's last sequence", "the stream's last sequence, raising", "looks",
+        "looks, with a lock", "looks before all", "remembers", "one key for all", "a key for each region",
+        "a key for each customer", "a key cut off", "a random key", "the object's number", "no key", "raises",
+        "swallows refusals", "tries for ever", "takes busy for done", "raises when busy", "the region eu",
+        "one subject", "tidies up", "keeps the last", "fires and forgets", "leaves it to a task",
     ],
 )  # fmt: skip
-async def test_other_findings_are_refused(mesh, answer, said):
+async def test_paying_that_is_not_once_is_refused(mesh, own_meshes_kept, answer, said):
     assert said in await refused("13.1", answer)
 
 
-async def rolls_none(mesh):
-    await mesh.ready()
+async def pays_in_raw(js, order, charge):
+    await charge(int(order.id))
+    for _ in range(100):
+        reply = await js._nc.request(order.subject("paid"), b"", timeout=3, headers=FIRST)
+        error = json.loads(reply.data).get("error")
+        if error is None or error["err_code"] == 10071:
+            return
+        if error["err_code"] != 10164:
+            raise RuntimeError(error["description"])
+        await asyncio.sleep(0.02)  # pacing
 
 
-async def rolls_two(mesh):
-    for name in ("n1", "n2"):
-        await mesh.restart(name)
+async def looks_first_and_has_a_condition(js, order, charge):
+    with contextlib.suppress(NotFoundError):
+        await js.get_last_msg("PAID", order.subject("paid"))
+        await charge(order.id + ":paid")
+        return
+    await paying(headers=lambda order: {**FIRST, "Nats-Msg-Id": order.id}, key=lambda order: order.id + ":paid")(
+        js, order, charge
+    )
 
 
-async def kills_one_by_one(mesh):
-    for name in mesh.servers:
-        await mesh.kill(name)
-        await mesh.restart(name)
-        await mesh.ready()
+@pytest.mark.parametrize("answer", [pays_in_raw, looks_first_and_has_a_condition])
+async def test_another_way_to_pay_once_is_accepted(mesh, own_meshes_kept, answer):
+    await accepted("13.1", answer)
 
 
-async def kills_and_leaves(mesh):
-    for name in mesh.servers:
-        await mesh.kill(name)
+def breaking(*, opens_at=0, resets=True, rests_from_trial=True, one_trial=True, closes=True, rest_factor=1.0):
+    """A breaker that differs from the solution in one way."""
+
+    def make_breaker(failures, rest):
+        memory = {"row": 0, "at": 0.0, "trying": False}
+
+        def may_call(now):
+            if memory["row"] < failures + opens_at:
+                return True
+            if (one_trial and memory["trying"]) or now - memory["at"] < rest * rest_factor:
+                return False
+            memory["trying"] = True
+            return True
+
+        def ended(now, ok):
+            trial, memory["trying"] = memory["trying"], False
+            if ok:
+                memory["row"] = 0 if resets and (closes or not trial) else memory["row"]
+            else:
+                memory["row"] += 1
+                if rests_from_trial or not trial:
+                    memory["at"] = now
+
+        return may_call, ended
+
+    return make_breaker
 
 
-async def rolls_all_at_once(mesh):
-    await asyncio.gather(*(asyncio.to_thread(server.stop) for server in mesh.servers.values()))
-    for server in mesh.servers.values():
-        server.start()
-    await mesh.ready()
-
-
-async def only_pauses(mesh):
-    for name in mesh.servers:
-        await mesh.pause(name)
-        await mesh.resume(name)
-
-
-async def rolls_one_three_times(mesh):
-    for _ in mesh.servers:
-        await mesh.restart("n1")
-        await mesh.ready()
-
-
-async def reloads(mesh):
-    await mesh.reload(users_config="")
-
-
-async def rolls_later(mesh):
-    rolling = asyncio.create_task(rolls_and_says_so(mesh))
-    rolling.add_done_callback(lambda task: task.cancelled() or task.exception())
-
-
-async def rolls_and_says_so(mesh):
-    for name in mesh.servers:
-        await mesh.restart(name)
-
-
-async def leaves_the_last_stopped(mesh):
-    for name in ("n1", "n2"):
-        await mesh.restart(name)
-        await mesh.ready()
-    await asyncio.to_thread(mesh.servers["n3"].stop)
-
-
-# A few side by side, each on servers of its own.
 @pytest.mark.parametrize(
-    "wrong",
+    ("answer", "said"),
     [
-        {
-            rolls_none: "n1 is the same process as before",
-            rolls_two: "n3 is the same process as before",
-            only_pauses: "n1 is the same process as before",
-        },
-        {
-            rolls_one_three_times: "n2 is the same process as before",
-            reloads: "n1 is the same process as before",
-            rolls_later: "n",
-        },
-        {
-            kills_one_by_one: "servers were killed, and for more than 3 s nothing was acknowledged",
-            kills_and_leaves: "n1 is killed in the end",
-        },
-        {
-            rolls_all_at_once: "several servers were down at once, and for more than 3 s nothing was acknowledged",
-            leaves_the_last_stopped: "n3 is stopped in the end; expected that it runs again",
-        },
+        (lambda failures, rest: "closed", "str was returned; expected two functions"),
+        (lambda failures, rest: (lambda now: True, lambda now, ok: None), "did not open it"),
+        (breaking(opens_at=-2), "fewer than 3 failures in a row opened it"),
+        (breaking(opens_at=1), "3 failures in a row did not open it"),
+        (breaking(resets=False), "failures were counted across a success"),
+        (breaking(one_trial=False), "it let a second call through while the first was tried"),
+        (breaking(rests_from_trial=False), "it did not rest again when the trial failed"),
+        (breaking(closes=False), "a good trial did not close it"),
+        (breaking(rest_factor=0.5), "before its rest was over"),
+        (breaking(rest_factor=2.0), "it let no call through after its rest"),
     ],
-    ids=["too few", "one, none, later", "killed", "all at once, and one left stopped"],
 )
-async def test_another_way_to_replace_servers_is_refused(mesh, wrong):
-    verdicts = await refused_side_by_side("13.2", *wrong)
-    for said, verdict in zip(wrong.values(), verdicts, strict=True):
-        assert said in verdict
+async def test_a_breaker_that_breaks_otherwise_is_refused(mesh, answer, said):
+    assert said in await refused("13.2", answer)
 
 
-async def test_servers_stopped_and_started_by_themselves_in_another_order_are_accepted(mesh):
-    async def rolls_backwards(mesh):
-        for server in reversed(mesh.servers.values()):
-            await asyncio.to_thread(server.stop)
-            await asyncio.to_thread(server.start)
-            await mesh.ready()
+class OneBreaker:
+    """A right one, as a class; each of its points can be wrong."""
 
-    await accepted("13.2", rolls_backwards)
+    def __init__(self, failures, rest, *, exactly=True, longest_trial=None, ask_extends=False, slides=False, by=None):
+        self.failures, self.rest = failures, rest
+        self.row, self.at, self.trying = 0, 0.0, None
+        self.exactly, self.longest_trial, self.ask_extends, self.slides = exactly, longest_trial, ask_extends, slides
+        self.by = by or self.rest
+
+    def may_call(self, now):
+        if self.row < self.failures:
+            return True
+        if self.trying is not None and (self.longest_trial is None or now - self.trying < self.longest_trial):
+            return False
+        over = now - self.at >= self.by if self.exactly else now - self.at > self.by
+        if not over:
+            self.at = now if self.ask_extends else self.at
+            return False
+        self.trying = now
+        return True
+
+    def ended(self, now, ok):
+        if self.slides and self.row and now - self.at > self.slides and not ok and self.trying is None:
+            self.row = 0
+        if self.trying is not None and not ok:
+            self.by *= 2 if self.slides == "double" else 1
+        self.row, self.at, self.trying = (0 if ok else self.row + 1), now, None
+
+    @classmethod
+    def made(cls, **wrong):
+        def make(failures, rest):
+            breaker = cls(failures, rest, **wrong)
+            return breaker.may_call, breaker.ended
+
+        return make
 
 
-@pytest.mark.parametrize("kind", [set, frozenset])
-async def test_other_ways_to_find_what_is_wrong_are_accepted(mesh, kind):
-    def findings(attempts, stored):
-        outcomes = {attempt.id: attempt.outcome for attempt in attempts}
-        once, again = set(), set()
-        for message in stored:
-            (again if message.id in once else once).add(message.id)
-        lost = [id_ for id_, outcome in outcomes.items() if outcome == "stored" and id_ not in once]
-        return {"doubled": kind(again), "unexpected": kind(once.difference(outcomes)), "lost": kind(lost)}
+def of_the_lesson(failures, rest):
+    breaker = OneBreaker(3, 5.0)
+    return breaker.may_call, breaker.ended
 
-    await accepted("13.1", findings)
+
+def forgets_the_first(failures, rest):
+    newest[:] = [OneBreaker(failures, rest)]
+    return (lambda now: newest[0].may_call(now)), (lambda now, ok: newest[0].ended(now, ok))
+
+
+newest: list[OneBreaker] = []
+
+
+def by_the_clock(failures, rest):
+    breaker = OneBreaker(failures, rest)
+    return (lambda now: breaker.may_call(time.monotonic())), (lambda now, ok: breaker.ended(time.monotonic(), ok))
+
+
+def asynchronous(failures, rest):
+    breaker = OneBreaker(failures, rest)
+
+    async def may_call(now):
+        return breaker.may_call(now)
+
+    return may_call, breaker.ended
+
+
+def trial_then_full_count(failures, rest):
+    breaker = OneBreaker(failures, rest)
+
+    def ended(now, ok):
+        trying = breaker.trying is not None
+        breaker.ended(now, ok)
+        if trying and not ok:
+            breaker.row = 0
+
+    return breaker.may_call, ended
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (OneBreaker.made(exactly=False), "at 24.4 s, it let no call through after its rest"),
+        (OneBreaker.made(longest_trial=4.0), "it let a second call through while the first was tried"),
+        (OneBreaker.made(longest_trial=12.0), "it let a second call through while the first was tried"),
+        (OneBreaker.made(ask_extends=True), "it let no call through after its rest, or a refused one began it anew"),
+        (OneBreaker.made(slides=10.0), "3 failures in a row did not open it"),
+        (of_the_lesson, "of make_breaker(1, 0.5)"),
+        (forgets_the_first, "two breakers share what they remember"),
+        (by_the_clock, "it let no call through after its rest"),
+        (asynchronous, "may_call is an async function; expected a plain one"),
+        (trial_then_full_count, "it did not rest again when the trial failed"),
+        (lambda failures, rest: [], "list was returned; expected two functions"),
+    ],
+    ids=[
+        "a moment late", "gives a trial up soon", "gives a trial up late", "asked anew", "forgets slow failures",
+        "the lesson's numbers", "the newest only", "the clock", "async", "counts anew", "an empty list",
+    ],
+)  # fmt: skip
+async def test_a_breaker_that_misses_a_clause_is_refused(mesh, answer, said):
+    assert said in await refused("13.2", answer)
+
+
+def by_states(failures, rest):
+    state = {"name": "closed", "row": 0, "until": None}
+
+    def may_call(now):
+        if state["name"] == "open" and now >= state["until"]:
+            state["name"] = "half-open"
+            return 1
+        return state["name"] == "closed"
+
+    def ended(now, ok):
+        state["row"] = 0 if ok else state["row"] + 1
+        if ok:
+            state["name"] = "closed"
+        elif state["name"] == "half-open" or state["row"] >= failures:
+            state.update(name="open", until=now + rest)
+
+    return [may_call, ended]
+
+
+@pytest.mark.parametrize("answer", [OneBreaker.made(), by_states])
+async def test_another_breaker_is_accepted(mesh, answer):
+    await accepted("13.2", answer)
+
+
+async def test_breakers_that_share_what_they_remember_are_refused(mesh):
+    memory = {"row": 0, "at": 0.0, "trying": False}
+
+    def make_breaker(failures, rest):
+        def may_call(now):
+            if memory["row"] < failures:
+                return True
+            if memory["trying"] or now - memory["at"] < rest:
+                return False
+            memory["trying"] = True
+            return True
+
+        def ended(now, ok):
+            memory.update(row=0 if ok else memory["row"] + 1, at=now, trying=False)
+
+        return may_call, ended
+
+    assert "two breakers share what they remember" in await refused("13.2", make_breaker)
+
+
+def running(
+    *,
+    tries=5,
+    pause=lambda at: 0.02 * 2**at,
+    order_of=reversed,
+    undo=True,
+    own=False,
+    raised=lambda error: error,
+    forgets=False,
+    budget=None,
+    catches=Exception,
+    tolerates=Exception,
+    beside=False,
+):
+    async def put_back(back, left):
+        for attempt in range(tries):
+            left[0] -= 1
+            if left[0] < 0:
+                return
+            try:
+                await back()
+                return
+            except tolerates:
+                if attempt == tries - 1 and forgets:
+                    raise
+                if attempt < tries - 1:
+                    await asyncio.sleep(pause(attempt))  # pacing
+
+    async def run(steps):
+        done = []
+        try:
+            for do, back in steps:
+                if own:
+                    done.append(back)
+                await do()
+                if not own:
+                    done.append(back)
+        except catches as error:
+            left = [budget or 1_000]
+            if undo and beside:
+                await asyncio.gather(*(put_back(back, left) for back in order_of(done)))
+            elif undo:
+                for back in order_of(done):
+                    await put_back(back, left)
+            if (again := raised(error)) is error:
+                raise
+            if again is not None:
+                raise again from None
+
+    return run
+
+
+async def all_at_once(steps):
+    await asyncio.gather(*(do() for do, _ in steps))
+
+
+async def the_last_first(steps):
+    for do, _ in reversed(steps):
+        await do()
+
+
+async def goes_on(steps):
+    failed, done = None, []
+    for do, back in steps:
+        try:
+            await do()
+            done.append(back)
+        except Exception as error:  # noqa: BLE001 - wrong on purpose
+            failed = failed or error
+    if failed:
+        for back in reversed(done):
+            await back()
+        raise failed
+
+
+async def in_a_group(steps):
+    async with asyncio.TaskGroup() as group:
+        await group.create_task(running()(steps))
+
+
+async def undoes_in_the_background(steps):
+    done = []
+    try:
+        for do, back in steps:
+            await do()
+            done.append(back)
+    except Exception:
+        undoing = asyncio.create_task(undo_all(done))
+        undoing.add_done_callback(lambda task: task.cancelled() or task.exception())
+        raise
+
+
+async def undo_all(done):
+    for back in reversed(done):
+        await back()
+
+
+async def needs_a_step(steps):
+    await steps[0][0]()
+    await running()(steps[1:])
+
+
+async def knows_three_steps(steps):
+    await running()(steps[:3])
+
+
+seen_by_all: list[object] = []
+
+
+async def remembers_in_a_global(steps):
+    try:
+        for do, back in steps:
+            await do()
+            seen_by_all.append(back)
+    except Exception:
+        while seen_by_all:
+            await seen_by_all.pop()()
+        raise
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (running(undo=False), "ship failed, and this was done: reserve, charge, pack, ship; expected reserve"),
+        (running(order_of=list), "ship, undo reserve, undo charge, undo pack; expected"),
+        (running(own=True), "ship, undo ship, undo pack"),
+        (running(tries=1), "undoing pack failed 4 times, and this was done: reserve, charge, pack, ship, undo charge"),
+        (running(tries=4), "undoing pack failed 4 times, and this was done"),
+        (running(tries=6), "undo charge was tried 6 times; expected 5 times"),
+        (running(tries=9, budget=8, pause=lambda at: 0.01 * (at + 1)), "and"),
+        (running(forgets=True), "undoing charge failed for ever, and this was done"),
+        (running(pause=lambda at: 0), "an undo was tried again without a pause; expected growing pauses"),
+        (running(pause=lambda at: 0.05), "the pauses between the tries to undo did not grow"),
+        (running(pause=lambda at: 0.2 / 2**at), "the pauses between the tries to undo did not grow"),
+        (running(pause=lambda at: (0.1, 0.2, 0.4, 0.6)[at]), "after a pause of more than 0.5 s; expected shorter"),
+        (running(raised=lambda error: None), "ship failed, and nothing was raised; expected the error of the step"),
+        (running(raised=lambda error: RuntimeError("x")), "RuntimeError was raised; expected the error of the step"),
+        (running(raised=lambda error: type(error)(*error.args)), "another _Refused was raised"),
+        (running(raised=lambda error: ExceptionGroup("saga", [error])), "ExceptionGroup with _Refused in it was rai"),
+        (running(catches=LookupError), "this was done: reserve, charge, pack, ship; expected"),
+        (running(tolerates=TimeoutError), "and"),
+        (running(beside=True), ", one beside another"),
+        (all_at_once, "nothing failed, and this was done: reserve, charge, pack, one beside another"),
+        (the_last_first, "this was done: pack, charge, reserve"),
+        (goes_on, "ship, tell, undo tell"),
+        (in_a_group, "ExceptionGroup with _Refused in it was raised; expected the error of the step"),
+        (undoes_in_the_background, "ship failed, and this was done: reserve, charge, pack, ship; expected"),
+        (needs_a_step, "nothing failed, and IndexError was raised; expected nothing"),
+        (knows_three_steps, "nothing failed, and this was done: reserve, charge, pack; expected reserve"),
+        (remembers_in_a_global, "and this was done"),
+    ],
+    ids=[
+        "no undo", "not reversed", "undoes what failed", "one try", "four tries", "six tries", "few tries for all",
+        "forgets the others", "no pause", "a constant pause", "shrinking pauses",
+        "long pauses", "silent", "another error", "a copy of the error", "a group", "catches one kind",
+        "tolerates one kind", "undoes all at once", "all at once", "the last first", "goes on", "a task group",
+        "in the background", "no empty list", "three steps", "a global",
+    ],
+)  # fmt: skip
+async def test_a_saga_that_does_not_undo_in_order_is_refused(mesh, answer, said):
+    assert said in await refused("13.3", answer)
+
+
+async def recursively(steps):
+    if not steps:
+        return
+    (do, back), *others = steps
+    await do()
+    try:
+        await recursively(others)
+    except BaseException:
+        for attempt in range(1, 6):
+            with contextlib.suppress(Exception):
+                await back()
+                break
+            if attempt < 5:
+                await asyncio.sleep(0.04 * attempt)  # pacing
+        raise
+
+
+async def with_an_exit_stack(steps):
+    async def put_back(back):
+        for pause in (0.01, 0.1, 0.11, 0.45, None):
+            try:
+                return await back()
+            except Exception:  # noqa: BLE001 - any undo may fail
+                if pause:
+                    await asyncio.sleep(pause)  # pacing
+
+    async with contextlib.AsyncExitStack() as stack:
+        for do, back in steps:
+            await asyncio.create_task(do())
+            stack.push_async_callback(put_back, back)
+        stack.pop_all()
+
+
+@pytest.mark.parametrize("answer", [recursively, with_an_exit_stack, running()])
+async def test_another_way_to_undo_in_order_is_accepted(mesh, answer):
+    await accepted("13.3", answer)

@@ -1,284 +1,266 @@
 """The exercises of notebook 14: stubs are not attempted, plausible wrong answers are refused with the right reason."""
 
-import contextlib
-import json
-from collections import Counter
+import asyncio
+from itertools import pairwise
 
 import pytest
-from exercise_cells import ExerciseCells, accepted, refused
+from exercise_cells import ExerciseCells, accepted, refused, refused_side_by_side
 
-from mesh_lab.orders import decode
-
-CELLS = ExerciseCells("14_run_the_order_mesh", imports=("mesh_lab.orders",), json=json)
-
-test_the_cell_for_the_reader_is_not_attempted, test_the_solution_in_the_notebook_is_correct = CELLS.tests()
+CELLS = ExerciseCells("14_survive_the_worst")
 
 
-async def events_of(client, *, most=None):
-    """Return region, id, event and cents of all that the store holds, in its order."""
-    js = client.jetstream()
-    pending, found = (await js.stream_info("ORDERS")).state.messages, []
-    reading = await js.subscribe("orders.>", ordered_consumer=True)
-    for _ in range(min(pending, most or pending)):
-        msg = await reading.next_msg(timeout=5)
-        found.append((*msg.subject.split(".")[1:], decode(msg.data).cents))
-    await reading.unsubscribe()
-    return found
+@pytest.mark.parametrize("number", CELLS.numbers)
+async def test_the_cell_for_the_reader_is_not_attempted(mesh, number):
+    assert await CELLS.untouched(number) == ["not attempted"]
+
+
+async def test_the_solutions_in_the_notebook_are_correct(mesh):
+    for number in CELLS.numbers:
+        await CELLS.solved(number)
 
 
 def finding(
-    *, ends=("shipped", "declined", "cancelled"), begins=("placed",), kind=set, as_id=str, region=None, most=None
+    *,
+    promised=("stored",),
+    sent=("stored", "unknown", "refused"),
+    doubled_of=None,
+    twice=lambda ids, id_: ids.count(id_) > 1,
+    kind=set,
+    names=None,
 ):
-    async def unfinished(client):
-        events = [one for one in await events_of(client, most=most) if region in (None, one[0])]
-        ended = {order for _, order, event, _ in events if event in ends}
-        return kind({as_id(order) for _, order, event, _ in events if event in begins} - {as_id(id_) for id_ in ended})
+    async def at_all(attempts, stored):
+        raise AssertionError("only its shape matters")
 
-    return unfinished
+    def findings(attempts, stored):
+        known = {attempt.id for attempt in attempts if attempt.outcome in sent}
+        copies = [message.id for message in stored]
+        of = {attempt.id for attempt in attempts if doubled_of is None or attempt.outcome in doubled_of}
+        found = {
+            "lost": kind({attempt.id for attempt in attempts if attempt.outcome in promised} - set(copies)),
+            "unexpected": kind(set(copies) - known),
+            "doubled": kind({id_ for id_ in copies if twice(copies, id_) and (doubled_of is None or id_ in of)}),
+        }
+        return {name: found[name] for name in names or found}
 
-
-async def by_the_last_event(client):
-    last = {order: event for _, order, event, _ in await events_of(client)}
-    return {order for order, event in last.items() if event not in ("shipped", "declined", "cancelled")}
-
-
-async def by_counting(client):
-    left = Counter()
-    for _, order, event, _ in await events_of(client):
-        left[order] += (event == "placed") - (event in ("shipped", "declined", "cancelled"))
-    return {order for order, many in left.items() if many > 0}
+    return at_all if kind is None else findings
 
 
-async def subjects_of(client, filtered="orders.>", *, pages=1_000):
-    offset, total = 0, 1
-    while offset < total and pages > 0:
-        ask = json.dumps({"subjects_filter": filtered, "offset": offset}).encode()
-        told = json.loads((await client.request("$JS.API.STREAM.INFO.ORDERS", ask, timeout=5)).data)
-        page = list(told["state"].get("subjects") or {})
-        offset, total, pages = offset + len(page), told.get("total", 0), pages - 1
-        yield page
+right = finding()
 
 
-def by_subjects(*, pages=1_000, each_page=False):
-    async def unfinished(client):
-        found, events = set(), []
-        async for page in subjects_of(client, pages=pages):
-            events += [subject.split(".")[2:] for subject in page]
-            if each_page:
-                found |= open_ones(events)
-                events = []
-        return found if each_page else open_ones(events)
-
-    return unfinished
+def as_numbers(attempts, stored):
+    """Compare 9 and 000009 as one order."""
+    found = right(attempts, stored)
+    known = {int(attempt.id) for attempt in attempts}
+    return {**found, "unexpected": {id_ for id_ in found["unexpected"] if int(id_) not in known}}
 
 
-def open_ones(events):
-    ended = {order for order, event in events if event in ("shipped", "declined", "cancelled")}
-    return {order for order, event in events if event == "placed"} - ended
+def needs_messages(attempts, stored):
+    assert stored[-1].seq == len(stored)
+    return right(attempts, stored)
 
 
-async def by_one_answer_for_each_event(client):
-    found = {}
-    for event in ("placed", "shipped", "declined", "cancelled"):
-        state = (await client.jetstream().stream_info("ORDERS", subjects_filter=f"orders.*.*.{event}")).state
-        found[event] = {subject.split(".")[2] for subject in state.subjects or {}}
-    return found["placed"] - found["shipped"] - found["declined"] - found["cancelled"]
+def needs_attempts(attempts, stored):
+    assert max(attempt.ended_s for attempt in attempts) > 0
+    return right(attempts, stored)
 
 
-remembered: list[set[str]] = []
+sent_ever: set[str] = set()
 
 
-async def remembers(client):
-    if not remembered:
-        remembered.append(await finding()(client))
-    return remembered[0]
+def remembers(attempts, stored):
+    sent_ever.update(attempt.id for attempt in attempts)
+    found = right(attempts, stored)
+    return {**found, "unexpected": {message.id for message in stored} - sent_ever}
 
 
-async def consumes(client):
-    js = client.jetstream()
-    pulled, events = await js.pull_subscribe("orders.>", durable="reader", stream="ORDERS"), []
-    with contextlib.suppress(TimeoutError):
-        while True:
-            for msg in await pulled.fetch(100, timeout=0.3):
-                events.append(msg.subject.split(".")[2:])
-                await msg.ack_sync()
-    await pulled.unsubscribe()
-    return open_ones(events)
+def in_their_order(attempts, stored):
+    """Take it that what came again came last, and that strangers come after all others."""
+    ids = [message.id for message in stored]
+    first = len(set(ids))
+    return {**right(attempts, stored), "doubled": set(ids[first:])}
 
 
-async def one_batch(client):
-    pulled, events = await client.jetstream().pull_subscribe("orders.>", stream="ORDERS"), []
-    with contextlib.suppress(TimeoutError):
-        events = [msg.subject.split(".")[2:] for msg in await pulled.fetch(20, timeout=0.5)]
-    await pulled.unsubscribe()
-    return open_ones(events)
+def of_text(attempts, stored):
+    """Read the id as six digits."""
+    found = right(attempts, stored)
+    return {kind: {id_ for id_ in ids if len(id_) == 6 and id_.isdigit()} for kind, ids in found.items()}
+
+
+def empties(attempts, stored):
+    found = right(attempts, stored)
+    return {kind: ids for kind, ids in found.items() if ids}
+
+
+def counts_strangers_once(attempts, stored):
+    found = right(attempts, stored)
+    return {**found, "doubled": found["doubled"] - found["unexpected"]}
+
+
+def lost_is_not_stored(attempts, stored):
+    found, there = right(attempts, stored), {message.id for message in stored}
+    return {**found, "lost": {attempt.id for attempt in attempts if attempt.outcome != "unknown"} - there}
+
+
+def first_thousand(attempts, stored):
+    return right(attempts[:1_000], stored[:1_000])
 
 
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (finding(ends=("shipped",)), "'000004' is in it: placed, declined"),
-        (finding(ends=("shipped", "declined")), "'000006' is in it: placed, paid, cancelled"),
-        (finding(ends=("shipped", "declined", "cancelled", "reserved")), "000005 is missing"),
-        (finding(ends=("shipped", "declined", "cancelled", "paid")), "000002 is missing"),
-        (finding(begins=("paid",)), "000003 is missing: placed"),
-        (finding(begins=("placed", "paid", "reserved")), "'000013' is in it: paid, reserved"),
-        (finding(kind=sorted), "the store is empty, and [] was returned"),
-        (finding(kind=lambda found: {f"orders.{id_}" for id_ in found}), "000002 is missing"),
-        (finding(as_id=int), "it raised ValueError: invalid literal for int()"),
-        (finding(as_id=lambda id_: id_.zfill(6)), "9 is missing: placed"),
-        (finding(as_id=lambda id_: int(id_) if id_.isdigit() else id_), "000002 is missing"),
-        (finding(region="eu"), "000003 is missing: placed"),
-        (finding(most=3), "is missing"),
-        (by_the_last_event, "'000012' is in it: shipped, placed"),
-        (by_counting, "'000010' is in it: placed, placed, shipped"),
-        (remembers, "is missing"),
-        (consumes, "asked again, 000002 is missing"),
-        (one_batch, "'000001' is in it: placed, paid, paid, shipped"),
-        (by_one_answer_for_each_event, "the store has more than 100,000 orders, and 199985 is missing: placed"),
-        (by_subjects(pages=1), "the store has more than 100,000 orders, and"),
-        (by_subjects(each_page=True), "the store has more than 100,000 orders, and '199964' is in it: placed, shipped"),
+        (finding(promised=("stored", "unknown")), "000003 is among lost: unknown, says its writer"),
+        (finding(promised=("stored", "unknown", "refused")), "000003 is among lost"),
+        (finding(promised=()), "000002 is not among lost"),
+        (finding(sent=("stored",)), "000004 is among unexpected: unknown, says its writer; in the stream once"),
+        (finding(doubled_of=("stored",)), "000007 is not among doubled"),
+        (finding(doubled_of=("stored", "unknown", "refused")), "999999 is not among doubled"),
+        (finding(twice=lambda ids, id_: ids.count(id_) == 2), "000007 is not among doubled"),
+        (finding(twice=lambda ids, id_: (id_, id_) in pairwise(ids)), "000006 is not among doubled"),
+        (finding(kind=sorted), "lost is a list"),
+        (finding(names=("lost", "doubled")), "a dictionary with ['doubled', 'lost'] was returned"),
+        (finding(kind=None), "expected a plain function"),
+        (lambda attempts, stored: len(attempts) - len(stored), "int was returned"),
+        (
+            finding(sent=("stored", "unknown")),
+            "on a bad day, 000010 is among unexpected: refused, says its writer; in the stream once",
+        ),
+        (finding(doubled_of=("stored", "unknown")), "000011 is not among doubled: refused, says its writer"),
+        (finding(twice=lambda ids, id_: ids.count(id_) > 2), "000006 is not among doubled"),
+        (as_numbers, "on a bad day, "),
+        (needs_messages, "on a day after which the stream is empty, and it raised IndexError"),
+        (needs_attempts, "on a day on which nothing was sent, and it raised ValueError"),
+        (remembers, "nothing was sent, 000001 is not among unexpected: never sent, stored once"),
+        (in_their_order, "on another bad day, "),
+        (of_text, "on a bad day, 9 is not among unexpected"),
+        (empties, "on a quiet day, a dictionary with [] was returned"),
+        (counts_strangers_once, "on a bad day, 999999 is not among doubled: never sent, stored 2 times"),
+        (lost_is_not_stored, "on a bad day, 000005 is among lost: refused, says its writer; in the stream 0 times"),
+        (first_thousand, "on a long day, "),
+        (lambda attempts, stored: right(attempts, stored) and None, "on a quiet day, None was returned"),
     ],
     ids=[
-        "only shipped", "without cancelled", "reserved ends", "paid ends", "only paid", "never placed", "a list",
-        "subjects", "numbers", "six digits", "some numbers", "one region", "the first three", "the last event",
-        "counted", "remembers", "consumes", "one batch", "one answer for each event", "the first page",
-        "page by page",
+        "unknown is lost", "all are lost", "none is lost", "unknown is unexpected", "doubled of stored",
+        "doubled of sent", "exactly two", "neighbours only", "lists", "two keys", "async", "a number",
+        "refused is unexpected", "refused is not doubled", "three and more", "ids as numbers", "needs messages",
+        "needs attempts", "remembers", "in their order", "six digits", "no empty sets", "strangers once",
+        "refused is lost", "the first thousand", "none",
     ],
 )  # fmt: skip
-async def test_other_orders_than_the_unfinished_are_refused(mesh, own_meshes_kept, answer, said):
-    remembered.clear()
+async def test_other_findings_are_refused(mesh, answer, said):
     assert said in await refused("14.1", answer)
 
 
-async def by_pages_of_each_event(client):
-    found = {event: set() for event in ("placed", "shipped", "declined", "cancelled")}
-    for event, orders in found.items():
-        async for page in subjects_of(client, f"orders.*.*.{event}"):
-            orders.update(subject.split(".")[2] for subject in page)
-    return frozenset(found.pop("placed").difference(*found.values()))
+async def rolls_none(mesh):
+    await mesh.ready()
 
 
-async def test_another_way_to_find_the_unfinished_is_accepted(mesh, own_meshes_kept):
-    await accepted("14.1", by_pages_of_each_event)
+async def rolls_two(mesh):
+    for name in ("n1", "n2"):
+        await mesh.restart(name)
 
 
-def worth(
-    *, events=("paid",), ends=("cancelled",), key=str, once=True, kind=dict, every=True, most=None, start=None, adds=1
-):
-    async def worth_of(client):
-        stored = await events_of(client, most=most)
-        gone = {order for _, order, event, _ in stored if event in ends}
-        found, seen = dict(start or {}), set()
-        for region, order, event, cents in stored:
-            if every:
-                found.setdefault(key(region), 0)
-            if event in events and order not in gone and not (once and order in seen):
-                seen.add(order)
-                found[key(region)] = found.get(key(region), 0) + cents * adds
-        return kind(found)
-
-    return worth_of
+async def kills_one_by_one(mesh):
+    for name in mesh.servers:
+        await mesh.kill(name)
+        await mesh.restart(name)
+        await mesh.ready()
 
 
-async def as_they_come(client):
-    """A cancellation takes away what was paid, as often as it comes."""
-    found = {}
-    for region, _, event, cents in await events_of(client):
-        found[region] = found.get(region, 0) + {"paid": cents, "cancelled": -cents}.get(event, 0)
-    return found
+async def kills_and_leaves(mesh):
+    for name in mesh.servers:
+        await mesh.kill(name)
 
 
-async def until_cancelled(client):
-    """A cancellation counts only when it comes after the payment."""
-    paid, found = {}, {}
-    for region, order, event, cents in await events_of(client):
-        found.setdefault(region, 0)
-        if event == "paid":
-            paid[region, order] = cents
-        if event == "cancelled":
-            paid.pop((region, order), None)
-    for (region, _), cents in paid.items():
-        found[region] += cents
-    return found
+async def rolls_all_at_once(mesh):
+    await asyncio.gather(*(asyncio.to_thread(server.stop) for server in mesh.servers.values()))
+    for server in mesh.servers.values():
+        server.start()
+    await mesh.ready()
 
 
-known: dict[str, int] = {}
+async def only_pauses(mesh):
+    for name in mesh.servers:
+        await mesh.pause(name)
+        await mesh.resume(name)
 
 
-async def adds_to_a_global(client):
-    for region, cents in (await worth()(client)).items():
-        known[region] = known.get(region, 0) + cents
-    return dict(known)
+async def rolls_one_three_times(mesh):
+    for _ in mesh.servers:
+        await mesh.restart("n1")
+        await mesh.ready()
 
 
-async def asks_once(client):
-    if not known:
-        known.update(await worth()(client))
-    return dict(known)
+async def reloads(mesh):
+    await mesh.reload(users_config="")
 
 
-async def leaves_its_reader(client):
-    await client.jetstream().subscribe("orders.>", ordered_consumer=True)
-    return await worth()(client)
+async def rolls_later(mesh):
+    rolling = asyncio.create_task(rolls_and_says_so(mesh))
+    rolling.add_done_callback(lambda task: task.cancelled() or task.exception())
 
 
+async def rolls_and_says_so(mesh):
+    for name in mesh.servers:
+        await mesh.restart(name)
+
+
+async def leaves_the_last_stopped(mesh):
+    for name in ("n1", "n2"):
+        await mesh.restart(name)
+        await mesh.ready()
+    await asyncio.to_thread(mesh.servers["n3"].stop)
+
+
+# A few side by side, each on servers of its own.
 @pytest.mark.parametrize(
-    ("answer", "said"),
+    "wrong",
     [
-        (worth(events=("placed",)), "us has 4610 cents"),
-        (worth(ends=()), "eu has 70200 cents"),
-        (worth(ends=("cancelled", "declined")), "nordic has 0 cents; expected 5,000,000,000"),
-        (worth(events=("shipped",)), "eu has 1000 cents"),
-        (worth(events=("paid", "shipped"), once=False), "eu has 3200 cents"),
-        (worth(once=False), "eu has 2200 cents"),
-        (worth(every=False), "region asia is missing; expected 0 cents"),
-        (worth(key=lambda region: "all"), "region eu is missing; expected 1,200 cents"),
-        (worth(key=lambda region: region.partition("-")[0]), "region sur-2 is missing"),
-        (worth(key=str.upper), "region eu is missing"),
-        (worth(start={"eu": 0, "us": 0}), "the store is empty, and a region 'eu' was returned; expected none"),
-        (worth(adds=0.01), "eu has 12.0 cents; expected 1,200"),
-        (worth(most=1_000), "orders were stored since it was asked, and"),
-        (worth(kind=sorted), "the store is empty, and list was returned; expected a dictionary"),
-        (worth(kind=lambda found: found or None), "the store is empty, and None was returned"),
-        (worth(kind=lambda found: {region: str(cents) for region, cents in found.items()}), "eu has '1200' cents"),
-        (as_they_come, "eu has"),
-        (until_cancelled, "sur-2 has 700 cents; expected 0"),
-        (adds_to_a_global, "asked again, eu has 2400 cents; expected 1,200"),
-        (asks_once, "orders were stored since it was asked, and eu has 1200 cents; expected 1,000"),
-        (leaves_its_reader, "it left an inbox subscribed"),
+        {
+            rolls_none: "n1 is the same process as before",
+            rolls_two: "n3 is the same process as before",
+            only_pauses: "n1 is the same process as before",
+        },
+        {
+            rolls_one_three_times: "n2 is the same process as before",
+            reloads: "n1 is the same process as before",
+            rolls_later: "n",
+        },
+        {
+            kills_one_by_one: "servers were killed, and for more than 3 s nothing was acknowledged",
+            kills_and_leaves: "n1 is killed in the end",
+        },
+        {
+            rolls_all_at_once: "several servers were down at once, and for more than 3 s nothing was acknowledged",
+            leaves_the_last_stopped: "n3 is stopped in the end; expected that it runs again",
+        },
     ],
-    ids=[
-        "placed", "cancelled too", "without declined", "shipped", "twice", "an event twice", "a region without",
-        "one sum", "regions cut off", "capitals", "the lesson's regions", "dollars", "the first thousand", "a list",
-        "none", "text", "as they come", "until cancelled", "a global", "asks once", "leaves its reader",
-    ],
-)  # fmt: skip
-async def test_another_worth_is_refused(mesh, own_meshes_kept, answer, said):
-    known.clear()
-    assert said in await refused("14.2", answer)
+    ids=["too few", "one, none, later", "killed", "all at once, and one left stopped"],
+)
+async def test_another_way_to_replace_servers_is_refused(mesh, wrong):
+    verdicts = await refused_side_by_side("14.2", *wrong)
+    for said, verdict in zip(wrong.values(), verdicts, strict=True):
+        assert said in verdict
 
 
-async def in_batches(client):
-    js, paid, cancelled, found = client.jetstream(), {}, set(), {}
-    pulled = await js.pull_subscribe("orders.>", stream="ORDERS")
-    left = (await js.stream_info("ORDERS")).state.messages
-    while left:
-        for msg in await pulled.fetch(min(left, 500), timeout=5):
-            left -= 1
-            order, event = decode(msg.data), msg.subject.split(".")[3]
-            found.setdefault(order.region, 0)
-            if event == "paid":
-                paid[order.id] = order
-            if event == "cancelled":
-                cancelled.add(order.id)
-            await msg.ack()
-    await pulled.unsubscribe()
-    for order in paid.values():
-        found[order.region] += 0 if order.id in cancelled else order.cents
-    return found
+async def test_servers_stopped_and_started_by_themselves_in_another_order_are_accepted(mesh):
+    async def rolls_backwards(mesh):
+        for server in reversed(mesh.servers.values()):
+            await asyncio.to_thread(server.stop)
+            await asyncio.to_thread(server.start)
+            await mesh.ready()
+
+    await accepted("14.2", rolls_backwards)
 
 
-@pytest.mark.parametrize("answer", [worth(), in_batches], ids=["reads all", "in batches"])
-async def test_another_way_to_know_the_worth_is_accepted(mesh, own_meshes_kept, answer):
-    await accepted("14.2", answer)
+@pytest.mark.parametrize("kind", [set, frozenset])
+async def test_other_ways_to_find_what_is_wrong_are_accepted(mesh, kind):
+    def findings(attempts, stored):
+        outcomes = {attempt.id: attempt.outcome for attempt in attempts}
+        once, again = set(), set()
+        for message in stored:
+            (again if message.id in once else once).add(message.id)
+        lost = [id_ for id_, outcome in outcomes.items() if outcome == "stored" and id_ not in once]
+        return {"doubled": kind(again), "unexpected": kind(once.difference(outcomes)), "lost": kind(lost)}
+
+    await accepted("14.1", findings)

@@ -3,499 +3,374 @@
 import asyncio
 import contextlib
 import json
-import re
+from collections import Counter
 
-import nats.js.errors
 import pytest
 from exercise_cells import ExerciseCells, accepted, refused, refused_side_by_side
+from nats.js.errors import APIError
 
-CELLS = ExerciseCells("15_avoid_the_traps", asyncio=asyncio, nats=nats)
+from mesh_lab.orders import decode
+
+CELLS = ExerciseCells("15_run_the_order_mesh", imports=("mesh_lab.orders",), json=json, suppress=contextlib.suppress)
 
 test_the_cell_for_the_reader_is_not_attempted, test_the_solution_in_the_notebook_is_correct = CELLS.tests()
 
 
-def placing(pattern, *, matches=re.fullmatch, error=ValueError, subject="orders.eu.{}.placed"):
-    def placed(number):
-        if not matches(pattern, number):
-            raise error(number)
-        return subject.format(number)
+async def events_of(client, *, most=None):
+    """Return region, id, event and cents of all that the store holds, in its order."""
+    js = client.jetstream()
+    pending, found = (await js.stream_info("ORDERS")).state.messages, []
+    reading = await js.subscribe("orders.>", ordered_consumer=True)
+    for _ in range(min(pending, most or pending)):
+        msg = await reading.next_msg(timeout=5)
+        found.append((*msg.subject.split(".")[1:], decode(msg.data).cents))
+    await reading.unsubscribe()
+    return found
 
-    return placed
+
+def finding(
+    *, ends=("shipped", "declined", "cancelled"), begins=("placed",), kind=set, as_id=str, region=None, most=None
+):
+    async def unfinished(client):
+        events = [one for one in await events_of(client, most=most) if region in (None, one[0])]
+        ended = {order for _, order, event, _ in events if event in ends}
+        return kind({as_id(order) for _, order, event, _ in events if event in begins} - {as_id(id_) for id_ in ended})
+
+    return unfinished
+
+
+async def by_the_last_event(client):
+    last = {order: event for _, order, event, _ in await events_of(client)}
+    return {order for order, event in last.items() if event not in ("shipped", "declined", "cancelled")}
+
+
+async def by_counting(client):
+    left = Counter()
+    for _, order, event, _ in await events_of(client):
+        left[order] += (event == "placed") - (event in ("shipped", "declined", "cancelled"))
+    return {order for order, many in left.items() if many > 0}
+
+
+async def subjects_of(client, filtered="orders.>", *, pages=1_000):
+    offset, total = 0, 1
+    while offset < total and pages > 0:
+        ask = json.dumps({"subjects_filter": filtered, "offset": offset}).encode()
+        told = json.loads((await client.request("$JS.API.STREAM.INFO.ORDERS", ask, timeout=5)).data)
+        page = list(told["state"].get("subjects") or {})
+        offset, total, pages = offset + len(page), told.get("total", 0), pages - 1
+        yield page
+
+
+def by_subjects(*, pages=1_000, each_page=False):
+    async def unfinished(client):
+        found, events = set(), []
+        async for page in subjects_of(client, pages=pages):
+            events += [subject.split(".")[2:] for subject in page]
+            if each_page:
+                found |= open_ones(events)
+                events = []
+        return found if each_page else open_ones(events)
+
+    return unfinished
+
+
+def open_ones(events):
+    ended = {order for order, event in events if event in ("shipped", "declined", "cancelled")}
+    return {order for order, event in events if event == "placed"} - ended
+
+
+async def by_one_answer_for_each_event(client):
+    found = {}
+    for event in ("placed", "shipped", "declined", "cancelled"):
+        state = (await client.jetstream().stream_info("ORDERS", subjects_filter=f"orders.*.*.{event}")).state
+        found[event] = {subject.split(".")[2] for subject in state.subjects or {}}
+    return found["placed"] - found["shipped"] - found["declined"] - found["cancelled"]
+
+
+remembered: list[set[str]] = []
+
+
+async def remembers(client):
+    if not remembered:
+        remembered.append(await finding()(client))
+    return remembered[0]
+
+
+async def consumes(client):
+    js = client.jetstream()
+    pulled, events = await js.pull_subscribe("orders.>", durable="reader", stream="ORDERS"), []
+    with contextlib.suppress(TimeoutError):
+        while True:
+            for msg in await pulled.fetch(100, timeout=0.3):
+                events.append(msg.subject.split(".")[2:])
+                await msg.ack_sync()
+    await pulled.unsubscribe()
+    return open_ones(events)
+
+
+async def one_batch(client):
+    pulled, events = await client.jetstream().pull_subscribe("orders.>", stream="ORDERS"), []
+    with contextlib.suppress(TimeoutError):
+        events = [msg.subject.split(".")[2:] for msg in await pulled.fetch(20, timeout=0.5)]
+    await pulled.unsubscribe()
+    return open_ones(events)
 
 
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (placing(r".*", matches=lambda pattern, number: True), "an empty number was let through"),
-        (placing(r"[^.*> ]+"), "a tab was let through"),
-        (placing(r"[^.*>\s]+"), "33 characters was let through"),
-        (placing(r"[^.*> \t\r\n]{1,32}"), "a form feed was let through"),
-        (placing(r"[\w-]{1,32}"), "a digit that is not ASCII was let through"),
-        (placing(r"^[A-Za-z0-9_-]{1,32}$", matches=re.match), "a line break at the end was let through"),
-        (placing(r"[A-Za-z0-9_-]{1,32}", matches=re.match), "a dot was let through"),
-        (placing(r"[0-9]{1,32}"), "'a-b' was refused"),
-        (placing(r"[A-Za-z0-9_-]{1,31}"), "was refused"),
-        (placing(r"[A-Za-z0-9_-]{1,32}", subject="orders.{}.placed"), "'1' became 'orders.1.placed'"),
-        (placing(r"[A-Za-z0-9_-]{1,32}", error=KeyError), "given an empty number, and it raised KeyError"),
-        (placing(r"[A-Za-z0-9_-]{1,64}"), "33 characters was let through"),
-        (placing(r"[A-Za-z0-9_-]{0,32}"), "an empty number was let through"),
-        (placing(r"(?i)[a-z0-9_-]{1,32}"), "a letter that is not ASCII, the long s was let through"),
-        (placing(r"[A-z0-9_-]{1,32}"), "was let through"),
-        (placing(r"[A-Za-z0-9_+-]{1,32}"), "'1+2' was let through"),
-        (placing(r"[A-Za-z0-9+-_]{1,32}"), "was let through"),
-        (placing(r"[A-Za-z0-9_-]{1,32}", matches=lambda p, number: re.fullmatch(p, number.strip())), "was let through"),
-        (placing(r"[A-Za-z0-9_-]{2,32}"), "'1' was refused"),
-        (placing(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}"), "'-' was refused"),
-        (placing(r"[a-z0-9_-]{1,32}"), "'A_1' was refused"),
-        (placing(r"[A-Za-z0-9-]{1,32}"), "'A_1' was refused"),
-        (placing(r"[A-Za-z0-9_-]{1,32}", subject="orders.us.{}.placed"), "'1' became 'orders.us.1.placed'"),
-        (lambda number: placing(r"[A-Za-z0-9_-]{1,32}")(number).encode(), "'1' became b'orders.eu.1.placed'"),
-        (lambda number: placing(r"[A-Za-z0-9_-]{1,32}")(number[:32]), "33 characters was let through"),
-        (lambda number: placing(r"[A-Za-z0-9_-]{1,32}")(number.lower()), "'A_1' became 'orders.eu.a_1.placed'"),
-        (lambda number: placing(r"\d{1,32}")(f"{int(number)}"), "'000001' became 'orders.eu.1.placed'"),
-        (lambda number: f"orders.eu.{number}.placed" if number.isalnum() else placing("[a-zA-Z0-9_-]+")(number), "33"),
+        (finding(ends=("shipped",)), "'000004' is in it: placed, declined"),
+        (finding(ends=("shipped", "declined")), "'000006' is in it: placed, paid, cancelled"),
+        (finding(ends=("shipped", "declined", "cancelled", "reserved")), "000005 is missing"),
+        (finding(ends=("shipped", "declined", "cancelled", "paid")), "000002 is missing"),
+        (finding(begins=("paid",)), "000003 is missing: placed"),
+        (finding(begins=("placed", "paid", "reserved")), "'000013' is in it: paid, reserved"),
+        (finding(kind=sorted), "the store is empty, and [] was returned"),
+        (finding(kind=lambda found: {f"orders.{id_}" for id_ in found}), "000002 is missing"),
+        (finding(as_id=int), "it raised ValueError: invalid literal for int()"),
+        (finding(as_id=lambda id_: id_.zfill(6)), "9 is missing: placed"),
+        (finding(as_id=lambda id_: int(id_) if id_.isdigit() else id_), "000002 is missing"),
+        (finding(region="eu"), "000003 is missing: placed"),
+        (finding(most=3), "is missing"),
+        (by_the_last_event, "'000012' is in it: shipped, placed"),
+        (by_counting, "'000010' is in it: placed, placed, shipped"),
+        (remembers, "is missing"),
+        (consumes, "asked again, 000002 is missing"),
+        (one_batch, "'000001' is in it: placed, paid, paid, shipped"),
+        (by_one_answer_for_each_event, "the store has more than 100,000 orders, and 199985 is missing: placed"),
+        (by_subjects(pages=1), "the store has more than 100,000 orders, and"),
+        (by_subjects(each_page=True), "the store has more than 100,000 orders, and '199964' is in it: placed, shipped"),
     ],
-)
-async def test_subjects_that_are_not_safe_are_refused(mesh, answer, said):
+    ids=[
+        "only shipped", "without cancelled", "reserved ends", "paid ends", "only paid", "never placed", "a list",
+        "subjects", "numbers", "six digits", "some numbers", "one region", "the first three", "the last event",
+        "counted", "remembers", "consumes", "one batch", "one answer for each event", "the first page",
+        "page by page",
+    ],
+)  # fmt: skip
+async def test_other_orders_than_the_unfinished_are_refused(mesh, own_meshes_kept, answer, said):
+    remembered.clear()
     assert said in await refused("15.1", answer)
 
 
-def by_characters(number):
-    allowed = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
-    if not 1 <= len(number) <= 32 or set(number) - allowed:
-        number.encode("ascii")  # which raises a kind of ValueError, too
-        raise ValueError
-    return ".".join(["orders", "eu", number, "placed"])
+async def by_pages_of_each_event(client):
+    found = {event: set() for event in ("placed", "shipped", "declined", "cancelled")}
+    for event, orders in found.items():
+        async for page in subjects_of(client, f"orders.*.*.{event}"):
+            orders.update(subject.split(".")[2] for subject in page)
+    return frozenset(found.pop("placed").difference(*found.values()))
 
 
-def by_kinds(number):
-    plain = number.replace("-", "").replace("_", "")
-    if 0 < len(number) < 33 and number.isascii() and (plain.isalnum() or not plain):
-        return "orders.eu." + number + ".placed"
-    raise UnicodeError(number)
+async def test_another_way_to_find_the_unfinished_is_accepted(mesh, own_meshes_kept):
+    await accepted("15.1", by_pages_of_each_event)
 
 
-@pytest.mark.parametrize("answer", [by_characters, by_kinds])
-async def test_another_way_to_make_subjects_safe_is_accepted(mesh, answer):
-    await accepted("15.1", answer)
-
-
-def opening(
-    *,
-    differs=lambda there, config: (
-        (there.filter_subject, there.ack_wait) != (config.filter_subject, config.ack_wait or 30.0)
-    ),
-    make=lambda js, stream, config: js.add_consumer(stream, config),
-    keep=lambda js, stream, config: asyncio.sleep(0),
-    refuse=lambda js, stream, config: asyncio.sleep(0),
-    error=ValueError,
-    name=lambda config: config.durable_name,
-    stream_of=lambda stream: stream,
+def worth(
+    *, events=("paid",), ends=("cancelled",), key=str, once=True, kind=dict, every=True, most=None, start=None, adds=1
 ):
-    async def open_consumer(js, stream, config):
-        stream = stream_of(stream)
-        try:
-            there = (await js.consumer_info(stream, name(config))).config
-        except nats.js.errors.NotFoundError:
-            await make(js, stream, config)
-            return
-        if not differs(there, config):
-            await keep(js, stream, config)
-            return
-        await refuse(js, stream, config)
-        if error:
-            raise error("another one")
+    async def worth_of(client):
+        stored = await events_of(client, most=most)
+        gone = {order for _, order, event, _ in stored if event in ends}
+        found, seen = dict(start or {}), set()
+        for region, order, event, cents in stored:
+            if every:
+                found.setdefault(key(region), 0)
+            if event in events and order not in gone and not (once and order in seen):
+                seen.add(order)
+                found[key(region)] = found.get(key(region), 0) + cents * adds
+        return kind(found)
 
-    return open_consumer
+    return worth_of
 
 
-def add(js, stream, config):
-    return js.add_consumer(stream, config)
+async def as_they_come(client):
+    """A cancellation takes away what was paid, as often as it comes."""
+    found = {}
+    for region, _, event, cents in await events_of(client):
+        found[region] = found.get(region, 0) + {"paid": cents, "cancelled": -cents}.get(event, 0)
+    return found
 
 
-async def make_anew(js, stream, config):
-    await js.delete_consumer(stream, config.durable_name)
-    await js.add_consumer(stream, config)
+async def until_cancelled(client):
+    """A cancellation counts only when it comes after the payment."""
+    paid, found = {}, {}
+    for region, order, event, cents in await events_of(client):
+        found.setdefault(region, 0)
+        if event == "paid":
+            paid[region, order] = cents
+        if event == "cancelled":
+            paid.pop((region, order), None)
+    for (region, _), cents in paid.items():
+        found[region] += cents
+    return found
 
 
-async def make_bare(js, stream, config):
-    wanted = {"filter_subject": config.filter_subject, "ack_wait": config.ack_wait}
-    await js.add_consumer(stream, durable_name=config.durable_name, **wanted)
+known: dict[str, int] = {}
 
 
-async def make_two(js, stream, config):
-    await js.add_consumer(stream, config)
-    await js.add_consumer(stream, config, durable_name=f"{config.durable_name}-2")
+async def adds_to_a_global(client):
+    for region, cents in (await worth()(client)).items():
+        known[region] = known.get(region, 0) + cents
+    return dict(known)
 
 
-async def make_nothing(js, stream, config):
-    pass
+async def asks_once(client):
+    if not known:
+        known.update(await worth()(client))
+    return dict(known)
 
 
-async def change_and_back(js, stream, config):
-    """Find the difference by making the change, and take it back."""
-    there = (await js.consumer_info(stream, config.durable_name)).config
-    await js.add_consumer(stream, config)
-    await js.add_consumer(stream, there, description="back")
-
-
-async def add_always(js, stream, config):
-    await js.add_consumer(stream, config)
-
-
-async def empty_the_stream(js, stream, config):
-    for info in await js.consumers_info(stream):
-        await js.delete_consumer(stream, info.name)
-    await js.add_consumer(stream, config)
-
-
-opened: set[str] = set()
-
-
-async def remembers(js, stream, config):
-    if config.durable_name not in opened:
-        opened.add(config.durable_name)
-        await js.add_consumer(stream, config)
+async def leaves_its_reader(client):
+    await client.jetstream().subscribe("orders.>", ordered_consumer=True)
+    return await worth()(client)
 
 
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (opening(make=make_nothing), "opened when the stream has no consumer billing, and then it has no consumers"),
-        (opening(make=make_bare), "the consumer was made with another"),
-        (opening(make=make_two), "and then it has billing, billing-2; expected billing"),
-        (opening(make=empty_the_stream), "opened when the stream has no consumer plain, and then it has plain"),
-        (add_always, "opened with another filter_subject, the consumer's"),
-        (remembers, "opened with another filter_subject, the consumer's"),
-        (opening(keep=make_anew), "opened again, the consumer was made anew"),
-        (opening(keep=add), "opened with the ack_wait that is its default, the consumer's"),
-        (opening(refuse=add), "opened with another filter_subject, the consumer's"),
-        (opening(refuse=change_and_back), "opened with another filter_subject, the consumer's description was changed"),
-        (opening(refuse=lambda js, stream, config: js.delete_consumer(stream, config.durable_name)), "was removed"),
-        (opening(refuse=make_anew), "opened with another filter_subject, the consumer"),
-        (opening(differs=lambda there, config: False), "opened with another filter_subject, nothing was raised"),
-        (opening(differs=lambda there, config: True), "opened again, and it raised ValueError: another one"),
-        (
-            opening(differs=lambda there, config: there.filter_subject != config.filter_subject),
-            "opened with another ack_wait, nothing was raised; expected ValueError",
-        ),
-        (
-            opening(differs=lambda there, config: there.ack_wait != (config.ack_wait or 30.0)),
-            "opened with another filter_subject, nothing was raised; expected ValueError",
-        ),
-        (opening(differs=lambda there, config: there.ack_wait != config.ack_wait), "it raised ValueError"),
-        (
-            opening(differs=lambda there, config: (config.ack_wait and there.ack_wait != config.ack_wait) or (
-                there.filter_subject != config.filter_subject)),
-            "opened without its ack_wait of 9 s, nothing was raised",
-        ),
-        (
-            opening(differs=lambda there, config: there.ack_wait != (config.ack_wait or 30.0) or (
-                config.filter_subject and there.filter_subject != config.filter_subject)),
-            "opened without its filter_subject, nothing was raised",
-        ),
-        (
-            opening(differs=lambda there, config: there.ack_wait != (config.ack_wait or 30.0) or (
-                there.filter_subject and there.filter_subject != config.filter_subject)),
-            "opened with a filter_subject that it has not, nothing was raised",
-        ),
-        (
-            opening(differs=lambda there, config: (config.filter_subject, config.ack_wait or 30.0) != (
-                there.filter_subject, there.ack_wait) and there.ack_wait != (config.ack_wait or 30.0)),
-            "opened with another filter_subject, nothing was raised",
-        ),
-        (
-            opening(differs=lambda there, config: str(there.ack_wait) < str(config.ack_wait or 30.0) or (
-                there.filter_subject != config.filter_subject)),
-            "opened with another ack_wait, nothing was raised",
-        ),
-        (
-            opening(differs=lambda there, config: there.max_ack_pending != (config.max_ack_pending or 1_000) or (
-                there.filter_subject, there.ack_wait) != (config.filter_subject, config.ack_wait or 30.0)),
-            "opened with the ack_wait that is its default, ValueError was raised; expected that it returns",
-        ),
-        (opening(error=None), "opened with another filter_subject, nothing was raised"),
-        (opening(error=KeyError), "opened with another filter_subject, and it raised KeyError"),
-        (opening(name=lambda config: "billing"), "opened when the stream has no consumer plain, and it raised"),
-        (opening(stream_of=lambda stream: "ORDERS"), "it raised NotFoundError"),
+        (worth(events=("placed",)), "us has 4610 cents"),
+        (worth(ends=()), "eu has 70200 cents"),
+        (worth(ends=("cancelled", "declined")), "nordic has 0 cents; expected 5,000,000,000"),
+        (worth(events=("shipped",)), "eu has 1000 cents"),
+        (worth(events=("paid", "shipped"), once=False), "eu has 3200 cents"),
+        (worth(once=False), "eu has 2200 cents"),
+        (worth(every=False), "region asia is missing; expected 0 cents"),
+        (worth(key=lambda region: "all"), "region eu is missing; expected 1,200 cents"),
+        (worth(key=lambda region: region.partition("-")[0]), "region sur-2 is missing"),
+        (worth(key=str.upper), "region eu is missing"),
+        (worth(start={"eu": 0, "us": 0}), "the store is empty, and a region 'eu' was returned; expected none"),
+        (worth(adds=0.01), "eu has 12.0 cents; expected 1,200"),
+        (worth(most=1_000), "orders were stored since it was asked, and"),
+        (worth(kind=sorted), "the store is empty, and list was returned; expected a dictionary"),
+        (worth(kind=lambda found: found or None), "the store is empty, and None was returned"),
+        (worth(kind=lambda found: {region: str(cents) for region, cents in found.items()}), "eu has '1200' cents"),
+        (as_they_come, "eu has"),
+        (until_cancelled, "sur-2 has 700 cents; expected 0"),
+        (adds_to_a_global, "asked again, eu has 2400 cents; expected 1,200"),
+        (asks_once, "orders were stored since it was asked, and eu has 1200 cents; expected 1,000"),
+        (leaves_its_reader, "it left an inbox subscribed"),
     ],
     ids=[
-        "makes none", "makes a bare one", "makes two", "empties the stream", "adds always", "remembers", "makes anew",
-        "adds again", "adds and raises", "changes and takes back", "deletes and raises", "makes anew and raises",
-        "never compares", "always raises", "compares filters", "compares waits", "no default", "no wait is any wait",
-        "no filter is any filter", "no filter there is any", "both must differ", "as text", "compares more",
-        "says nothing", "another error", "one name", "one stream",
+        "placed", "cancelled too", "without declined", "shipped", "twice", "an event twice", "a region without",
+        "one sum", "regions cut off", "capitals", "the lesson's regions", "dollars", "the first thousand", "a list",
+        "none", "text", "as they come", "until cancelled", "a global", "asks once", "leaves its reader",
     ],
 )  # fmt: skip
-async def test_a_consumer_that_is_stolen_is_refused(mesh, own_meshes_kept, answer, said):
-    opened.clear()
+async def test_another_worth_is_refused(mesh, own_meshes_kept, answer, said):
+    known.clear()
     assert said in await refused("15.2", answer)
 
 
-async def opens_in_raw(js, stream, config):
-    """With the API's own action, which makes and never changes."""
-    request = {"stream_name": stream, "config": config.as_dict(), "action": "create"}
-    name = config.durable_name
-    reply = await js._nc.request(f"$JS.API.CONSUMER.DURABLE.CREATE.{stream}.{name}", json.dumps(request).encode())
-    if "error" not in json.loads(reply.data):
-        return
-    there = (await js.consumer_info(stream, name)).config
-    if (there.filter_subject, there.ack_wait) != (config.filter_subject, config.ack_wait or 30):
-        raise ValueError(name)
+async def in_batches(client):
+    js, paid, cancelled, found = client.jetstream(), {}, set(), {}
+    pulled = await js.pull_subscribe("orders.>", stream="ORDERS")
+    left = (await js.stream_info("ORDERS")).state.messages
+    while left:
+        for msg in await pulled.fetch(min(left, 500), timeout=5):
+            left -= 1
+            order, event = decode(msg.data), msg.subject.split(".")[3]
+            found.setdefault(order.region, 0)
+            if event == "paid":
+                paid[order.id] = order
+            if event == "cancelled":
+                cancelled.add(order.id)
+            await msg.ack()
+    await pulled.unsubscribe()
+    for order in paid.values():
+        found[order.region] += 0 if order.id in cancelled else order.cents
+    return found
 
 
-async def lists_them(js, stream, config):
-    [there] = [one.config for one in await js.consumers_info(stream) if one.name == config.durable_name] or [None]
-    if there is None:
-        await js.add_consumer(stream, config)
-    elif (there.filter_subject or "") != (config.filter_subject or "") or there.ack_wait != (config.ack_wait or 30):
-        raise ValueError(f"{config.durable_name} is somebody else's")
-
-
-@pytest.mark.parametrize("answer", [opens_in_raw, lists_them])
-async def test_another_way_to_steal_no_consumer_is_accepted(mesh, own_meshes_kept, answer):
+@pytest.mark.parametrize("answer", [worth(), in_batches], ids=["reads all", "in batches"])
+async def test_another_way_to_know_the_worth_is_accepted(mesh, own_meshes_kept, answer):
     await accepted("15.2", answer)
 
 
-def holding(
-    *,
-    every=0.3,
-    first=None,
-    most=1_000,
-    stops=True,
-    before=None,
-    works=True,
-    ack=lambda msg: msg.ack_sync(),
-    nak=lambda msg: msg.nak(),
-    raised=lambda error: error,
-    lingers=False,
-    pauses=None,
-    catches=BaseException,
-):
-    async def hold(msg, work):
-        ended = asyncio.Event()
-
-        async def keep_saying():
-            for n in range(most):
-                pause = pauses[n % len(pauses)] if pauses else every
-                await asyncio.sleep(first if n == 0 and first is not None else pause)  # pacing
-                await msg.in_progress()
-                if ended.is_set():
-                    return
-
-        if before:
-            await before(msg)
-        saying = asyncio.create_task(keep_saying())
-        try:
-            if works:
-                await work()
-        except catches as error:
-            if nak:
-                await nak(msg)
-            if (again := raised(error)) is error:
-                raise
-            if again:
-                raise again from None
-            return
-        finally:
-            if lingers:
-                ended.set()
-            elif stops:
-                saying.cancel()
-        if ack:
-            await ack(msg)
-
-    return hold
+ONCE = {"Nats-Expected-Last-Subject-Sequence": "0"}
 
 
-async def in_a_group(msg, work):
-    async def keep_saying():
+def invoicing(
+    *, headers=ONCE, msg_id=False, subject="effects.invoice.{}", payload=None, ack="after", ends=False, batch=10,
+    pulls=None, skips=(), stored_says=(10071,),
+):  # fmt: skip
+    async def invoice(client):
+        js = client.jetstream(timeout=2)
+        events = await (pulls(js) if pulls else js.pull_subscribe_bind(consumer="invoices", stream="ORDERS"))
         while True:
-            await asyncio.sleep(0.3)  # pacing
-            await msg.in_progress()
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            saying = group.create_task(keep_saying())
-            await work()
-            saying.cancel()
-    except BaseException:
-        await msg.nak()
-        raise
-    await msg.ack_sync()
-
-
-shared = asyncio.Event()
-
-
-async def stops_by_a_global(msg, work):
-    shared.clear()
-
-    async def keep_saying():
-        while not shared.is_set():
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(shared.wait(), 0.3)
-            if not shared.is_set():
-                await msg.in_progress()
-
-    saying = asyncio.create_task(keep_saying())
-    try:
-        await work()
-    except LookupError:
-        await msg.nak()
-        raise
-    finally:
-        shared.set()
-        await saying
-    await msg.ack_sync()
-
-
-async def waits_for_its_pause(msg, work):
-    working = asyncio.ensure_future(work())
-    try:
-        while not working.done():
-            await asyncio.wait({working}, timeout=0.3)
-            if not working.done():
-                await msg.in_progress()
-        await working
-    except BaseException:
-        await msg.nak()
-        raise
-    await msg.ack()
-
-
-async def works_in_the_background(msg, work):
-    working = asyncio.create_task(holding()(msg, work))
-    working.add_done_callback(lambda task: task.cancelled() or task.exception())
-    await asyncio.sleep(0)
-
-
-async def idle():
-    await asyncio.sleep(0.4)  # work: none, but it is there
-
-
-left: list[asyncio.Task[None]] = []
-
-
-async def leaves_a_task(msg, work):
-    await holding()(msg, work)
-    left.append(asyncio.create_task(idle()))
-
-
-async def leaves_a_task_when_it_fails(msg, work):
-    try:
-        await holding()(msg, work)
-    except LookupError:
-        left.append(asyncio.create_task(idle()))
-        raise
-
-
-async def acknowledges_first(msg, work):
-    await msg._client.publish(msg.reply, b"")
-    try:
-        await work()
-    except LookupError:
-        await msg.nak()
-        raise
-
-
-# They mostly wait: a few are tried side by side, each on a server of its own.
-NOT_HELD = [
-    (holding(every=10), "while the work went on, the message was delivered again"),
-    (holding(most=1), "the message was delivered again"),
-    (holding(every=0.7), "it said in_progress less often than every 0.3 s"),
-    (holding(every=0.5), "it said in_progress less often than every 0.3 s"),
-    (holding(every=0.15), "it said in_progress more often than every 0.3 s"),
-    (holding(pauses=(0.01, 0.5)), "it said in_progress"),
-    (holding(first=0.8), "it said in_progress less often than every 0.3 s"),
-    (holding(most=4), "it said in_progress less often than every 0.3 s"),
-    (holding(works=False), "it returned before the work was done"),
-    (works_in_the_background, "it returned before the work was done"),
-    (holding(before=lambda msg: msg.ack(), ack=None, nak=None), "it said ack before the work was done"),
-    (acknowledges_first, "it said ack before the work was done; expected that it waits"),
-    (holding(ack=None), "after the work, the message was not acknowledged; expected an acknowledgement"),
-    (holding(ack=lambda msg: msg.nak()), "after the work, it said nak; expected ack, once"),
-    (holding(nak=None), "the work raised, and the message came again only after ack_wait; expected a nak"),
-    (holding(nak=lambda msg: msg.ack()), "the work raised, it said ack; expected nak"),
-    (holding(nak=lambda msg: msg.term()), "the work raised, it said term; expected nak"),
-    (holding(nak=lambda msg: msg.nak(delay=300)), "it said nak with a delay of more than 0.5 s; expected nak"),
-    (holding(raised=lambda error: None), "the work raised, and hold returned as if all were well"),
-    (holding(raised=lambda error: RuntimeError("x")), "the work raised, and hold raised RuntimeError; expected"),
-    (holding(raised=lambda error: type(error)(*error.args)), "hold raised a copy of the error"),
-    (in_a_group, "the work raised, and hold raised ExceptionGroup with the error in it; expected the same error"),
-    (holding(stops=False), "it said in_progress after ack; expected that this ends first"),
-    (holding(lingers=True), "it said in_progress after ack; expected that this ends first"),
-    (holding(catches=ValueError), "the message came again only after ack_wait"),
-    (stops_by_a_global, "the message was delivered again"),
-]
-
-
-@pytest.mark.parametrize("wrong", [NOT_HELD[at::6] for at in range(6)])
-async def test_a_message_that_is_not_held_is_refused(mesh, wrong):
-    verdicts = await refused_side_by_side("15.3", *(answer for answer, _ in wrong))
-    for (_, said), verdict in zip(wrong, verdicts, strict=True):
-        assert said in verdict
-
-
-# Not beside others: a busy loop would delay them, and their tasks would be taken for one that was left.
-@pytest.mark.parametrize(
-    ("answer", "said"),
-    [
-        (holding(every=0), "it said in_progress more often than every 0.3 s"),
-        (leaves_a_task, "a task of it goes on after it returned; expected that it ends everything"),
-        (leaves_a_task_when_it_fails, "the work raised, and a task of it goes on after it returned"),
-    ],
-)
-async def test_an_answer_that_works_too_much_or_goes_on_is_refused(mesh, answer, said):
-    assert said in await refused("15.3", answer)
-
-
-async def in_a_group_that_is_opened(msg, work):
-    async def keep_saying():
-        await msg.in_progress()
-        while True:
-            await asyncio.sleep(0.3)  # pacing
-            await msg.in_progress()
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            saying = group.create_task(keep_saying())
             try:
-                await work()
-            finally:
-                saying.cancel()
-    except* LookupError as raised:
-        await msg.nak()
-        error = raised.exceptions[0]
-    else:
-        await msg.ack_sync()
-        return
-    raise error
+                msgs = await events.fetch(batch, timeout=0.5)
+            except TimeoutError:
+                if ends:
+                    return "done"
+                continue
+            for msg in msgs:
+                order = msg.subject.split(".")[2]
+                if order in skips:
+                    await msg.ack()
+                    continue
+                if ack == "before":
+                    await msg.ack()
+                    await client.flush()
+                more = {"Nats-Msg-Id": f"{order}.invoice"} if msg_id else {}
+                to, data = subject.format(order), msg.data if payload is None else payload
+                try:
+                    await js.publish(to, data, headers={**(headers or {}), **more} or None)
+                except APIError as err:
+                    if err.err_code not in stored_says:
+                        continue
+                if ack == "after":
+                    await msg.ack()
+
+    return invoice
 
 
-async def in_raw(msg, work):
-    client, ended = msg._client, asyncio.Event()
-
-    async def keep_saying():
-        while not ended.is_set():
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(ended.wait(), 0.3)
-                return
-            await client.publish(msg.reply, b"+WPI")
-
-    saying = asyncio.ensure_future(keep_saying())
-    try:
-        await work()
-        word = b"+ACK"
-    except Exception:
-        word = b"-NAK"
-        raise
-    finally:
-        ended.set()
-        await saying
-        await client.publish(msg.reply, word)
+def own_consumer(js):
+    return js.pull_subscribe("orders.*.*.shipped", durable="mine", stream="ORDERS")
 
 
-@pytest.mark.parametrize("answer", [in_a_group_that_is_opened, in_raw, waits_for_its_pause])
-async def test_another_way_to_hold_a_message_is_accepted(mesh, answer):
-    await accepted("15.3", answer)
+async def test_another_invoice_is_refused(mesh):
+    wrong = {
+        invoicing(ack="before"): "has no invoice; expected one, whoever was killed",
+        invoicing(headers=None): "invoices; expected one, whoever was killed",
+        invoicing(headers=None, msg_id=True): "invoices; expected one, whoever was killed",
+        invoicing(payload=b"an invoice"): "the invoice of order 000001 holds something else; expected what the event",
+        invoicing(
+            ack="never"
+        ): "a service is killed just before it sends an acknowledgement: in 12 s it has not sent 3",
+        invoicing(
+            subject="effects.bill.{}"
+        ): 'the server refuses: nats: permissions violation for publish to "effects.bill.',
+        invoicing(subject="effects.invoice.x{}"): "order 000001 has no invoice",
+        invoicing(ends=True): "the service ended, with 'done'; expected one that goes on until it is cancelled",
+        invoicing(pulls=own_consumer): 'the server refuses: nats: permissions violation for publish to "$js.api.',
+        invoicing(skips=("Z_a-7",)): "order Z_a-7 has no invoice",
+        invoicing(
+            stored_says=(10071, 10054)
+        ): "an event is acknowledged whose invoice EFFECTS refused; expected an ack for what is stored alone",
+    }
+    verdicts = await refused_side_by_side("15.3", *wrong)
+    assert [
+        verdict for verdict, said in zip(verdicts, wrong.values(), strict=True) if said.lower() not in verdict.lower()
+    ] == []
+
+
+async def many_at_once(client):
+    js = client.jetstream(timeout=2)
+    events = await js.pull_subscribe_bind(consumer="invoices", stream="ORDERS")
+
+    async def store(msg):
+        order = decode(msg.data)
+        try:
+            await js.publish(f"effects.invoice.{order.id}", msg.data, headers=ONCE)
+        except APIError as err:
+            if err.err_code != 10071:
+                return await msg.nak(delay=0.2)
+        await msg.ack()
+
+    while True:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.gather(*(store(msg) for msg in await events.fetch(100, timeout=0.5)))
+
+
+async def test_an_invoice_may_be_stored_beside_others(mesh):
+    await accepted("15.3", many_at_once)

@@ -14,7 +14,6 @@ import pytest
 from nats.aio.client import Client
 from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig
-from shared_mesh import shared_mesh
 
 from mesh_lab.errors import PoisonMessageError, UnsuitableConsumerError
 from mesh_lab.patterns.jetstream_wait import wait_routable
@@ -23,11 +22,12 @@ from mesh_lab.patterns.redelivery import Backoff, consume_with_retries
 from mesh_lab.patterns.wait import cancel_and_join, eventually
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import start_mesh
+from mesh_lab.testing import shared_mesh
 
 QUICK = Backoff(first=0.02, most=0.1)
 
 
-_kept, _cleared, mesh = shared_mesh(servers=1)  # enough for what is tried here
+mesh = shared_mesh(scope="module", clean="file", servers=1)  # enough for what is tried here
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -90,3 +91,9 @@ async def test_the_main_job_in_both_languages_prints_their_ratio(
     assert f"Go ({twin.versions})" in printed
     assert "exact each time: 300 orders" in printed
     assert "Python / Go: " in printed
+    used = [
+        line.split("│")[1:4] for line in printed.splitlines() if re.search("servers|publisher|workers|reader", line)
+    ]
+    assert [who.strip() for who, _, _ in used] == ["3 servers", "publisher", "workers", "reader"]
+    python, go = ([float(row[column].replace(",", "")) for row in used] for column in (1, 2))
+    assert min(*python, go[0]) > 0  # of Go's processes, so few orders take less than can be seen

@@ -180,7 +180,7 @@ async def test_a_second_flush_comes_after_the_server_s_complaint() -> None:
 
 
 async def test_who_may_hear_one_level_may_hear_all_below() -> None:
-    # Notebook 09 warns of it. If a later nats-server refuses the subscription, the warning goes.
+    # Notebook 10 warns of it. If a later nats-server refuses the subscription, the warning goes.
     seed = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)
     async with await start_mesh(users_config=user(seed, 'subscribe: "work.*"')) as mesh:
         client, other = await nats.connect(mesh.urls, nkeys_seed_str=seed.decode()), await mesh.connect()

@@ -7,10 +7,11 @@ import warnings
 import pytest
 
 from mesh_lab import start_mesh
-from mesh_lab.notebook.mesh_map import MeshMap
+from mesh_lab.notebook.mesh_map import MeshMap, _linked
 from mesh_lab.observe.snapshots import rate_per_s, snapshot
 from mesh_lab.patterns.jetstream_wait import flush_through
 from mesh_lab.patterns.wait import eventually
+from mesh_lab.servers.layout import plan
 
 
 @pytest.fixture(autouse=True)
@@ -97,33 +98,78 @@ async def test_the_map_follows_and_its_buttons_break_and_mend():
         await eventually(lambda: len(shown.snapshots) == 3, within=10.0)
         assert repr(shown) == "MeshMap(n1 ready, n2 ready, n3 ready)"
         assert "<title>n1 ready; n2 ready; n3 ready</title>" in shown.svg  # for screen readers
-        chosen, kill, pause, resume, restart, said = shown._box.children[1].children
-        chosen.value = "n2"
-        for button, word, state in ((kill, "kill", "killed"), (restart, "restart", "running")):
-            button.click()
+        shown._spots["n2",].click()
+        said = shown._message
+        for word, state in (("kill", "killed"), ("restart", "running"), ("pause", "paused"), ("resume", "running")):
+            shown.buttons[word].click()
             await eventually(lambda word=word: said.value == f"{word} n2: done", within=60.0)
             assert mesh.servers["n2"].state == state
-        for button, word, state in ((pause, "pause", "paused"), (resume, "resume", "running")):
-            button.click()
-            await eventually(lambda word=word: said.value == f"{word} n2: done", within=20.0)
-            assert mesh.servers["n2"].state == state
         await mesh.kill("n2")
-        resume.click()
+        shown.buttons["resume"].click()
         await eventually(lambda: "expected running" in said.value, within=10.0)
         await eventually(lambda: "n2 killed" in repr(shown) and "killed" in shown.svg, within=10.0)
         await shown.close()
         await shown.close()
 
 
+async def test_the_map_cuts_slows_and_heals_links_and_says_what_streams_hold():
+    async with await start_mesh(servers=3, links=True) as mesh:
+        js = (await mesh.connect(name="shop")).jetstream(timeout=10.0)
+        await js.add_stream(name="ORDERS", subjects=["orders"], num_replicas=3)
+        await js.add_consumer("ORDERS", durable_name="desk", ack_policy="explicit")
+        for _ in range(5):
+            await js.publish("orders", b"")
+        shown = MeshMap(mesh)
+        await eventually(lambda: "; 5 wait for desk" in shown.svg, within=20.0)
+        leader = (await js.stream_info("ORDERS")).cluster.leader
+        assert f"ORDERS: 5 stored, led by {leader}, copies on " in shown.svg
+        assert [name for name, button in shown.buttons.items() if button.disabled] == ["cut", "slow"]
+        shown._spots["n1", "n3"].click()
+        assert [name for name, button in shown.buttons.items() if not button.disabled] == ["cut", "slow", "heal"]
+        assert "mesh-map-chosen" in shown._spots["n1", "n3"]._dom_classes
+        for word, drawn in (("slow", "n1 to n3 +100 ms"), ("cut", "n1 to n3 cut")):
+            shown.buttons[word].click()
+            said = f"{word} n1 – n3: done"  # noqa: RUF001
+            await eventually(lambda said=said: shown._message.value == said, within=20.0)
+            await eventually(lambda drawn=drawn: drawn in shown.svg, within=10.0)
+        shown.buttons["heal"].click()
+        await eventually(lambda: shown._message.value == "heal all links: done", within=20.0)
+        await eventually(lambda: "n1 to n3" not in shown.svg, within=10.0)
+        await shown.close()
+
+
+async def test_what_can_be_cut_between_regions_is_regions_and_leaf_nodes():
+    linked = plan(1, {"eu": 3, "us": 1}, ["kiosk"])
+    assert _linked(linked) == [("eu", "us"), ("eu", "eu"), ("kiosk", linked.leaves["kiosk"])]
+    assert all(linked.pairs(*pair) for pair in _linked(linked))
+
+
 async def test_buttons_that_are_pressed_together_act_one_after_the_other():
     async with await start_mesh(servers=3) as mesh:
         shown = MeshMap(mesh)
-        _, _, pause, resume, restart, said = shown._box.children[1].children
-        for button in (restart, restart, pause, resume):
-            button.click()
-        await eventually(lambda: said.value == "resume n1: done", within=120.0)
+        for word in ("restart", "restart", "pause", "resume"):
+            shown.buttons[word].click()
+        await eventually(lambda: shown._message.value == "resume n1: done", within=120.0)
         assert {server.state for server in mesh.servers.values()} == {"running"}
         await mesh.ready()
+        await shown.close()
+
+
+async def test_a_click_in_another_thread_acts_in_the_loop_of_the_mesh(mesh):
+    shown = MeshMap(mesh)
+    await asyncio.to_thread(shown.buttons["resume"].click)
+    await eventually(lambda: shown._message.value == "resume n1: done", within=10.0)
+    await shown.close()
+
+
+async def test_a_death_is_drawn_at_once_and_not_after_the_period(monkeypatch):
+    monkeypatch.setattr("mesh_lab.notebook.mesh_map.EVERY_S", 3_600.0)
+    async with await start_mesh(servers=1) as mesh:
+        shown = MeshMap(mesh, tally=lambda: {"placed": 1_204, "lost": 0})
+        await eventually(lambda: "n1 ready" in shown.svg, within=10.0)
+        assert "placed 1,204, lost 0" in shown.svg
+        await mesh.kill("n1")
+        await eventually(lambda: "n1 killed" in shown.svg, within=10.0)
         await shown.close()
 
 
@@ -143,7 +189,7 @@ async def test_servers_that_nobody_can_ask_are_said_to_be_so(mesh, monkeypatch):
         shown = MeshMap(others)
         await shown.refresh()
         assert "cannot be asked" in shown.svg
-        assert len(shown._box.children[1].children) == 1, "there is nothing to kill"
+        assert [*shown.buttons, *shown.chosen.options, *shown._spots] == [], "there is nothing to kill"
         await shown.close()
 
 
@@ -177,6 +223,7 @@ async def test_the_map_ends_with_its_mesh():
     await eventually(lambda: shown._message.value == "the mesh was closed", within=10.0)
     assert shown._following.done()
     assert shown._following.exception() is None
+    assert all(button.disabled for button in shown.buttons.values())
 
 
 async def test_a_notebook_without_its_kernel_shows_the_drawing(mesh):

@@ -13,7 +13,6 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import StreamConfig
-from shared_mesh import shared_mesh
 
 from mesh_lab.errors import GroupMismatchError, OrderFormatError, StreamReplacedError, UnsuitableConsumerError
 from mesh_lab.orders.bulk_lane import BulkCount, batched, count_bulk, create_bulk_lane, send_batches
@@ -29,12 +28,13 @@ from mesh_lab.patterns.pull_consumer import PullConsumer, read_in_order
 from mesh_lab.patterns.redelivery import consume_with_retries
 from mesh_lab.patterns.wait import cancel_and_join, eventually
 from mesh_lab.servers.mesh import Mesh
+from mesh_lab.testing import shared_mesh
 
 LEASE_S = 0.9
 
 
 # One server, and a leaf node with a JetStream domain of its own.
-_kept, _cleared, mesh = shared_mesh(servers=1, leaves=["store-berlin"])
+mesh = shared_mesh(scope="module", clean="file", servers=1, leaves=["store-berlin"])
 
 
 @pytest.fixture

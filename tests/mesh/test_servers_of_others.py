@@ -363,7 +363,7 @@ def _cells(notebook: str, first: int | None = None) -> list[str]:
 
 @pytest.mark.usefixtures("use")
 async def test_notebooks_hold_on_servers_of_others_one_after_another_and_leave_no_stream(theirs: Mesh) -> None:
-    cells = [*_cells("02_share_work_in_queue_groups", first=14), *_cells("03_keep_orders_in_jetstream")]
+    cells = [*_cells("02_share_work_in_queue_groups", first=11), *_cells("03_keep_orders_in_jetstream")]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval", *cells]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     done = await asyncio.to_thread(

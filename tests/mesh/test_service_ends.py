@@ -222,6 +222,7 @@ async def test_credentials_that_are_spoilt_and_restored(tmp_path: Path) -> None:
         options = mesh.connect_options()
         creds = tmp_path / "x.creds"
         good = Path(options["user_credentials"]).read_text()
+        creds.touch(mode=0o600)
         creds.write_text(good)
         with service(tmp_path, "worker", "--url", mesh.urls[0], "--creds", str(creds)) as worker:
             await eventually(lambda: home(mesh, "worker"), within=20.0, every=0.1)

@@ -4,19 +4,25 @@ import asyncio
 import hmac
 import json
 import secrets
+import stat
 
 import nats
 import nats.errors
+import nats.js.errors
 import pytest
 from nats.aio.client import RawCredentials
 from nats.aio.msg import Msg
+from nats.js.api import ExternalStream, StreamSource
 
 from mesh_lab.errors import BadTokenError, UnsupportedByBackendError
 from mesh_lab.measure.load import deliver_load
+from mesh_lab.patterns.jetstream_api import api_prefix
 from mesh_lab.patterns.jetstream_wait import flush_through
-from mesh_lab.security.accounts import Operator
+from mesh_lab.patterns.wait import eventually
+from mesh_lab.security.accounts import Account, Operator
 from mesh_lab.security.auth_callout import AUDIENCE, SUBJECT, Grant, Login, _login, serve_logins
 from mesh_lab.security.certificates import Authority
+from mesh_lab.security.roles import edge
 from mesh_lab.security.tokens import CurveKey, Key, encode_token
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import start_mesh
@@ -24,6 +30,14 @@ from mesh_lab.servers.start import start_mesh
 
 async def quiet(error: Exception) -> None:
     """Refusals are what these tests provoke."""
+
+
+def _file(mesh: Mesh, account: Account) -> str:
+    """Return a credentials file of who may do everything in an account."""
+    path = mesh.directory / f"{account.name}.creds"
+    path.touch(mode=0o600)
+    path.write_text(account.user("owner").credentials)
+    return str(path)
 
 
 async def anna_is_refused(mesh: Mesh) -> None:
@@ -50,12 +64,42 @@ async def test_tokens_go_with_tls_and_with_regions() -> None:
         assert (await mesh.connect(region="us")).is_connected
 
 
-@pytest.mark.parametrize(
-    "beside", [{"users_config": "{ }"}, {"accounts_config": "A { }"}, {"leaves": ["shop"]}, {"account_config": "x: 1"}]
-)
+@pytest.mark.parametrize("beside", [{"users_config": "{ }"}, {"accounts_config": "A { }"}, {"account_config": "x: 1"}])
 async def test_what_an_operator_cannot_stand_beside_is_refused(beside) -> None:
     with pytest.raises(ValueError, match="an operator's tokens say who may come in"):
         await start_mesh(operator=Operator(), **beside)
+
+
+async def test_a_leaf_node_joins_every_account_that_the_operator_has_and_each_is_a_world_of_its_own() -> None:
+    operator = Operator()
+    shop, bank = operator.account("SHOP"), operator.account("BANK")
+    shop.edge = edge("till")
+    starting = start_mesh(regions={"eu": 1}, leaves=["till"], operator=operator, tls=Authority())
+    async with await starting as mesh:
+        at_till, at_home, at_bank = [
+            await mesh.connect(to=to, user_credentials=_file(mesh, account))
+            for to, account in (("till", shop), ("eu-1", shop), ("eu-1", bank))
+        ]
+        await at_till.jetstream().add_stream(name="SALES", subjects=["sales.*"])
+        heard = await at_home.subscribe("orders.>")
+        await flush_through(at_home)
+        await at_till.publish("orders.eu.1.paid", b"says the till")  # before the sale, on the same connection
+        await at_till.jetstream().publish("sales.1", b"a CD")
+        source = StreamSource(name="SALES", external=ExternalStream(api=api_prefix("till")))
+        for client in (at_bank, at_home):
+            await client.jetstream().add_stream(name="ALL-SALES", sources=[source])
+
+        async def arrived() -> bool:
+            return (await at_home.jetstream().stream_info("ALL-SALES")).state.messages == 1
+
+        await eventually(arrived, within=10.0)
+        assert heard.pending_msgs == 0, "the leaf node has the right to deliver its stream, and to nothing else"
+        assert (await at_bank.jetstream().stream_info("ALL-SALES")).state.messages == 0
+        with pytest.raises(nats.js.errors.NotFoundError, match="stream not found"):
+            await at_bank.jetstream(domain="till").stream_info("SALES")
+        assert (await at_till.jetstream().stream_info("SALES")).state.messages == 1
+        modes = {stat.S_IMODE(path.stat().st_mode) for path in mesh.directory.glob("*.creds")}
+        assert modes == {0o600}
 
 
 async def test_users_of_an_operator_are_not_reloaded() -> None:

@@ -165,9 +165,11 @@ async def test_a_rival_is_a_moment_earlier_whatever_the_client_sends(mesh, clien
     late = await trial.rivalled(rival)
     sub = await client.subscribe("check.>")
     await flush_through(client)
+    # One at a time: the rival comes before its own message; the one before may still be on its way through the relay.
     await late.publish("check.plain", b"PUB check.no 0\r\n")
+    arrived = [await sub.next_msg(timeout=5.0) for _ in range(2)]
     await late.publish("check.headers", b"", headers={"Name": "Łukasz"})
-    arrived = [await sub.next_msg(timeout=5.0) for _ in range(4)]
+    arrived += [await sub.next_msg(timeout=5.0) for _ in range(2)]
     await late.publish("check.replied", b"", reply="check.reply")
     await eventually(lambda: len(begun) == 3, within=5.0)
     await trial.close()
@@ -187,7 +189,7 @@ async def test_a_subscription_left_on_a_rivalled_client_is_named(mesh):
 
 
 async def test_a_client_hears_what_its_server_complains_of(mesh):
-    trial = Trial("9.1", mesh)
+    trial = Trial("10.1", mesh)
     own = await trial.own_mesh(
         users_config='{ user: "till", password: "12345678", permissions: { publish: "orders" } }'
     )

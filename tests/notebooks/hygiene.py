@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 
 import nbformat
 from nbformat import NotebookNode
@@ -20,8 +21,8 @@ FILE_NAME = re.compile(r"^\d\d_[a-z0-9]+(_[a-z0-9]+)+\.ipynb$")
 TABLE_ROWS = ("You build", "You measure", "You need", "Time")
 TAGS = {"exercise", "check", "solution", "raises-exception", "nbval-ignore-output"}
 CODE_LINES, SETUP_LINES = 25, 8
-# Sixty, and two for a set-up that several sections share.
-CELLS = range(20, 63)
+CELLS = range(20, 51)
+MEDIAN_LINES, WORDS_A_LINE, PICTURES = 8, 7, 2
 FILE_BYTES = 300 * 1024
 EXERCISES = range(2, 5)
 # The first four notebooks teach the words that all others use, so they ask for more practice.
@@ -151,6 +152,24 @@ def _sizes(page: Page) -> Iterator[str]:
             yield f"{describe(page, cell)} is empty"
 
 
+def _pace(page: Page) -> Iterator[str]:
+    lines = [len(cell.source.splitlines()) for cell in page.code]
+    if (middle := median(lines or [0])) > MEDIAN_LINES:
+        yield f"half of the code cells have more than {middle:g} lines; expected {MEDIAN_LINES} at most"
+    teaching = sum(
+        len(cell.source.splitlines()) for cell in page.code if not page.tags(cell) & {"exercise", "check", "solution"}
+    )
+    if (words := sum(len(cell.source.split()) for cell in page.prose)) < WORDS_A_LINE * teaching:
+        yield f"{words} words for {teaching} lines of code that teach; expected {WORDS_A_LINE} a line at least"
+    pictures = sum(cell.source.count("![") for cell in page.prose) + sum(
+        any(kind.startswith("image/") for kind in output.get("data", {}))
+        for cell in page.code
+        for output in cell.outputs
+    )
+    if page.executed and pictures < PICTURES:
+        yield f"{pictures} pictures; expected {PICTURES} at least"
+
+
 def _execution(page: Page) -> Iterator[str]:
     counts = [cell.execution_count for cell in page.code]
     if counts != list(range(1, len(counts) + 1)):
@@ -226,6 +245,7 @@ CHECKS: tuple[Callable[[Page], Iterator[str]], ...] = (
     _exercises,
     _order_of_parts,
     _sizes,
+    _pace,
     _execution,
     _metadata,
     _code,

@@ -34,6 +34,7 @@ from mesh_lab.notebook.exercises import progress
 shown = progress()
 print(json.dumps({"text/html": shown._repr_html_(), "text/plain": repr(shown)}))
 """
+QUESTION = re.compile(r"\*\*[^*]*\?[^*]*\*\*")  # the guess that a section asks for
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -86,9 +87,10 @@ def normalise(notebook: NotebookNode) -> None:
         language_info={"name": "python"},
     )
     taken: set[str] = set()
-    for cell in notebook.cells:
+    for position, cell in enumerate(notebook.cells):
         cell.source = cell.source.rstrip()
         cell.metadata = _cell_metadata(cell)
+        cell.metadata.slideshow = NotebookNode(slide_type=_slide_type(cell, first=position == 0))
         cell.id = _unique_slug(cell.source, taken)
         cell.pop("attachments", None)
     # A notebook that has not run keeps no counts at all; one that ran counts from 1.
@@ -127,6 +129,14 @@ def _cell_metadata(cell: NotebookNode) -> NotebookNode:
     if cell.metadata.get("jupyter", {}).get("source_hidden"):
         kept.jupyter = NotebookNode(source_hidden=True)
     return kept
+
+
+def _slide_type(cell: NotebookNode, *, first: bool) -> str:
+    """Say what `make slides` shows: the title, what a room is asked, and pictures; the rest is for reading."""
+    if cell.cell_type == "markdown":
+        return "slide" if first or QUESTION.search(cell.source) or "![" in cell.source else "skip"
+    shows = any(kind.startswith("image/") for output in cell.outputs for kind in output.get("data", {}))
+    return "subslide" if shows else "skip"
 
 
 def _unique_slug(source: str, taken: set[str]) -> str:

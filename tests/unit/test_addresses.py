@@ -83,6 +83,7 @@ def good() -> str:
 
 def test_a_credentials_file_is_read_each_time_as_it_is_then(tmp_path: Path, good: str) -> None:
     path = tmp_path / "x.creds"
+    path.touch(mode=0o600)
     path.write_text(good.replace("\n", "\r\n"))  # as Windows writes it
     file = CredentialsFile(path, setting="--creds")
     token = good.splitlines()[1].encode()
@@ -127,12 +128,52 @@ def test_a_credentials_file_that_cannot_be_used_is_a_line_that_names_it(
     elif content is not None:
         made = {"half": _half(good), "seed": good.replace("\nSU", "\nSX")}
         path.write_text(made.get(content, content), encoding="utf-8")
+        path.chmod(0o600)
     with pytest.raises(CredentialsError) as caught:
         CredentialsFile(path, setting="MESH_LAB_CREDS")
     expected = f"MESH_LAB_CREDS: {path}: {said}"
     assert str(caught.value).startswith(expected)
     assert "\n" not in str(caught.value)
     assert isinstance(caught.value, OSError)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere, who may read a file does not stand in its mode")
+@pytest.mark.parametrize(
+    ("mode", "usable"), [(0o600, True), (0o400, True), (0o440, True), (0o604, False), (0o644, False)]
+)
+def test_a_credentials_file_that_all_can_read_is_not_used(tmp_path: Path, good: str, mode: int, usable: bool) -> None:
+    path = tmp_path / "x.creds"
+    path.write_text(good)
+    path.chmod(mode)
+    if usable:
+        assert CredentialsFile(path).token()
+        return
+    expected = f"--creds: .*x.creds: every user of this machine can read it .mode 0{mode:o}.; expected 0600"
+    with pytest.raises(CredentialsError, match=expected):
+        CredentialsFile(path, setting="--creds")
+
+
+@pytest.mark.parametrize(
+    ("subscribe", "inbox"),
+    [
+        (["_INBOX_till.>"], "_INBOX_till"),
+        (["orders.>", "_INBOX_till.>"], "_INBOX_till"),
+        (["_INBOX_till.>", "_INBOX_desk.>"], None),
+        (["_INBOX.>"], None),
+        ([], None),
+        (None, None),
+    ],
+)
+def test_a_credentials_file_tells_the_inbox_that_is_its_user_s_own(tmp_path: Path, subscribe, inbox) -> None:
+    path = tmp_path / "x.creds"
+    path.touch(mode=0o600)
+    text = Operator().account("SHOP").user("till", subscribe=subscribe).credentials
+    path.write_text(text)
+    assert CredentialsFile(path).inbox() == inbox
+    token = text.splitlines()[1]
+    for changed in ("a.b.c", "a", token.split(".")[0], "a.e30.c"):
+        path.write_text(text.replace(token, changed))
+        assert CredentialsFile(path).inbox() is None
 
 
 def test_a_credentials_file_that_cannot_be_read_says_why(
@@ -152,6 +193,7 @@ def test_a_credentials_file_that_cannot_be_read_says_why(
 def test_where_the_package_that_signs_is_missing_it_is_named(
     tmp_path: Path, good: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "x.creds").touch(mode=0o600)
     (tmp_path / "x.creds").write_text(good)
     really = builtins.__import__
 

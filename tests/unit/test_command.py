@@ -1,6 +1,7 @@
 """The command line says what it cannot use, before anything is started."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from mesh_lab.cli import main
+from mesh_lab.notebook import exercises
+from mesh_lab.notebook.progress import note_solved
 
 
 @pytest.mark.parametrize(
@@ -21,9 +24,15 @@ from mesh_lab.cli import main
         (["chaos", "--seconds", "2"], "--seconds 2, expected 3 or more: no fault fits into less"),
         (["orders", "--file", "/"], "'/', expected a file that is there"),
         (
+            ["orders", "--watched", "--saga"],
+            "--watched compares on servers of its own; of the other options",
+        ),
+        (
             ["orders", "--go", "--kill-one"],
             "--go compares on servers of its own; of the other options",
         ),
+        (["orders", "--world", "--saga"], "--world has all of it on servers of its own"),
+        (["orders", "--seed", "3"], "--seed is for it alone"),
         (["orders", "--workers", "0"], "'0', expected a whole number from 1"),
     ],
 )
@@ -73,3 +82,19 @@ def test_the_lab_s_own_kernel_comes_first_and_its_sockets_are_private(monkeypatc
         private = Path(os.environ["JUPYTER_RUNTIME_DIR"])
         assert (len(str(private)) < 50, private.stat().st_mode & 0o777) == (True, 0o700)
         private.rmdir()
+
+
+def test_progress_is_shown_in_the_terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
+    monkeypatch.setenv("MESH_LAB_HOME", str(tmp_path / "home"))
+    note_solved("1.2")
+    assert main(["progress"]) == 0
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"1 of \d\d exercises solved", first)
+    assert "01 publish and subscribe        1 of 3   open: 1.1, 1.3" in lines
+
+
+def test_progress_says_where_the_exercises_are_when_it_finds_none(monkeypatch, tmp_path: Path, capsys) -> None:
+    monkeypatch.setattr(exercises, "CHECKOUT", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert main(["progress"]) == 1
+    assert "run it in the folder notebooks/ that you cloned" in capsys.readouterr().err

@@ -48,7 +48,7 @@ def test_every_dependency_says_why_it_is_there(name: str) -> None:
     assert [line for line in lines if "#" not in line] == []
 
 
-@pytest.mark.parametrize("name", ["requirements.lock", "requirements-dev.lock"])
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-workshop.lock", "requirements-dev.lock"])
 def test_a_lock_pins_versions_and_hashes_and_carries_no_address(name: str) -> None:
     text = (ROOT / name).read_text()
     pins = re.findall(r"(?m)^([A-Za-z0-9._-]+)==", text)
@@ -57,12 +57,15 @@ def test_a_lock_pins_versions_and_hashes_and_carries_no_address(name: str) -> No
     assert not re.search(r"://|--index-url|--find-links| @ ", text)
 
 
-@pytest.mark.parametrize("name", ["requirements.lock", "requirements-dev.lock"])
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-workshop.lock", "requirements-dev.lock"])
 def test_a_lock_satisfies_pyproject(name: str) -> None:
     pins = dict(re.findall(r"(?m)^([A-Za-z0-9._-]+)==([^\s;]+)", (ROOT / name).read_text()))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = project["dependencies"] + project["optional-dependencies"]["lab"]
-    wanted += project["optional-dependencies"]["dev"] if "dev" in name else []
+    further = {"requirements-workshop.lock": ["workshop"], "requirements-dev.lock": ["workshop", "dev", "book"]}.get(
+        name, ()
+    )
+    wanted += [text for extra in further for text in project["optional-dependencies"][extra]]
     for requirement in map(Requirement, wanted):
         assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
 
@@ -74,6 +77,8 @@ def test_the_development_container_makes_the_same_environment_with_the_python_of
     )
     assert services is not None
     assert container["image"] == f"{services[1]}-bookworm"
+    assert container["containerEnv"]["JUPYTER_CONFIG_PATH"] == "${containerWorkspaceFolder}/.devcontainer"
+    assert (ROOT / ".devcontainer" / "jupyter_server_config.py").is_file()
     make = container["postCreateCommand"]
     targets = (ROOT / "Makefile").read_text().replace("$(VENV)", ".lab")
     assert re.search(rf"(?m)^{re.escape(make.removeprefix('make '))}:", targets)

@@ -5,30 +5,31 @@ from xml.etree import ElementTree
 
 import pytest
 
-from mesh_lab.notebook.mesh_drawing import Drawing, draw
-from mesh_lab.observe.snapshots import ServerSnapshot, rate_per_s, snapshot
+from mesh_lab.notebook.mesh_drawing import Drawing, draw, spots
+from mesh_lab.observe.snapshots import ServerSnapshot, StreamSnapshot, in_words, rate_per_s, snapshot
 from mesh_lab.servers.layout import Layout, plan
 
 SVG = "{http://www.w3.org/2000/svg}"
 
 
 def look(
-    *peers: str, at_s: float = 1.0, in_msgs: int = 0, passed: int = 0, server_id: str = "N1", **more
+    *peers: str, at_s: float = 1.0, in_msgs: int = 0, passed: int = 0, server_id: str = "N1", name: str = "n1", **more
 ) -> ServerSnapshot:
     return ServerSnapshot(
-        at_s=at_s, server_id=server_id, in_msgs=in_msgs, slow_consumers=more.pop("slow", 0),
-        clients=more.pop("clients", ()), leads=more.pop("leads", ()), peers=dict.fromkeys(peers, passed),
+        name=name, at_s=at_s, server_id=server_id, in_msgs=in_msgs, slow_consumers=more.pop("slow", 0),
+        clients=dict.fromkeys(more.pop("clients", ()), passed), streams=more.pop("streams", ()),
+        waiting=more.pop("waiting", {}), peers=dict.fromkeys(peers, passed),
     )  # fmt: skip
 
 
-def live(layout: Layout, looks=None, before=None, states=None) -> Drawing:
-    return draw(
-        layout, states=states or dict.fromkeys(layout.servers, "ready"), snapshots=looks or {}, before=before or {}
-    )
+def live(layout: Layout, looks=None, before=None, states=None, **more) -> Drawing:
+    states = states or dict.fromkeys(layout.servers, "ready")
+    below = in_words(looks or {}, before or {})
+    return draw(layout, states=states, snapshots=looks or {}, before=before or {}, below=below, **more)
 
 
-def drawn(layout: Layout, looks=None, before=None, states=None) -> ElementTree.Element:
-    return ElementTree.fromstring(live(layout, looks, before, states).svg("a <mesh>"))
+def drawn(layout: Layout, looks=None, before=None, states=None, **more) -> ElementTree.Element:
+    return ElementTree.fromstring(live(layout, looks, before, states, **more).svg("a <mesh>"))
 
 
 def texts(svg: ElementTree.Element) -> list[str]:
@@ -105,10 +106,66 @@ def test_what_passes_is_written_on_the_line_and_makes_it_thicker():
 
 
 def test_clients_leadership_and_slow_readers_stand_below_their_server():
-    looks = {"n1": look(clients=("till", "desk", "a<b"), leads=("ORDERS",), slow=2)}
+    looks = {"n1": look(clients=("till", "desk", "a<b"), streams=(StreamSnapshot("LAB", "ORDERS", 5),), slow=2)}
     assert {"till, desk and 1 more", "leads ORDERS", "cut off as slow: 2"} <= set(
         texts(drawn(plan(1, None, ()), looks))
     )
+
+
+def test_each_stream_says_what_it_holds_where_and_what_waits_and_many_are_counted():
+    orders = StreamSnapshot("LAB", "ORDERS", 1_204, ("n2", "n3"), ("n3",))
+    looks = {
+        "n1": look(streams=(orders,), waiting={("LAB", "ORDERS", "desk"): 0}),
+        "n2": look(name="n2", streams=(StreamSnapshot("EDGE", "ORDERS", 0),), waiting={("LAB", "ORDERS", "till"): 24}),
+    }
+    said = texts(drawn(plan(3, None, ()), looks))
+    copies = "led by n1, copies on n2 and n3 (behind)"
+    assert f"ORDERS: 1,204 stored, {copies}; 0 wait for desk; 24 wait for till" in said
+    assert "ORDERS: 0 stored, on n2 alone" in said
+    many = {"n1": look(streams=tuple(StreamSnapshot("LAB", f"S{number}", 1) for number in range(9)))}
+    assert "and 4 more" in texts(drawn(plan(1, None, ()), many))
+
+
+def test_services_are_counted_with_their_rate_and_the_idle_are_not_named():
+    workers = {"n1": look(clients=("worker-1", "worker-2", "idle")), "n2": look(clients=("worker-3", "till"))}
+    later = {
+        "n1": look(clients=("worker-1", "worker-2", "idle"), at_s=3.0, passed=200),
+        "n2": look(clients=("worker-3", "till"), at_s=3.0, passed=100),
+    }
+    later["n1"].clients["idle"] = 0
+    assert in_words(later, workers) == ["messages of worker (3) 250/s, till 50/s"]
+    assert in_words(later, {}) == []
+
+
+def test_a_long_line_is_written_smaller_and_stays_inside():
+    drawing = draw(plan(3, None, ()), states={}, below=["short", "long " * 60])
+    short, long = drawing.texts[-2:]
+    assert short.size == 10
+    assert long.size * len(long.text) * 0.63 <= drawing.size[0] * 1.001
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [plan(3, None, ()), plan(3, None, ["kiosk"]), plan(1, {"eu": 3, "us": 3}, ["kiosk"])],
+    ids=["a cluster", "a cluster and a leaf node", "two regions and a leaf node"],
+)
+def test_each_server_and_each_link_has_its_own_place_to_click(layout):
+    drawing, found = live(layout), spots(layout)
+    assert {place[0] for place in found if len(place) == 1} == set(layout.servers)
+    assert all(found[name,].middle == box.middle for name, box in drawing.boxes.items())
+    assert all(layout.pairs(*place) for place in found if len(place) == 2)
+    links = [spot for place, spot in found.items() if len(place) == 2]
+    for one, other in combinations(links, 2):
+        assert abs(one.middle[0] - other.middle[0]) + abs(one.middle[1] - other.middle[1]) > 10, (one, other)
+
+
+def test_a_link_that_is_cut_or_slow_says_so_whether_or_not_it_stands():
+    layout = plan(1, {"eu": 1, "us": 1}, ["kiosk"])
+    looks = {"eu-1": look("us-1"), "us-1": look("eu-1"), "kiosk": look()}
+    pairs = frozenset(("eu-1", "us-1")), frozenset(("kiosk", layout.regions[layout.leaves["kiosk"]][0]))
+    faults = dict(zip(pairs, ("+100 ms", "cut"), strict=True))
+    assert set(faults.values()) <= set(texts(drawn(layout, looks, faults=faults)))
+    assert not set(faults.values()) & set(texts(drawn(layout, looks)))
 
 
 def test_names_cannot_break_the_drawing():
@@ -162,22 +219,43 @@ def test_a_rate_is_the_difference_over_the_time():
     assert rate_per_s(look("n2", in_msgs=5), look("n2", at_s=3.0, in_msgs=15)) == 5.0
 
 
+DESK = {"name": "desk", "num_pending": 2, "num_ack_pending": 3, "cluster": {"leader": "n1"}}
+
+
 class Told:
     """A server's monitor that says what a test wants."""
 
     def __init__(self, cluster: dict | None) -> None:
-        self._stream = {"name": "ORDERS", "state": {}} | ({} if cluster is None else {"cluster": cluster})
+        self._stream = {"name": "ORDERS", "state": {"messages": 7}, "consumer_detail": [DESK]}
+        self._stream |= {} if cluster is None else {"cluster": cluster}
 
     def read(self, path: str) -> tuple[int, dict]:
         jsz = {"account_details": [{"name": "LAB", "stream_detail": [self._stream]}]}
-        varz = {"server_id": "N1", "in_msgs": 0, "slow_consumers": 0}
+        varz = {"server_id": "N1", "server_name": "n1", "in_msgs": 0, "slow_consumers": 0}
         return 200, {"/varz": varz, "/jsz": jsz}.get(path.split("?")[0], {})
 
 
+REPLICAS = [
+    {"name": "n2", "current": True},
+    {"name": "n3", "current": False},
+    {"name": "n4", "current": True, "offline": True},
+]
+
+
 @pytest.mark.parametrize(
-    ("cluster", "leads"),
-    [(None, ("ORDERS",)), ({"leader": "n1"}, ("ORDERS",)), ({"leader": "n2"}, ()), ({"name": "mesh"}, ())],
+    ("cluster", "led"),
+    [
+        (None, [StreamSnapshot("/LAB", "ORDERS", 7)]),
+        (
+            {"leader": "n1", "replicas": REPLICAS},
+            [StreamSnapshot("/LAB", "ORDERS", 7, others=("n2", "n3", "n4"), behind=("n3", "n4"))],
+        ),
+        ({"leader": "n2"}, []),
+        ({"name": "mesh"}, []),
+    ],
     ids=["no cluster", "itself", "another", "an election"],
 )
-def test_a_stream_is_led_by_whom_its_cluster_names(cluster, leads):
-    assert snapshot({"n1": Told(cluster)})["n1"].leads == leads
+def test_a_stream_is_led_by_whom_its_cluster_names(cluster, led):
+    seen = snapshot({"127.0.0.1:8222": Told(cluster)})["127.0.0.1:8222"]
+    assert list(seen.streams) == led
+    assert seen.waiting == {("/LAB", "ORDERS", "desk"): 5}

@@ -1,6 +1,9 @@
 """Child processes: started, heard, ended; and what the child does on its side."""
 
+import os
+import select
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -26,6 +29,19 @@ async def main():
     print("bye", flush=True)
 
 run(main())
+"""
+
+# As a shell does it: a job in the background, until fg.
+SHELL = """
+import fcntl, os, signal, subprocess, sys, termios
+
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+job = subprocess.Popen([sys.executable, "-c", sys.argv[1]], process_group=0)
+input()
+signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+os.tcsetpgrp(0, job.pid)
+print("in front", flush=True)
+job.wait()
 """
 
 
@@ -168,6 +184,33 @@ def test_a_child_follows_the_end_of_its_input(at_end: str, code: int, last: byte
     assert process.rest(within=20) == last
     assert process.exit_code == code
     process.close()
+
+
+def test_a_child_without_standard_input_reads_no_other_file_in_its_place() -> None:
+    command = [sys.executable, "-c", CHILD.format(at_end="stop.set")]
+    process = child(f"import os\nos.close(0)\nos.execv({sys.executable!r}, {command})", stdout=True).start()
+    process.receive()
+    assert process.rest(within=20) == b"bye\n"
+    process.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no process groups of a terminal")
+def test_a_child_in_the_background_of_a_terminal_goes_on_and_hears_lines_in_the_front() -> None:
+    terminal, its_side = os.openpty()
+    command = [sys.executable, "-c", SHELL, CHILD.format(at_end="stop.set")]
+    shell = subprocess.Popen(command, stdin=its_side, stdout=its_side, stderr=its_side, start_new_session=True)
+    os.close(its_side)
+    said = b""
+    try:
+        for typed, expected in ((b"", b"ready "), (b"fg\n", b"in front"), (b"word\n", b"WORD"), (b"\x03", b"bye")):
+            os.write(terminal, typed)
+            deadline = time.monotonic() + 20
+            while expected not in said:
+                assert select.select([terminal], [], [], max(0.0, deadline - time.monotonic()))[0], (expected, said)
+                said += os.read(terminal, 1_000)
+    finally:
+        os.close(terminal)  # hangs up, which ends both
+        shell.wait(20)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no uvloop on Windows")

@@ -10,6 +10,7 @@ no ``error_cb`` is given, and that defaults notice a silent server after minutes
 import asyncio
 import contextlib
 import json
+import ssl
 import subprocess
 import sys
 import tomllib
@@ -21,7 +22,7 @@ import pytest
 import uvloop
 from nats.aio.client import Client
 from nats.js.errors import APIError
-from wire import Wire, wire
+from wire import INFO, Wire, wire
 from workarounds import ROOT, works_around
 
 from mesh_lab.errors import NotReadyError
@@ -48,7 +49,7 @@ async def connect(server: Wire, **options: object) -> Client:
 @works_around(
     "flush writes its PING ahead of what publish left in the buffer",
     "mesh_lab/patterns/jetstream_wait.py:flush_through",
-    "notebooks/04_measure_without_lying.ipynb:sends the PING past what it still buffers",
+    "notebooks/05_measure_without_lying.ipynb:sends the PING past what it still buffers",
 )
 async def test_a_flush_overtakes_what_was_published_before_it(server: Wire) -> None:
     client = await connect(server)
@@ -104,7 +105,7 @@ async def test_a_cancelled_flush_makes_the_client_deaf(server: Wire, caplog: pyt
 @works_around(
     "a flush that timed out stops the reading as well, when its PONG comes after all",
     "mesh_lab/patterns/connection.py:flush",
-    "notebooks/15_avoid_the_traps.ipynb:hears nothing any more",
+    "notebooks/17_avoid_the_traps.ipynb:hears nothing any more",
 )
 async def test_a_flush_that_timed_out_makes_the_client_deaf(server: Wire, caplog: pytest.LogCaptureFixture) -> None:
     client = await connect(server)
@@ -121,7 +122,7 @@ async def test_a_flush_that_timed_out_makes_the_client_deaf(server: Wire, caplog
 
 @works_around(
     "a bucket of another JetStream domain is read there and written at home",
-    "notebooks/15_avoid_the_traps.ipynb:writes into the bucket of that name at home",
+    "notebooks/17_avoid_the_traps.ipynb:writes into the bucket of that name at home",
 )
 async def test_a_bucket_of_another_domain_is_written_at_home(server: Wire) -> None:
     client = await connect(server)
@@ -326,7 +327,7 @@ async def _second(server: Wire) -> None:
 @works_around(
     "a future of publish_async has no end where no acknowledgement comes, whatever the context's timeout",
     "mesh_lab/patterns/windowed_publisher.py:WindowedPublisher",
-    "notebooks/08_batch_and_compress.ipynb:what becomes of an order whose acknowledgement does not come",
+    "notebooks/09_batch_and_compress.ipynb:what becomes of an order whose acknowledgement does not come",
 )
 async def test_a_publish_that_is_never_acknowledged_never_ends(server: Wire) -> None:
     client = await connect(server)
@@ -339,7 +340,7 @@ async def test_a_publish_that_is_never_acknowledged_never_ends(server: Wire) -> 
 
 @works_around(
     "a client whose user expired is closed for good, and no error_cb is told",
-    "notebooks/10_isolate_the_tenants.ipynb:does not reconnect",
+    "notebooks/11_isolate_the_tenants.ipynb:does not reconnect",
 )
 async def test_an_expired_user_closes_the_client_and_tells_nobody(server: Wire) -> None:
     told: list[Exception] = []
@@ -356,7 +357,7 @@ async def test_an_expired_user_closes_the_client_and_tells_nobody(server: Wire) 
 
 @works_around(
     "the subject of a complaint about permissions arrives in small letters",
-    "notebooks/09_lock_the_doors.ipynb:small letters",
+    "notebooks/10_lock_the_doors.ipynb:small letters",
 )
 async def test_a_complaint_is_written_in_small_letters(server: Wire) -> None:
     told: list[str] = []
@@ -409,3 +410,16 @@ async def test_a_request_that_is_out_is_in_the_private_map_that_the_package_read
     asking.cancel()
     await asyncio.wait({asking})
     await client.close()
+
+
+@works_around(
+    "a client that is to talk TLS goes on in plain text, password included, where a server's INFO offers none",
+    "mesh_lab/patterns/connection.py:_told_by_tls_alone",
+)
+async def test_a_client_with_tls_tells_its_password_in_plain_text(
+    server: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(INFO, "auth_required", True)
+    client = await connect(server, tls=ssl.create_default_context(), user="anna", password="secret")
+    await client.close()
+    assert '"pass": "secret"' in server.lines[0]

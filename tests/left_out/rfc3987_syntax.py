@@ -1,0 +1,3 @@
+"""Stands before the real one in what the tests start: jsonschema does without it."""
+
+raise ImportError("left out while tests run, see conftest.py")
