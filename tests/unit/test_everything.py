@@ -100,3 +100,43 @@ def test_any_part_that_fails_fails_all_and_the_other_parts_run(
     monkeypatch.setattr(everything, "PARTS", parts)
     assert everything.main() == 1
     assert capsys.readouterr().out.endswith("::test_broken\n2 passed, 1 failed, 0 skipped\n")
+
+
+FAILS_ONCE = """
+from pathlib import Path
+
+def test_good(): pass
+
+def test_unsteady():
+    been_here = Path(__file__).with_name("been_here")
+    assert been_here.exists() or been_here.touch()
+
+{broken}
+"""
+
+
+@pytest.mark.parametrize(
+    ("broken", "says"),
+    [
+        ("", "1 passed, 1 unsteady, 0 failed, 0 skipped"),
+        ("def test_broken(): assert 0", "1 passed, 2 failed, 0 skipped"),
+        ("import pytest\n\n@pytest.mark.parametrize('n', range(3))\ndef test_many(n): assert 0", "1 passed, 4 failed"),
+    ],
+    ids=["passes when tried again", "fails again", "too many to be chance"],
+)
+def test_a_few_that_fail_are_tried_once_more(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    broken: str,
+    says: str,
+) -> None:
+    (tmp_path / "test_it.py").write_text(FAILS_ONCE.format(broken=broken))
+    monkeypatch.setattr(everything, "ROOT", tmp_path)
+    (tmp_path / "conftest.py").write_text('pytest_plugins = ["nbval.plugin"]\n')
+    monkeypatch.setattr(everything, "PARTS", {"all": [str(tmp_path)]})
+    assert everything.main() == int(bool(broken))
+    out = capsys.readouterr().out
+    assert says in out.splitlines()[-1]
+    assert ("unsteady, it failed" in out) is not bool(broken)
+    assert ("Tried once more, alone" in out) is ("many" not in broken)
