@@ -49,6 +49,7 @@ def draw(room: Room) -> str:
         f"median {middle} of {len(room.exercises)} solved",
         *_beside_the_plan(room, joined, now_due),
         f"{hands or 'no'} hand{'s' * (hands > 1)} up",
+        *(f"server {name} is {one.state}" for name, one in room.mesh.servers.items() if one.state != "running"),
     ]
     heads = "".join(
         f'<th class="gap"></th><th colspan="{len(tasks)}" class="c{" open" * (chapter == room.opened)}">{chapter}</th>'

@@ -218,8 +218,17 @@ class Room:
         self.began = at
 
     async def lower(self, seat: str) -> None:
-        """Take a raised hand as seen. Raises as :meth:`hint`."""
+        """Take a raised hand as seen.
+
+        Raises as :meth:`hint`.
+
+        Raises:
+            UnknownNameError: That seat has no hand up.
+        """
         found = self._seat(seat)
+        if found.hand is None:
+            up = ", ".join(number for number, one in self.seats.items() if one.hand is not None)
+            raise UnknownNameError(f"seat {seat} has no hand up; expected one of {up or 'those that have, and none has'}")
         async with found.busy:
             await self._store(found, Report(protocol.HAND, "down"))
 

@@ -32,6 +32,7 @@ from mesh_lab.servers.start import start_mesh
 from mesh_lab.tls import ClientContext, TlsFiles
 from mesh_lab.workshop import command
 from mesh_lab.workshop import seat as seats
+from mesh_lab.workshop.board import draw
 from mesh_lab.workshop.room import Room
 from mesh_lab.workshop.seat import join
 from mesh_lab.workshop.store import NOISY_PER_S, Store
@@ -113,10 +114,12 @@ async def test_every_order_is_counted_once_though_a_server_is_killed_and_three_l
     await eventually(lambda: everybody.counted()[kept] > cut_at[kept] + 3 * PACE, within=60.0)
     assert [everybody.counted()[seat] for seat in gone] == [cut_at[seat] for seat in gone]
     assert f"links cut: {', '.join(gone)}" in together.facts()
+    assert "server n2 is killed" in draw(everybody.room)
 
     for seat in gone:
         await everybody.types(f"mend {seat}")
     await everybody.types("back n2")
+    assert "server n2" not in draw(everybody.room)
     await everybody.rests()  # nobody at a seat did anything
     assert min(everybody.sold()[seat] - cut_at[seat] for seat in gone) > PACE
 
