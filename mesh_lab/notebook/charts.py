@@ -127,10 +127,12 @@ def dots(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, x: st
         for axes, (name, (xs, ys)), colour in zip(panels, series.items(), cycle(style.PALETTE), strict=False):
             axes.set_title(fill(name, HEADING_CHARACTERS), color=colour)
             axes.plot(xs, ys, "o", color=colour, markersize=3.6, markeredgewidth=0, clip_on=False)
-            axes.locator_params(axis="y", nbins=4)
+            axes.locator_params(
+                axis="y", nbins=4, integer=all(float(y).is_integer() for _, ys in series.values() for y in ys)
+            )
             axes.yaxis.set_major_formatter(number)
             axes.grid(axis="y")
-        axes.set_xlim(low, high if high > low else low + 1)
+        axes.set_xlim(*_with_room(low, high if high > low else low + 1))
         axes.set_ylim(0, 1.05 * max(max(ys) for _, ys in series.values()) or 1)
         axes.xaxis.set_major_formatter(number)
         axes.set_xlabel(x)
@@ -229,10 +231,11 @@ def timeline(
                 spot = (0, 72 * (SPAN_IN / 2 + 0.05 + row * style.LINE_IN))
                 axes.annotate(text, (time, level), spot, textcoords="offset points", ha=side, zorder=2, **look)
         for fits, (start, end, lane, text) in zip(inside, spans, strict=True):
-            axes.barh(levels[lane], end - start, left=start, height=SPAN_IN, color=style.FAINT, zorder=3)
+            # The edge is a seam, where one follows another at once.
+            axes.barh(levels[lane], end - start, SPAN_IN, start, color=style.FAINT, edgecolor="white", zorder=3)
             if fits:
                 axes.text((start + end) / 2, levels[lane], text, ha="center", va="center", zorder=5)
-        axes.set_xlim(low, high)
+        axes.set_xlim(*_with_room(low, high))
         axes.set_ylim(0, sum(heights))
         axes.set_yticks(list(levels.values()), names, color=style.INK)
         axes.tick_params(axis="y", pad=8)
@@ -241,6 +244,12 @@ def timeline(
         axes.xaxis.set_major_formatter(number)
         axes.set_xlabel(x)
     return figure
+
+
+def _with_room(low: float, high: float) -> tuple[float, float]:
+    """Return limits of an axis of time at which the first and the last marker are seen whole, and 0 if it is near."""
+    room = 0.015 * (high - low)
+    return min(low - room, 0.0 if 0 < low < 3 * room else low), high + room
 
 
 def _value_axis(axes: "Axes", y: str, *, log: bool) -> None:

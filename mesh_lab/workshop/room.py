@@ -227,8 +227,8 @@ class Room:
         """
         found = self._seat(seat)
         if found.hand is None:
-            up = ", ".join(number for number, one in self.seats.items() if one.hand is not None)
-            raise UnknownNameError(f"seat {seat} has no hand up; expected one of {up or 'those that have, and none has'}")
+            up = ", ".join(number for number, one in self.seats.items() if one.hand is not None) or "none"
+            raise UnknownNameError(f"seat {seat} has no hand up; with one up: {up}")
         async with found.busy:
             await self._store(found, Report(protocol.HAND, "down"))
 

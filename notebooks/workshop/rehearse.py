@@ -354,8 +354,12 @@ def main() -> int:
         sys.stdout.flush()
 
     parts = parts_of(asked.notebooks, whole=asked.whole)
-    with opened(asked.seats, asked.isolation, asked.port, tell) as (hub, board):
-        result = rehearse(hub, board, hub_names(asked.seats), parts, faster=asked.faster)
+    try:
+        with opened(asked.seats, asked.isolation, asked.port, tell) as (hub, board):
+            result = rehearse(hub, board, hub_names(asked.seats), parts, faster=asked.faster)
+    except MeshLabError as err:
+        sys.stderr.write(f"rehearse.py: {err}\n")
+        return 1
     for line in result.lines(faster=asked.faster):
         tell(line)
     if asked.record:

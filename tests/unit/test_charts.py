@@ -162,7 +162,9 @@ def test_every_panel_of_dots_has_the_same_axes_and_only_what_was_measured():
     assert [list(line.get_xdata()) for line in upper.lines] == [[0, 1, 5]]
     assert [list(line.get_ydata()) for line in lower.lines] == [[8]]
     assert upper.lines[0].get_linestyle() == "None"
-    assert upper.get_xlim() == lower.get_xlim() == (0, 5)
+    assert upper.get_xlim() == lower.get_xlim()
+    assert upper.get_xlim()[0] < 0 < 5 < upper.get_xlim()[1]  # the first dot and the last are seen whole
+    assert all(tick.is_integer() for tick in upper.get_yticks())
     assert upper.get_ylim() == lower.get_ylim()
     assert upper.get_ylim()[0] == 0
 

@@ -171,7 +171,7 @@ async def test_a_hand_goes_up_and_the_trainer_takes_it_as_seen(room: Room) -> No
     seat, own = await _sit(room, "06")
     hand("which one?")
     await eventually(lambda: seat.hand == "which one?", within=10.0)
-    with pytest.raises(UnknownNameError, match="seat 05 has no hand up; expected one of 06"):
+    with pytest.raises(UnknownNameError, match="seat 05 has no hand up; with one up: 06"):
         await room.lower("05")
     await room.lower("06")
     assert seat.hand is None
