@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# Half of the time a test waits, for servers that elect or for processes that start: four keep two cores busy.
-WORKERS = min(8, (os.cpu_count() or 2) * 2)
+# Half of the time a test waits, for servers that elect or for processes that start: four keep two slow cores busy.
+WORKERS = int(os.environ.get("MESH_LAB_TEST_PROCESSES") or min(8, (os.cpu_count() or 2) * 2))
 BY_FILE = ["--dist", "loadfile", "--no-loadscope-reorder", "--nbval"]
 PARTS = {
     f"side by side, in {WORKERS} processes": [

@@ -51,6 +51,7 @@ def _room() -> SimpleNamespace:
         seats=seats,
         opened="02",
         since=seen - 3_600,
+        mesh=SimpleNamespace(servers={"n1": SimpleNamespace(state="running"), "n2": SimpleNamespace(state="killed")}),
         **vars(plan),
         **vars(joint),
     )
@@ -97,7 +98,9 @@ def test_the_board_shows_every_state_and_no_name_is_html(page: Tab, address: str
             "back", "joined", "hand up"
         ]  # fmt: skip
         facts = "19 of 20 joined · 1 late · 1 lost · 1 back · median 2 of 12 solved"
-        assert f"{facts} · agenda: median 2 of 5, 3 due, 1 behind · 1 hand up" in page.inner_text("body")
+        assert f"{facts} · agenda: median 2 of 5, 3 due, 1 behind · 1 hand up · server n2 is killed" in page.inner_text(
+            "body"
+        )
         agenda = page.locator("tr.plan")
         assert [agenda.get_by_text(sign, exact=True).count() for sign in "●▸○"] == [3, 1, 1]
         assert re.search(r"next on the agenda: 2.1, by \d\d:\d\d", agenda.inner_text())
