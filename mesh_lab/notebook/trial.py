@@ -21,7 +21,7 @@ from nats.nuid import NUID
 from mesh_lab.errors import NotReadyError, UnsupportedByBackendError
 from mesh_lab.patterns.jetstream_api import stream_names
 from mesh_lab.patterns.jetstream_wait import flush_through, wait_routable
-from mesh_lab.patterns.wait import eventually, retry
+from mesh_lab.patterns.wait import cancel_and_join, eventually, retry
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import forget, start_mesh
 
@@ -255,13 +255,13 @@ class Trial:
     @staticmethod
     async def returns(call: Awaitable[T], seen: str, expected: str, *, within: float = LONG_S) -> T:
         """Return what a call returns; raise :class:`NotYet` when it did not return in time."""
+        calling = asyncio.ensure_future(call)
         try:
-            async with asyncio.timeout(within) as deadline:
-                return await call
-        except TimeoutError as err:
-            if not deadline.expired():  # one of its own
-                raise
-            raise NotYet(seen, expected) from err
+            if not (await asyncio.wait([calling], timeout=within))[0]:
+                raise NotYet(seen, expected)
+            return calling.result()
+        finally:
+            await cancel_and_join(calling)
 
     async def end_own(self) -> None:
         """End the subscriptions of the check's own."""

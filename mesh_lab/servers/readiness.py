@@ -162,11 +162,16 @@ async def api_replies(view: View, *, server: str) -> str:
     """Return why JetStream's API does not reply through a server, or from there in the domain of a leaf node."""
     region = view.layout.region_of(server)
     leaves = [leaf for leaf, there in view.layout.leaves.items() if there == region]
+    errors: list[Exception] = []
+
+    async def note(error: Exception) -> None:
+        errors.append(error)
+
     try:
-        async with connected(view, to=server) as client:
+        async with connected(view, to=server, error_cb=note) as client:
             there = client.connected_url and client.connected_url.port == view.servers[server].port
             if server in view.monitors and not there:
-                return f"server {server!r} let nobody in, and a neighbour did"
+                return f"server {server!r} let nobody in, and a neighbour did: {errors!r}"
             for domain in (None, *leaves):
                 await client.jetstream(timeout=0.5, domain=domain).account_info()
     except (OSError, nats.errors.Error) as err:
@@ -175,9 +180,9 @@ async def api_replies(view: View, *, server: str) -> str:
 
 
 @contextlib.asynccontextmanager
-async def connected(view: View, *, to: str | None = None) -> AsyncIterator[Client]:
+async def connected(view: View, *, to: str | None = None, **options: Any) -> AsyncIterator[Client]:
     """Connect for as long as the context lasts; its end depends on no server."""
-    client = await view.connect(name="readiness", to=to)
+    client = await view.connect(name="readiness", to=to, **options)
     try:
         yield client
     finally:

@@ -24,6 +24,7 @@ from mesh_lab.servers.start import start_mesh
 REGIONS, LEAVES = {"eu": 3, "us": 3}, ["store-berlin"]
 
 
+@pytest.mark.in_pairs
 async def test_seven_servers_are_ready_almost_as_soon_as_the_gateways_allow_and_take_streams_at_once() -> None:
     # nats-server dials other regions one second after its start; an election that came too early for that would
     # cost at least four more (server/raft.go). A relation to what one cluster needs, not an absolute time.

@@ -1,6 +1,7 @@
 """What a check is given is gone afterwards, and what an answer leaves behind is found, on real servers."""
 
 import asyncio
+import contextlib
 import signal
 import subprocess
 import sys
@@ -222,6 +223,17 @@ async def test_what_does_not_come_soon_is_said_as_it_is_at_the_end():
     came = []
     with pytest.raises(NotYet, match="0 of 3 came; expected all"):
         await Trial.soon(lambda: len(came) == 3, lambda: f"{len(came)} of 3 came", "all", within=0.05)
+
+
+async def test_a_call_that_loses_a_cancellation_is_ended_all_the_same():
+    async def loses_one():  # as asyncio.wait_for of Python 3.11 may, when the result comes at that moment
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        await asyncio.Event().wait()
+
+    async with asyncio.timeout(10.0):
+        with pytest.raises(NotYet, match="it hung"):
+            await Trial.returns(loses_one(), "it hung", "its end", within=0.05)
 
 
 async def test_a_call_that_does_not_return_is_told_from_one_that_times_out():
