@@ -371,7 +371,7 @@ async def works_in_the_background(msg, work):
 
 
 async def idle():
-    await asyncio.sleep(0.4)  # work: none, but it is there
+    await asyncio.sleep(2.0)  # work: none, but it is there, also when a busy machine comes late to look
 
 
 left: list[asyncio.Task[None]] = []
