@@ -29,7 +29,7 @@ CGROUP = Path("/sys/fs/cgroup")
 
 # What the extra `lab` of pyproject.toml installs to run with, except the server and the event loop's nest-asyncio2.
 LAB_PACKAGES = (
-    "jupyterlab", "ipywidgets", "pandas", "matplotlib", "hdrhistogram", "nkeys", "opentelemetry-sdk",
+    "jupyterlab", "ipywidgets", "pandas", "matplotlib", "hdrhistogram", "opentelemetry-sdk",
     "opentelemetry-exporter-otlp-proto-http",
     "platformdirs", "prometheus-client", "psutil", "pytest", "pytest-asyncio", "rich", "sidecar", "trustme",
 )  # fmt: skip
