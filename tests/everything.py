@@ -10,6 +10,7 @@ A few tests that fail are tried once more, alone. What fails again is broken, an
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -20,8 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# Half of the time a test waits, for servers that elect or for processes that start: four keep two slow cores busy.
-WORKERS = int(os.environ.get("MESH_LAB_TEST_PROCESSES") or min(8, (os.cpu_count() or 2) * 2))
+# Half of the time a test waits, for servers that elect or for processes that start: four keep two cores busy.
+WORKERS = min(8, (os.cpu_count() or 2) * 2)
 BY_FILE = ["--dist", "loadfile", "--no-loadscope-reorder", "--nbval"]
 PARTS = {
     f"side by side, in {WORKERS} processes": [
@@ -90,9 +91,12 @@ def main() -> int:
         if set(codes.values()) <= {0, 1} and 0 < len(tally.failed) == len(again) <= TRIED_AGAIN:
             print("\nTried once more, alone:", *again, flush=True)  # noqa: T201 - what the command is for
             # A notebook's cell needs those before it.
-            targets = dict.fromkeys(name.partition("::ipynb::")[0] for name in again)
-            command = [*pytest, "--nbval", *targets]
-            if subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode == 0:
+            targets = dict.fromkeys(re.sub(r"\.ipynb::.*", ".ipynb", name) for name in again)
+            report, second = Path(folder, "again.xml"), Tally()
+            command = [*pytest, f"--junitxml={report}", "--nbval", *targets]
+            subprocess.run(command, cwd=ROOT, env=environment, check=False)
+            second.add(report)
+            if second.passed and not second.failed and not second.skipped:
                 tally.unsteady, tally.failed, codes = tally.failed, [], dict.fromkeys(codes, 0)
     print()  # noqa: T201 - what the command is for
     for name, code in codes.items():

@@ -122,14 +122,13 @@ def dots(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, x: st
     if (lowest := min(min(ys) for _, ys in series.values())) < 0:
         raise ValueError(f"dots need a y of 0 or more, got {lowest}")
     low, high = min(min(xs) for xs, _ in series.values()), max(max(xs) for xs, _ in series.values())
+    whole = all(float(y).is_integer() for _, ys in series.values() for y in ys)
     with new_chart(title, body_in=PANEL_IN * len(series) + 0.3) as figure:
         panels = figure.subplots(len(series), sharex=True, sharey=True, squeeze=False)[:, 0]
         for axes, (name, (xs, ys)), colour in zip(panels, series.items(), cycle(style.PALETTE), strict=False):
             axes.set_title(fill(name, HEADING_CHARACTERS), color=colour)
             axes.plot(xs, ys, "o", color=colour, markersize=3.6, markeredgewidth=0, clip_on=False)
-            axes.locator_params(
-                axis="y", nbins=4, integer=all(float(y).is_integer() for _, ys in series.values() for y in ys)
-            )
+            axes.locator_params(axis="y", nbins=4, integer=whole)
             axes.yaxis.set_major_formatter(number)
             axes.grid(axis="y")
         axes.set_xlim(*_with_room(low, high if high > low else low + 1))
@@ -249,7 +248,7 @@ def timeline(
 def _with_room(low: float, high: float) -> tuple[float, float]:
     """Return limits of an axis of time at which the first and the last marker are seen whole, and 0 if it is near."""
     room = 0.015 * (high - low)
-    return min(low - room, 0.0 if 0 < low < 3 * room else low), high + room
+    return low - room if low > 3 * room else min(low - room, 0.0), high + room
 
 
 def _value_axis(axes: "Axes", y: str, *, log: bool) -> None:

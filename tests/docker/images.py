@@ -101,7 +101,9 @@ def make_python(tag: str, scratch: Path, lock: Path = ROOT / "docker" / "service
     wheels = scratch / lock.stem
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
     subprocess.run([*command, "--require-hashes", "-r", lock, "-d", wheels], check=True)
-    subprocess.run([*command, "setuptools", "-d", wheels], check=True)  # with which pip builds what has no wheel
+    # With which pip builds what has no wheel.
+    setuptools = re.findall(r"(?m)^setuptools==\S+", (ROOT / "requirements-workshop.lock").read_text())
+    subprocess.run([*command, *setuptools, "-d", wheels], check=True)
     image.add(wheels, "wheels")
     image.libraries_of(python, *library.rglob("*.so"))
     _add_busybox(image, scratch)

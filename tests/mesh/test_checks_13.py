@@ -519,7 +519,7 @@ async def remembers_in_a_global(steps):
         (the_last_first, "this was done: pack, charge, reserve"),
         (goes_on, "ship, tell, undo tell"),
         (in_a_group, "ExceptionGroup with _Refused in it was raised; expected the error of the step"),
-        (undoes_in_the_background, "ship failed, and this was done: reserve, charge, pack, ship"),
+        (undoes_in_the_background, "ship failed, and this was done: reserve, charge, pack, ship, undo pack; expected"),
         (needs_a_step, "nothing failed, and IndexError was raised; expected nothing"),
         (knows_three_steps, "nothing failed, and this was done: reserve, charge, pack; expected reserve"),
         (remembers_in_a_global, "and this was done"),

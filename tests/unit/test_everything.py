@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -140,3 +141,45 @@ def test_a_few_that_fail_are_tried_once_more(
     assert says in out.splitlines()[-1]
     assert ("unsteady, it failed" in out) is not bool(broken)
     assert ("Tried once more, alone" in out) is ("many" not in broken)
+
+
+def notebook_that_fails_once() -> nbformat.NotebookNode:
+    """Return one whose second cell needs the first, and fails unless it has run before."""
+    cells = [nbformat.v4.new_code_cell(source) for source in (
+        "from pathlib import Path\nbeen_here = Path('been_here')",
+        "assert been_here.exists() or been_here.touch()",
+    )]  # fmt: skip
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    return nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+
+
+def test_a_cell_is_tried_again_with_those_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nbformat.write(notebook_that_fails_once(), tmp_path / "it.ipynb")
+    (tmp_path / "conftest.py").write_text('pytest_plugins = ["nbval.plugin"]\n')
+    monkeypatch.setattr(everything, "ROOT", tmp_path)
+    monkeypatch.setattr(everything, "PARTS", {"all": ["--nbval", str(tmp_path)]})
+    assert everything.main() == 0
+    assert capsys.readouterr().out.endswith("1 passed, 1 unsteady, 0 failed, 0 skipped\n")
+
+
+SKIPS_THE_SECOND_TIME = """
+from pathlib import Path
+import pytest
+
+def test_it():
+    been_here = Path(__file__).with_name("been_here")
+    if been_here.exists():
+        pytest.skip("not here")
+    been_here.touch()
+    assert 0
+"""
+
+
+def test_what_is_skipped_when_it_is_tried_again_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "test_it.py").write_text(SKIPS_THE_SECOND_TIME)
+    (tmp_path / "conftest.py").write_text('pytest_plugins = ["nbval.plugin"]\n')
+    monkeypatch.setattr(everything, "ROOT", tmp_path)
+    monkeypatch.setattr(everything, "PARTS", {"all": [str(tmp_path)]})
+    assert everything.main() == 1
