@@ -4,7 +4,7 @@
 then what measures while it mostly waits, in two, and what measures and keeps the cores busy, alone. Each part runs,
 also when one before it fails.
 
-A few tests that fail are tried once more, alone. What fails again is broken, and so is the run. What passes then is
+What fails in a few files is tried once more, alone. What fails again is broken, and so is the run. What passes then is
 *unsteady*: the last lines name it, and it is to be mended, by finding what it waits for.
 """
 
@@ -31,7 +31,8 @@ PARTS = {
     "in pairs": ["-m", "in_pairs", "-n", "2", *BY_FILE, "tests", "notebooks"],
     "alone": ["-m", "alone", "--nbval", "tests", "notebooks"],
 }
-# Of thousands of tests that share two cores with killed servers. More than these have a cause in common.
+# Files, of hundreds that share two cores with killed servers; where more of them fail, it is no chance. Not tests: one
+# set-up that fails, or one cell, takes all those with it that need it.
 TRIED_AGAIN = 3
 
 
@@ -88,7 +89,9 @@ def main() -> int:
             took[name] = time.monotonic() - began
             tally.add(report)
         again = failed_in(Path(folder))
-        if set(codes.values()) <= {0, 1} and 0 < len(tally.failed) == len(again) <= TRIED_AGAIN:
+        files = {name.partition("::")[0] for name in again}
+        all_told = set(codes.values()) <= {0, 1} and len(tally.failed) == len(again)
+        if all_told and 0 < len(files) <= TRIED_AGAIN:
             print("\nTried once more, alone:", *again, flush=True)  # noqa: T201 - what the command is for
             # A notebook's cell needs those before it.
             targets = dict.fromkeys(re.sub(r"\.ipynb::.*", ".ipynb", name) for name in again)

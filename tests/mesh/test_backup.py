@@ -44,6 +44,7 @@ async def source(mesh: Mesh, client: Client) -> Client:
     await open_event_store(client, replicas=3)
     await place_orders(client, ORDERS)
     await create_worker_group(client.jetstream())
+    await wait_routable(client, STREAM, WORKERS)
     group = await client.jetstream().pull_subscribe_bind(WORKERS, stream=STREAM)
     got = []
     while len(got) < 100:

@@ -12,7 +12,7 @@ from nats.js.errors import NotFoundError
 
 from mesh_lab.notebook.exercises import check
 from mesh_lab.orders import encode, read_orders
-from mesh_lab.patterns import wait_routable
+from mesh_lab.patterns import retry, wait_routable
 
 CELLS = ExerciseCells(
     "06_grow_the_mesh",
@@ -228,7 +228,7 @@ async def test_a_collection_that_is_copied_once_is_refused(regions):
     async def copies(js):
         await js.add_stream(name="ALL-RETURNS", subjects=["copied.*"], num_replicas=3)
         for number in range(6):
-            await js.publish(f"copied.{number}", b"a CD")
+            await retry(lambda number=number: js.publish(f"copied.{number}", b"a CD"))
 
     assert "ALL-RETURNS follows no stream RETURNS; expected RETURNS by the API" in await refused("6.3", copies)
 

@@ -9,7 +9,7 @@ import pytest
 from mesh_lab import start_mesh
 from mesh_lab.notebook.mesh_map import MeshMap, _linked
 from mesh_lab.observe.snapshots import rate_per_s, snapshot
-from mesh_lab.patterns.jetstream_wait import flush_through
+from mesh_lab.patterns.jetstream_wait import flush_through, wait_routable
 from mesh_lab.patterns.wait import eventually
 from mesh_lab.servers.layout import plan
 
@@ -114,8 +114,10 @@ async def test_the_map_follows_and_its_buttons_break_and_mend():
 
 async def test_the_map_cuts_slows_and_heals_links_and_says_what_streams_hold():
     async with await start_mesh(servers=3, links=True) as mesh:
-        js = (await mesh.connect(name="shop")).jetstream(timeout=10.0)
+        shop = await mesh.connect(name="shop")
+        js = shop.jetstream(timeout=10.0)
         await js.add_stream(name="ORDERS", subjects=["orders"], num_replicas=3)
+        await wait_routable(shop, "ORDERS")
         await js.add_consumer("ORDERS", durable_name="desk", ack_policy="explicit")
         for _ in range(5):
             await js.publish("orders", b"")

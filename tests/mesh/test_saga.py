@@ -23,6 +23,7 @@ from mesh_lab.orders.replay import dead_letters, replay_letters
 from mesh_lab.orders.saga import DUTIES, LIVES, SAGA, fate
 from mesh_lab.orders.saga_audit import audit_saga, expected_ends
 from mesh_lab.orders.worker import REJECTED, Worker
+from mesh_lab.patterns.jetstream_wait import wait_routable
 from mesh_lab.patterns.wait import cancel_and_join, eventually
 from mesh_lab.servers.mesh import Mesh
 
@@ -92,6 +93,7 @@ async def test_what_is_no_order_is_reported_and_replayed_when_it_is_repaired(
     mesh: Mesh, client: Client, store: JetStreamContext, tmp_path: Path
 ) -> None:
     await open_event_store(client, deployment=SAGA)
+    await wait_routable(client, STREAM)
     reports = await client.subscribe(REJECTED)
     cut, blocked, foreign = (_with("shipped", number) for number in range(3))
     await client.publish(cut.subject("placed"), encode(cut)[:-5])
@@ -140,6 +142,8 @@ async def test_what_is_no_order_is_reported_and_replayed_when_it_is_repaired(
 
 async def test_the_audit_names_what_does_not_agree(client: Client, store: JetStreamContext) -> None:
     await open_event_store(client, deployment=SAGA)
+    for stream in SAGA.streams:
+        await wait_routable(client, stream)
     assert await audit_saga(client) == expected_ends([])
     shipped, cancelled = _with("shipped"), _with("no carrier")
 

@@ -26,6 +26,7 @@ from mesh_lab.orders import read_orders
 from mesh_lab.orders.job import run_orders
 from mesh_lab.orders.order import totals_of
 from mesh_lab.patterns.jetstream_api import stream_names
+from mesh_lab.patterns.jetstream_wait import wait_routable
 from mesh_lab.patterns.wait import eventually
 from mesh_lab.security.accounts import Operator
 from mesh_lab.servers import start
@@ -69,6 +70,7 @@ def full(theirs: Mesh) -> None:
         async with await _client(theirs, "full") as client:
             js = client.jetstream(timeout=10.0)
             await js.add_stream(name="ORDERS", subjects=["orders.>"], num_replicas=3)
+            await wait_routable(client, "ORDERS")
             for number in range(500):
                 await js.publish(f"orders.eu.{number}.placed", b"somebody's")
 

@@ -4,12 +4,14 @@ import re
 import socket
 
 from mesh_lab.cli import main
+from mesh_lab.patterns.jetstream_wait import wait_routable
 
 
 async def test_a_local_mesh_is_found_and_each_server_and_stream_is_shown(mesh, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "200")
     till = await mesh.connect(name="till[0]", to="n1")
     await till.jetstream(timeout=10.0).add_stream(name="TOP", subjects=["top"], num_replicas=3)
+    await wait_routable(till, "TOP")
     await till.jetstream(timeout=10.0).publish("top", b"")
     assert main(["top", "--once"]) == 0
     shown = capsys.readouterr().out

@@ -14,7 +14,7 @@ from nats.js.errors import NotFoundError
 from mesh_lab.notebook import exercises
 from mesh_lab.notebook.exercises import check, exercise
 from mesh_lab.notebook.trial import NotYet, Trial
-from mesh_lab.patterns import eventually, flush_through
+from mesh_lab.patterns import eventually, flush_through, wait_routable
 from mesh_lab.servers.start import newest_mesh
 
 
@@ -110,6 +110,7 @@ async def test_whatever_ends_what_it_began_leaves_nothing(mesh, handed_a_client)
             await sub.unsubscribe()
         js = nc.jetstream()
         await js.add_stream(name="TIDY", subjects=["tidy"])
+        await wait_routable(nc, "TIDY")
         await js.publish("tidy", b"")  # a reply comes to nats-py's own inbox, which stays subscribed
         await js.delete_stream("TIDY")
 

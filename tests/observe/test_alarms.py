@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from mesh_lab.observe import alarms, metrics
 from mesh_lab.observe.snapshots import snapshot
 from mesh_lab.orders.saga import DUTIES
+from mesh_lab.patterns.jetstream_wait import wait_routable
 from mesh_lab.patterns.wait import cancel_and_join, eventually
 from mesh_lab.processes import ChildProcess
 from mesh_lab.servers.mesh import Mesh
@@ -127,6 +128,7 @@ async def lag(watched: Watched) -> Heal:
     js = client.jetstream(timeout=10)
     await js.add_stream(name="LATE", subjects=["late.>"], num_replicas=3)
     await js.add_consumer("LATE", durable_name="nobody")
+    await wait_routable(client, "LATE")
 
     async def come() -> None:
         while True:
@@ -155,7 +157,9 @@ async def poison(watched: Watched) -> Heal:
     client = await watched.mesh.connect()
     js = client.jetstream(timeout=10)
     await js.add_stream(name="BAD", subjects=["bad.>"], num_replicas=3)
+    await wait_routable(client, "BAD")
     pulled = await js.pull_subscribe("bad.>", "worker", stream="BAD")
+    await wait_routable(client, "BAD", "worker")
     for number in range(5):
         await js.publish(f"bad.order.{number}", b"no order" if number == 3 else b"an order")
 

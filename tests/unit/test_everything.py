@@ -105,6 +105,7 @@ def test_any_part_that_fails_fails_all_and_the_other_parts_run(
 
 FAILS_ONCE = """
 from pathlib import Path
+import pytest
 
 def test_good(): pass
 
@@ -121,9 +122,9 @@ def test_unsteady():
     [
         ("", "1 passed, 1 unsteady, 0 failed, 0 skipped"),
         ("def test_broken(): assert 0", "1 passed, 2 failed, 0 skipped"),
-        ("import pytest\n\n@pytest.mark.parametrize('n', range(3))\ndef test_many(n): assert 0", "1 passed, 4 failed"),
+        ("@pytest.mark.parametrize('n', range(3))\ndef test_some(n): assert 0", "1 passed, 4 failed"),
     ],
-    ids=["passes when tried again", "fails again", "too many to be chance"],
+    ids=["passes when tried again", "fails again", "fails again, and more do"],
 )
 def test_a_few_that_fail_are_tried_once_more(
     tmp_path: Path,
@@ -140,7 +141,35 @@ def test_a_few_that_fail_are_tried_once_more(
     out = capsys.readouterr().out
     assert says in out.splitlines()[-1]
     assert ("unsteady, it failed" in out) is not bool(broken)
-    assert ("Tried once more, alone" in out) is ("many" not in broken)
+    assert "Tried once more, alone" in out
+
+
+def test_a_set_up_that_fails_once_is_tried_again_with_all_that_need_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "test_it.py").write_text(
+        FAILS_ONCE.format(broken="").replace("def test_unsteady()", "@pytest.fixture(scope='module')\ndef unsteady()")
+        + "@pytest.mark.parametrize('n', range(9))\ndef test_each(unsteady, n): pass\n"
+    )
+    (tmp_path / "conftest.py").write_text('pytest_plugins = ["nbval.plugin"]\n')
+    monkeypatch.setattr(everything, "ROOT", tmp_path)
+    monkeypatch.setattr(everything, "PARTS", {"all": [str(tmp_path)]})
+    assert everything.main() == 0
+    assert capsys.readouterr().out.endswith("1 passed, 9 unsteady, 0 failed, 0 skipped\n")
+
+
+@pytest.mark.parametrize(("files", "code"), [(3, 0), (4, 1)])
+def test_where_many_files_fail_it_is_no_chance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: int, code: int
+) -> None:
+    for number in range(files):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / f"test_{number}.py").write_text(FAILS_ONCE.format(broken=""))
+    (tmp_path / "conftest.py").write_text('pytest_plugins = ["nbval.plugin"]\n')
+    monkeypatch.setattr(everything, "ROOT", tmp_path)
+    monkeypatch.setattr(everything, "PARTS", {"all": [str(tmp_path)]})
+    assert everything.main() == code
 
 
 def notebook_that_fails_once() -> nbformat.NotebookNode:
