@@ -15,6 +15,7 @@ could be used (``ready``).
 """
 
 NOISY_SPREAD = 0.10  # from here on, differences of that size mean nothing
+MILLISECONDS_BELOW_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,7 @@ class Measurement:
 
     @property
     def figure(self) -> str:
-        """That number with its unit: ``"312,000/s"``, or ``"0.37 s"`` for ``ready``."""
+        """That number with its unit: ``"312,000/s"``, or ``"0.37 s"`` and ``"0.665 ms"`` for ``ready``."""
         return figure(self.value, self.kind)
 
     def __repr__(self) -> str:
@@ -166,8 +167,10 @@ def rounded(value: float, digits: int = 3) -> str:
 
 
 def figure(value: float, kind: Kind) -> str:
-    """Return a rate, or the time for ``ready``, with its unit."""
-    return rounded(value) + (" s" if kind == "ready" else "/s")
+    """Return a rate, or the time for ``ready``, with its unit: ``"312,000/s"``, ``"0.37 s"``, ``"0.665 ms"``."""
+    if kind != "ready":
+        return f"{rounded(value)}/s"
+    return f"{rounded(value)} s" if value >= MILLISECONDS_BELOW_S else f"{rounded(1_000 * value)} ms"
 
 
 def _check(facts: Run | Measurement, elapsed_s: Sequence[float]) -> None:

@@ -50,6 +50,8 @@ def test_one_run_claims_no_spread():
 def test_readiness_is_a_time_and_not_a_rate():
     measurement = Measurement(name="mesh of three", kind="ready", messages=1, elapsed_s=(0.36, 0.37, 0.372))
     assert repr(measurement) == "mesh of three: 0.370 s (3 runs, spread 3 %)"
+    short = Measurement(name="a put", kind="ready", messages=1, elapsed_s=(0.000665,))
+    assert repr(short) == "a put: 0.665 ms (1 run)"
 
 
 def test_versions_fill_themselves_in():
