@@ -234,7 +234,7 @@ class _Held:
         self.fails = name.startswith("fails")
         self.error = _NoBoxError("no box is large enough")
         self.raised: BaseException | None = None
-        self.began = self.ended = 0.0
+        self.began = self.ended = self.returned = 0.0
         self.said: list[tuple[float, str]] = []
 
     async def work(self) -> None:
@@ -255,7 +255,7 @@ class _Held:
         case = "the work raised" if self.fails else "after the work"
         if self.raised is not None and not (self.fails and self.ended):
             raise self.raised
-        if not self.ended:
+        if not 0 < self.ended <= self.returned:
             raise NotYet("it returned before the work was done", "that it waits")
         if self.answers and self.answers[0][0] < self.ended:
             raise NotYet(f"it said {_named(self.answers[0][1])} before the work was done", "that it waits")
@@ -378,6 +378,8 @@ class _Desk:
             raise
         except Exception as err:  # noqa: BLE001 - which error it is, is what the check looks at
             held.raised = err
+        finally:
+            held.returned = time.monotonic()
 
     async def _wait_for_more(self, pulled: JetStreamContext.PullSubscription) -> None:
         """Take what comes; but for a message that was given back, that is one too many."""

@@ -15,11 +15,14 @@ import nats.js.errors
 import pytest
 from programs import killed_at_the_end
 
+from mesh_lab.errors import ProcessEndedError
 from mesh_lab.orders.dataset import read_orders
 from mesh_lab.orders.event_store import WORKERS
+from mesh_lab.orders.job.services import Services
 from mesh_lab.orders.order import STREAM
 from mesh_lab.orders.publisher import place_orders
 from mesh_lab.patterns.wait import eventually, retry
+from mesh_lab.processes import ChildProcess
 from mesh_lab.security.accounts import Operator
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import start_mesh
@@ -272,3 +275,29 @@ async def test_a_service_waits_for_a_server_that_is_about_to_start(one: Mesh, tm
         await eventually(lambda: home(one, "read-model"), within=10.0, every=0.1)
         assert program.said == ""
         assert program.end() == {"service": "read-model"}
+
+
+@pytest.fixture
+def starting() -> Iterator[ChildProcess]:
+    """A process that does not listen for signals yet."""
+    with contextlib.closing(
+        ChildProcess([sys.executable, "-c", "input()"], name="worker", stdin=True, stdout=True)
+    ) as it:
+        yield it.start()
+
+
+async def test_a_worker_that_is_stopped_before_it_has_begun_has_no_report_and_is_no_failure(
+    starting: ChildProcess,
+) -> None:
+    assert await Services({"worker-1": starting}, ["worker"]).finish() == []
+    assert starting.exit_code not in (0, None)
+
+
+async def test_a_worker_that_ends_by_a_signal_that_nobody_sent_is_a_failure(starting: ChildProcess) -> None:
+    starting.request_stop()
+    assert starting.wait(within=9.0)
+    services = Services({"worker-1": starting}, ["worker"])
+    with pytest.raises(ProcessEndedError, match="worker-1 ended with code"):
+        services.check()
+    with pytest.raises(ProcessEndedError, match="worker-1 ended with code"):
+        await services.finish()

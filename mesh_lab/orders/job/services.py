@@ -23,6 +23,8 @@ BUILD_LIMIT_S = 900.0
 ENDS_WITHIN_S = 40.0
 """How long a service may take to end: an election, and what its orders in hand then need."""
 KILLED = (-9, 137)  # by SIGKILL: the exit code of a process, and that of a container
+NOT_BEGUN = (-15, 143, 0xC000013A)
+"""By SIGTERM or Ctrl-Break, in place of a service that listens for them: it was stopped before it had begun."""
 LOG_LINES = 20
 _SERVICES = ("publisher", "worker", "read-model", *DUTIES)
 CredentialsOf = Callable[[str, str], str]
@@ -57,6 +59,7 @@ class Services:
         """Note what runs; of each role, ``worker-1`` and so on make up for one another."""
         self._running = running
         self._groups = [[name for name in running if name.rpartition("-")[0] == role] for role in roles]
+        self._stopping = False
 
     @property
     def published(self) -> bool:
@@ -86,17 +89,20 @@ class Services:
         killed = set(self.killed_workers)
         tolerated = {name for group in self._groups if set(group) - killed for name in group} & killed
         for name, service in self._running.items():
-            if (code := service.exit_code) and name not in tolerated:
+            stopped = self._stopping and service.exit_code in NOT_BEGUN  # the others did it all while this one started
+            if (code := service.exit_code) and name not in tolerated and not stopped:
                 log = service.log(last=LOG_LINES)
                 message = f"{name} ended with code {code}: {log.strip() or 'it printed nothing'}"
                 raise ProcessEndedError(message, name=name, exit_code=code, log=log)
 
     async def finish(self) -> list[dict[str, object]]:
-        """Stop every service gracefully and return the report that each printed last.
+        """Stop every service gracefully and return the report that each printed last; one that had not begun has none.
 
         Raises:
             ProcessEndedError: One ended with an error, or did not end.
         """
+        self.check()
+        self._stopping = True
         for service in self._running.values():
             await asyncio.to_thread(service.request_stop)
         ends = (asyncio.to_thread(service.rest, within=ENDS_WITHIN_S) for service in self._running.values())

@@ -88,9 +88,16 @@ async def run_world(*, seed: int, first: int = 10_000, tell: Callable[[str], obj
             def entries() -> list[Entry]:
                 return [entry for member in members for entry in entries_in(member.log())]
 
+            async def arrived() -> set[str]:
+                js = auditor.jetstream()
+                state = (await retry(partial(js.stream_info, STREAM, subjects_filter=PLACED[0]))).state
+                return in_store & {subject.split(".")[2] for subject in state.subjects or ()}
+
             placing = asyncio.gather(place_orders(eu, elsewhere["eu"]), place_orders(us, elsewhere["us"]))
             try:
                 await _sell(till, bought[:before])
+                if before:  # the first of them are here, the last may be under way
+                    await eventually(arrived, within=WITHIN_S)
                 await mesh.cut(STORE, "eu")
                 tell(f"{STORE} is cut off, and sells on")
                 await _sell(till, bought[before:])
@@ -99,10 +106,7 @@ async def run_world(*, seed: int, first: int = 10_000, tell: Callable[[str], obj
                 lost = [chance.choice(some) for some in (servers, working, [member.name for member in members])]
                 share = chance.uniform(0.1, 0.5)
                 await eventually(lambda: len(entries()) > share * total, within=WITHIN_S, every=LOOK_EVERY_S)
-                held = (
-                    await retry(partial(auditor.jetstream().stream_info, STREAM, subjects_filter=PLACED[0]))
-                ).state.subjects
-                missing = len(in_store - {subject.split(".")[2] for subject in held or ()})
+                missing = len(in_store - await arrived())
                 server, *others = lost
                 for name in others:
                     await services.kill(name)
