@@ -55,7 +55,7 @@ habits: $(VENV)/dev.stamp ## run notebooks as readers do: each cell twice, each 
 	$(BIN)/python tests/notebooks/habits.py sections $(if $(N),notebooks/$(N)_*.ipynb)
 
 test-docker: $(VENV)/dev.stamp ## run the container tests; as root on Debian, start an engine where none runs
-	MESH_LAB_TEST_DOCKER=1 $(BIN)/python -m pytest tests/docker
+	MESH_LAB_TEST_DOCKER=1 $(BIN)/python tests/everything.py --containers
 
 check: $(VENV)/dev.stamp ## lint, check types and spelling, check the notebooks' hygiene
 	$(BIN)/ruff check .

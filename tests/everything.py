@@ -2,7 +2,7 @@
 
 ``python tests/everything.py`` is what ``make test`` calls. First what mostly waits, in several processes side by side,
 then what measures while it mostly waits, in two, and what measures and keeps the cores busy, alone. Each part runs,
-also when one before it fails.
+also when one before it fails. ``python tests/everything.py --containers`` is what ``make test-docker`` calls.
 
 What fails in a few files is tried once more, alone. What fails again is broken, and so is the run. What passes then is
 *unsteady*: the last lines name it, and it is to be mended, by finding what it waits for.
@@ -31,6 +31,7 @@ PARTS = {
     "in pairs": ["-m", "in_pairs", "-n", "2", *BY_FILE, "tests", "notebooks"],
     "alone": ["-m", "alone", "--nbval", "tests", "notebooks"],
 }
+CONTAINERS = {"in containers": ["tests/docker"]}
 # Files, of hundreds that share two cores with killed servers; where more of them fail, it is no chance. Not tests: one
 # set-up that fails, or one cell, takes all those with it that need it.
 TRIED_AGAIN = 3
@@ -75,14 +76,14 @@ def failed_in(cache: Path) -> list[str]:
     return list(json.loads(last.read_text("utf-8"))) if last.exists() else []
 
 
-def main() -> int:
-    """Run all parts and print the sum; 1 if anything failed."""
+def main(parts: dict[str, list[str]]) -> int:
+    """Run all parts, each with its arguments for pytest, and print the sum; 1 if anything failed."""
     tally, codes, took = Tally(), {}, {}
     # Hundreds of processes start here; without its compiled form, each would compile the package anew.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     with tempfile.TemporaryDirectory(prefix="mesh-lab-tests-") as folder:
         pytest = [sys.executable, "-m", "pytest", "-q", "-o", f"cache_dir={folder}"]
-        for number, (name, arguments) in enumerate(PARTS.items()):
+        for number, (name, arguments) in enumerate(parts.items()):
             report, began = Path(folder, f"{number}.xml"), time.monotonic()
             command = [*pytest, f"--junitxml={report}", *arguments]
             codes[name] = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
@@ -115,4 +116,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(CONTAINERS if "--containers" in sys.argv[1:] else PARTS))

@@ -409,7 +409,7 @@ async def test_0_4_takes_an_answer_that_watches_its_client_until_it_is_closed(me
                 if client.is_connected is not was:
                     was = client.is_connected
                     news.append("back" if was else "lost")
-                await asyncio.sleep(0.002)  # pacing
+                await asyncio.sleep(0)  # at each turn of the loop: a client may be back after a few
 
         client.watching = asyncio.create_task(watch())
         return client

@@ -98,8 +98,7 @@ def test_any_part_that_fails_fails_all_and_the_other_parts_run(
         path = tmp_path / f"test_{name}.py"
         path.write_text(f"def test_{name}(): assert {name != 'broken'}\n")
         parts[name] = ["-p", "no:cacheprovider", f"--rootdir={tmp_path}", str(path)]
-    monkeypatch.setattr(everything, "PARTS", parts)
-    assert everything.main() == 1
+    assert everything.main(parts) == 1
     assert capsys.readouterr().out.endswith("::test_broken\n2 passed, 1 failed, 0 skipped\n")
 
 
@@ -136,8 +135,7 @@ def test_a_few_that_fail_are_tried_once_more(
     (tmp_path / "test_it.py").write_text(FAILS_ONCE.format(broken=broken))
     monkeypatch.setattr(everything, "ROOT", tmp_path)
     (tmp_path / "conftest.py").write_text('pytest_plugins = ["nbval.plugin"]\n')
-    monkeypatch.setattr(everything, "PARTS", {"all": [str(tmp_path)]})
-    assert everything.main() == int(bool(broken))
+    assert everything.main({"all": [str(tmp_path)]}) == int(bool(broken))
     out = capsys.readouterr().out
     assert says in out.splitlines()[-1]
     assert ("unsteady, it failed" in out) is not bool(broken)
@@ -153,8 +151,7 @@ def test_a_set_up_that_fails_once_is_tried_again_with_all_that_need_it(
     )
     (tmp_path / "conftest.py").write_text('pytest_plugins = ["nbval.plugin"]\n')
     monkeypatch.setattr(everything, "ROOT", tmp_path)
-    monkeypatch.setattr(everything, "PARTS", {"all": [str(tmp_path)]})
-    assert everything.main() == 0
+    assert everything.main({"all": [str(tmp_path)]}) == 0
     assert capsys.readouterr().out.endswith("1 passed, 9 unsteady, 0 failed, 0 skipped\n")
 
 
@@ -168,8 +165,7 @@ def test_where_many_files_fail_it_is_no_chance(
         (folder / f"test_{number}.py").write_text(FAILS_ONCE.format(broken=""))
     (tmp_path / "conftest.py").write_text('pytest_plugins = ["nbval.plugin"]\n')
     monkeypatch.setattr(everything, "ROOT", tmp_path)
-    monkeypatch.setattr(everything, "PARTS", {"all": [str(tmp_path)]})
-    assert everything.main() == code
+    assert everything.main({"all": [str(tmp_path)]}) == code
 
 
 def notebook_that_fails_once() -> nbformat.NotebookNode:
@@ -188,8 +184,7 @@ def test_a_cell_is_tried_again_with_those_before_it(
     nbformat.write(notebook_that_fails_once(), tmp_path / "it.ipynb")
     (tmp_path / "conftest.py").write_text('pytest_plugins = ["nbval.plugin"]\n')
     monkeypatch.setattr(everything, "ROOT", tmp_path)
-    monkeypatch.setattr(everything, "PARTS", {"all": ["--nbval", str(tmp_path)]})
-    assert everything.main() == 0
+    assert everything.main({"all": ["--nbval", str(tmp_path)]}) == 0
     assert capsys.readouterr().out.endswith("1 passed, 1 unsteady, 0 failed, 0 skipped\n")
 
 
@@ -210,5 +205,4 @@ def test_what_is_skipped_when_it_is_tried_again_has_failed(tmp_path: Path, monke
     (tmp_path / "test_it.py").write_text(SKIPS_THE_SECOND_TIME)
     (tmp_path / "conftest.py").write_text('pytest_plugins = ["nbval.plugin"]\n')
     monkeypatch.setattr(everything, "ROOT", tmp_path)
-    monkeypatch.setattr(everything, "PARTS", {"all": [str(tmp_path)]})
-    assert everything.main() == 1
+    assert everything.main({"all": [str(tmp_path)]}) == 1
