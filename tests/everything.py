@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# Half of the time a test waits, for servers that elect or for processes that start: four keep two cores busy.
-WORKERS = min(8, (os.cpu_count() or 2) * 2)
+# Most of the time a test waits, for servers that elect or for processes that start: six keep two cores busy.
+WORKERS = min(8, (os.cpu_count() or 2) * 3)
 BY_FILE = ["--dist", "loadfile", "--no-loadscope-reorder", "--nbval"]
 PARTS = {
     f"side by side, in {WORKERS} processes": [
