@@ -3,9 +3,10 @@
 It runs the ``main(nc)`` of a ``%%service`` cell as a small production service: under uvloop, with a named connection
 that survives fail-over, and with a graceful shutdown at SIGTERM. Nothing of Jupyter is loaded, so it starts fast.
 
-Four facts about a client are private in nats-py 2.16 (tests/upstream fails when one of them changes):
-``Client._resp_map``, the requests that wait for a reply; ``Client._subs``, all subscriptions; ``Subscription._jsi``,
-which JetStream's have; ``Subscription._pending_next_msgs_calls``, the calls of ``next_msg()`` that wait.
+Some facts about a client are private in nats-py 2.16 (tests/upstream fails when one of them changes):
+``Client._resp_map``, the requests that wait for a reply; ``Client._subs``, all subscriptions, and ``_remove_sub`` that
+forgets one; ``Subscription._jsi``, which JetStream's have; ``Subscription._pending_next_msgs_calls``, the calls of
+``next_msg()`` that wait, and ``_pending_queue``, what came and was not taken.
 """
 
 import asyncio
@@ -29,6 +30,7 @@ from mesh_lab import processes
 from mesh_lab.errors import CredentialsError, LoginRefusedError, NotReadyError
 from mesh_lab.patterns.addresses import ConnectOptions
 from mesh_lab.patterns.connection import close, connect, flush, is_login_refused
+from mesh_lab.patterns.jetstream_wait import flush_through
 from mesh_lab.patterns.pull_consumer import PullConsumer
 from mesh_lab.processes import CONNECT_VARIABLE
 from mesh_lab.servers.borrowed import who
@@ -39,6 +41,7 @@ SETTLE_S = 2.0
 """A main that waits for replies longer than this makes requests as its daily work."""
 ANNOUNCE_EVERY_S, AGAIN_S = 0.05, 1.0
 CELL_FILE = "<service"
+LOOK_EVERY_S = 0.01
 FINISH_S, CANCEL_S, CLOSE_S = 5.0, 1.0, 1.0
 """How long a main may take to handle what it has, to clean up when it is cancelled, and its connection to close."""
 
@@ -143,15 +146,27 @@ async def _finish(client: Client, main: "asyncio.Task[object]") -> None:
     deadline = time.monotonic() + FINISH_S
     inbox = client.new_inbox().rpartition(".")[0]
     work = [sub for sub in list(client._subs.values()) if _brings_work(sub, inbox)]
-    # One that main drains already refuses; that is as good.
-    drained = asyncio.gather(*(sub.drain() for sub in work), return_exceptions=True)  # type: ignore[no-untyped-call]
-    await asyncio.wait({drained}, timeout=FINISH_S)
-    # Callbacks have returned when their drain is over. A main that takes messages by hand may still work on the last.
     by_hand = [sub for sub in work if not _has_callback(sub)]
+    # One that main drains already refuses; that is as good.
+    drains = {sub: asyncio.ensure_future(sub.drain()) for sub in work}  # type: ignore[no-untyped-call]
+    await asyncio.wait({asyncio.ensure_future(_all_has_come(client))}, timeout=FINISH_S)
+
+    def is_over(sub: Subscription) -> bool:
+        # In nats-py 2.16, fetch takes what an earlier one left, such as the status of its end, and does not say that it
+        # is done: a drain would wait for that for ever.
+        in_vain = bool(sub._pending_next_msgs_calls) and sub._pending_queue.empty()
+        return drains[sub].done() or (sub in by_hand and (main.done() or in_vain))
+
+    while not all(map(is_over, work)) and time.monotonic() < deadline:
+        await asyncio.wait(drains.values(), timeout=LOOK_EVERY_S)
+    # Callbacks have returned when their drain is over. A main that takes messages by hand may still work on the last.
     while by_hand and not main.done() and time.monotonic() < deadline:
         if all(sub._pending_next_msgs_calls for sub in by_hand):  # asks for messages that will not come
             break
-        await asyncio.wait({main}, timeout=0.01)
+        await asyncio.wait({main}, timeout=LOOK_EVERY_S)
+    for sub in filter(is_over, work):
+        if drains[sub].cancel():
+            client._remove_sub(sub._id)  # or the connection's own drain would wait for it
     # One that handles message after message ends by itself when it is done with the one in hand.
     pulling = [getattr(sub._cb, "__self__", None) for sub in list(client._subs.values())]
     for consumer in (one_by_one := [one for one in pulling if isinstance(one, PullConsumer) and not one.ahead]):
@@ -160,6 +175,13 @@ async def _finish(client: Client, main: "asyncio.Task[object]") -> None:
         await asyncio.wait({main}, timeout=max(deadline - time.monotonic(), 0.0))
     main.cancel()
     await asyncio.wait({main}, timeout=CANCEL_S)
+
+
+async def _all_has_come(client: Client) -> None:
+    """Return when the server has read what was sent, and what it sent before it did is in the subscriptions' queues."""
+    await asyncio.sleep(0)  # what was to be sent is written
+    with contextlib.suppress(nats.errors.Error):
+        await flush_through(client, within=FINISH_S)
 
 
 def _brings_work(sub: Subscription, inbox: str) -> bool:
