@@ -67,7 +67,10 @@ def options_from(addresses: str, *, setting: str) -> ConnectOptions:
 
 
 def _split(text: str, setting: str) -> SplitResult:
-    shown = text.rpartition("@")[2]
+    _, at, shown = text.rpartition("@")
+    host, _, port = shown.rpartition(":")
+    if not at and host and not port.isdigit() and not port.startswith("//"):
+        shown = f"{host}:…"  # it may be a password, whose comma ended the address before the host
     try:
         parts = urlsplit(text if "://" in text else f"nats://{text}")
         usable = parts.scheme in _PORTS and bool(parts.hostname) and parts.port != 0
@@ -78,7 +81,7 @@ def _split(text: str, setting: str) -> SplitResult:
     if not usable:
         raise SettingsError(
             f"{setting}: {shown!r} is no address of a server; expected nats://host:4222 (or {', '.join(_PORTS)}), "
-            "special characters of a password escaped (%23 for #)"
+            "special characters of a password escaped (%23 for #, %2C for a comma)"
         )
     return parts
 

@@ -16,7 +16,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from mesh_lab.errors import AlreadyStoredError, PublishRefusedError, UnknownOutcomeError
-from mesh_lab.patterns.connection import expect_room, first_reply, publish_if_connected
+from mesh_lab.patterns.connection import expect_room, first_reply, names_of, publish_if_connected
 from mesh_lab.patterns.jetstream_api import NOBODY, ApiError, PublishReply, is_transient, publish_reply, words_after
 from mesh_lab.patterns.wait import retry
 
@@ -36,7 +36,9 @@ class BatchMessage(NamedTuple):
     subject: str
     payload: bytes
     headers: dict[str, str] | None = None
-    """Further headers; for an expected sequence that does not hold, the server refuses the whole batch."""
+    """Further headers; for an expected sequence that does not hold, the server refuses the whole batch.
+
+    Those of another batch, which a stored message keeps, are left out."""
 
 
 class BatchAck(msgspec.Struct, frozen=True):
@@ -63,7 +65,7 @@ async def publish_together(
         retry_for: Seconds for which to try again while the stream has no leader.
 
     Raises:
-        ValueError: There are no messages or too many.
+        ValueError: There are no messages or too many, or a number is out of its range.
         PublishRefusedError: The server refused the batch, or nobody took it for as long as ``retry_for``, or one of its
             messages is too large with its headers, the batch's own included, or malformed: none of it is stored.
         AlreadyStoredError: A message of the batch was stored before under its ``Nats-Msg-Id``; nothing is stored anew.
@@ -72,6 +74,10 @@ async def publish_together(
     """
     if not 1 <= len(messages) <= MOST_MESSAGES:
         raise ValueError(f"{len(messages):,} messages in an atomic batch, expected 1 to {MOST_MESSAGES:,}")
+    if not (answer_within > 0 and retry_for >= 0):
+        raise ValueError(
+            f"answer_within={answer_within}, retry_for={retry_for}: expected seconds above 0, and 0 or more"
+        )
     tries = count(1)
     try:
         return await retry(
@@ -113,11 +119,14 @@ async def _attempt(client: Client, messages: Sequence[BatchMessage], answer_with
 
     every = []
     for number, (subject, payload, more) in enumerate(messages, start=1):
-        headers = {**(more or {}), "Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)}
+        own = {
+            name: value for name, value in (more or {}).items() if not name.strip().lower().startswith("nats-batch-")
+        }
+        headers = {**own, "Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)}
         headers |= {"Nats-Batch-Commit": "1"} if number == last else {}
         named = all(_NAME.fullmatch(name.strip()) and _VALUE.fullmatch(value) for name, value in headers.items())
         if not (named and _SUBJECT.fullmatch(subject)):  # before the first one leaves
-            raise PublishRefusedError(f"{subject!r}: malformed, in the subject or the headers {headers!r}")
+            raise PublishRefusedError(f"{subject!r}: malformed, in the subject or the headers {names_of(headers)}")
         expect_room(client, subject, payload, headers)
         every.append((subject, payload, headers))
     for number, (subject, payload, headers) in enumerate(every, start=1):

@@ -1,8 +1,8 @@
 """Back a stream up into a folder, and restore it from there: its messages, its consumers and how far each has got.
 
-A folder holds what ``nats stream backup`` writes too, so that either program restores what the other one saved: the
-server's snapshot as it came, and its description; beside them the checksums of both, which ``sha256sum -c`` reads. A
-folder that has the stream's name is whole: it gets that name when everything is on the disk.
+A folder holds what ``nats stream backup`` writes too, so that ``nats stream restore`` reads it: the server's snapshot,
+as it came, and its description; beside them the checksums of both, which ``sha256sum -c`` reads, and without which
+nothing is restored here. A folder that has the stream's name is whole: it gets that name when all is on the disk.
 
 The protocol: https://docs.nats.io/reference/jetstream/api/stream/snapshot.md, and ``restore.md`` beside it.
 """

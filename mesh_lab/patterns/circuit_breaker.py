@@ -4,6 +4,7 @@
 rest it is *half open*: it lets one call through, whose outcome decides.
 """
 
+import math
 import time
 from collections.abc import Awaitable, Callable
 from typing import Literal, TypeVar
@@ -28,7 +29,7 @@ class CircuitBreaker:
         Raises:
             ValueError: A number is out of its range.
         """
-        if failures < 1 or rest <= 0:
+        if failures < 1 or not 0 < rest < math.inf:
             raise ValueError(f"failures={failures}, rest={rest}: expected 1 or more, and above 0")
         self.failures, self.rest, self._clock = failures, rest, clock
         self._in_a_row, self._opened, self._trying = 0, 0.0, False
@@ -54,7 +55,7 @@ class CircuitBreaker:
         """
         state = self.state
         if state == "open":
-            left = max(0.0, self.rest - (self._clock() - self._opened))
+            left = self.rest if self._trying else max(0.0, self.rest - (self._clock() - self._opened))
             raise CircuitOpenError(
                 f"{self._in_a_row} calls in a row failed; try again in {left:.1f} s", retry_after=left
             )

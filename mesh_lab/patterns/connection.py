@@ -259,7 +259,7 @@ async def publish_if_connected(
     try:
         await client.publish(subject, payload, reply=reply, headers=headers)  # type: ignore[arg-type]  # only read
     except (nats.errors.BadSubjectError, nats.errors.BadHeaderError, UnicodeEncodeError) as err:
-        raise PublishRefusedError(f"{subject!r}: {err}, in the subject or the headers {dict(headers or {})!r}") from err
+        raise PublishRefusedError(f"{subject!r}: {err}, in the subject or the headers {names_of(headers)}") from err
     except nats.errors.ConnectionDrainingError as err:
         raise nats.errors.ConnectionClosedError from err
     except nats.errors.OutboundBufferLimitError:
@@ -280,6 +280,11 @@ def expect_room(client: Client, subject: str, payload: bytes, headers: Mapping[s
     if most > client.max_payload and message_bytes(payload, headers) > client.max_payload:
         size = f"{len(payload):,} bytes" + (f" and {message_bytes(b'', headers):,} of headers" if headers else "")
         raise PublishRefusedError(f"{subject}: {size}, the server takes {client.max_payload:,}")
+
+
+def names_of(headers: Mapping[str, str] | None) -> str:
+    """Return the headers' names for an error: a value may be a secret."""
+    return ", ".join(map(repr, headers or ())) or "(none)"
 
 
 def message_bytes(payload: bytes, headers: Mapping[str, str] | None) -> int:
@@ -366,7 +371,7 @@ async def unsubscribe(subscription: Subscription) -> None:
 def is_send_failure(err: BaseException) -> bool:
     """Return whether a client raised only because its connection can take nothing at this moment."""
     # uvloop's, for a connection that nats-py considers alive until it reads its end; then it reconnects.
-    closed = isinstance(err, RuntimeError) and "closed" in str(err)
+    closed = type(err) is RuntimeError and "closed" in str(err)  # an error of ours may name a subject with that word
     return closed or isinstance(err, nats.errors.OutboundBufferLimitError | ConnectionResetError | BrokenPipeError)
 
 

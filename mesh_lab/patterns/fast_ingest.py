@@ -72,7 +72,7 @@ class FastIngest:
         Raises:
             ValueError: A number is out of its range.
         """
-        if not 1 <= flow <= LARGEST_FLOW or patience <= 0:
+        if not (1 <= flow <= LARGEST_FLOW and patience > 0):
             raise ValueError(f"flow={flow}, patience={patience}: expected flow 1 to {LARGEST_FLOW}, patience > 0")
         self.sent = self.acknowledged = self.stored = self.last_seq = self.flow = 0
         self.stream = ""

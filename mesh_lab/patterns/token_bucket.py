@@ -23,7 +23,7 @@ class TokenBucket:
         Raises:
             ValueError: A number is out of its range.
         """
-        if not (rate_per_s > 0 and math.isfinite(rate_per_s)) or burst < 1:
+        if not (0 < rate_per_s < math.inf and 1 <= burst < math.inf):
             given = f"rate_per_s={rate_per_s}, burst={burst}"
             raise ValueError(f"{given}: expected a finite rate above 0 and a burst of 1 or more")
         self._rate_per_s, self._burst, self._clock = rate_per_s, burst, clock

@@ -76,7 +76,7 @@ class WindowedPublisher:
         Raises:
             ValueError: A number is out of its range.
         """
-        if window < 1 or ack_timeout <= 0 or retry_for < ack_timeout:
+        if window < 1 or not 0 < ack_timeout <= retry_for:
             given = f"window={window}, ack_timeout={ack_timeout}, retry_for={retry_for}"
             raise ValueError(f"{given}: expected window >= 1 and 0 < ack_timeout <= retry_for")
         self.stored = self.duplicates = 0
@@ -127,16 +127,20 @@ class WindowedPublisher:
             subject: A subject that a stream listens to.
             payload: The message.
             msg_id: Its ``Nats-Msg-Id``: the same for every copy of this message, never used for another.
-            headers: Further headers.
+            headers: Further headers; a ``Nats-Msg-Id`` among them, as of a message that is passed on, does not count.
             on_stored: Called with the acknowledgement when the message is stored.
-            on_failed: Called with the error otherwise; without it, the next ``publish`` or ``flush`` raises the error.
+            on_failed: Called with the error otherwise; without it, or where it raises, the next ``publish`` or
+                ``flush`` raises the error. Neither is called for what is outstanding when the block itself raises.
 
         Raises:
+            ValueError: The ``msg_id`` is blank, and the stream would store each copy.
             PublishRefusedError: This message is too large with its headers, or its subject or a header is malformed; or
                 an earlier one was refused, or nobody took it within the retry budget.
             UnknownOutcomeError: An earlier message got no reply within the retry budget.
             nats.errors.ConnectionClosedError: The client was closed; what is outstanding may be stored.
         """
+        if not msg_id.strip():
+            raise ValueError(f"{subject}: msg_id={msg_id!r}, expected one by which the stream knows a copy")
         while len(self._outstanding) >= self._window:
             await self._change()
         if self._failures:
@@ -146,7 +150,7 @@ class WindowedPublisher:
         message = _Outstanding(
             subject=subject,
             payload=payload,
-            headers={"Nats-Msg-Id": msg_id, **(headers or {})},
+            headers={**headers, "Nats-Msg-Id": msg_id} if headers else {"Nats-Msg-Id": msg_id},
             on_stored=on_stored,
             on_failed=on_failed,
             give_up_at=now + self._retry_for,
@@ -242,7 +246,11 @@ class WindowedPublisher:
             if message.on_stored is not None:
                 message.on_stored(end)
         elif message.on_failed is not None:
-            message.on_failed(end)
+            try:
+                message.on_failed(end)
+            except BaseException:
+                self._failures.append(end)  # or nobody would learn it
+                raise
         else:
             self._failures.append(nats.errors.ConnectionClosedError() if self._client.is_closed else end)
 

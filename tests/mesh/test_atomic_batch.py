@@ -75,6 +75,23 @@ async def test_a_batch_of_a_wrong_size_is_refused_before_anything_is_sent(client
         await publish_together(client, _messages("ATOMS", count))
 
 
+@pytest.mark.parametrize("wrong", [{"answer_within": 0}, {"retry_for": -1}, {"retry_for": float("nan")}])
+async def test_seconds_out_of_range_are_refused(client: Client, wrong: dict) -> None:
+    with pytest.raises(ValueError, match="expected seconds above 0, and 0 or more"):
+        await publish_together(client, [BatchMessage("x", b"")], **wrong)
+
+
+async def test_messages_that_are_passed_on_keep_their_headers_but_those_of_their_batch(client: Client) -> None:
+    js = await _stream(client, "PASSED")
+    await publish_together(client, [BatchMessage("PASSED.x", b"%d" % n, {"Note": "new"}) for n in range(2)])
+    stored = [await js.get_msg("PASSED", seq=number) for number in (1, 2)]
+    assert stored[1].headers["Nats-Batch-Commit"] == "1"
+    again = [BatchMessage(msg.subject, msg.data, msg.headers) for msg in stored]
+    ack = await publish_together(client, [*again, BatchMessage("PASSED.x", b"2")])
+    assert (ack.count, (await js.stream_info("PASSED")).state.messages) == (3, 5)
+    assert (await js.get_msg("PASSED", seq=4)).headers["Note"] == "new"
+
+
 @pytest.mark.parametrize("words", [b"ok", b"{}", b"[1]", b'{"error": {"code": 400}}', b'{"stream": 5}', b"\xff"])
 async def test_somebody_else_who_answers_is_passed_over(mesh: Mesh, client: Client, words: bytes) -> None:
     async def thank(msg: Msg) -> None:

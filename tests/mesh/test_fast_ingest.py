@@ -185,7 +185,7 @@ async def test_a_connection_that_takes_nothing_for_a_moment_costs_no_batch(
         await js.delete_stream("FAILS")
 
 
-@pytest.mark.parametrize("wrong", [{"flow": 0}, {"flow": 70_000}, {"patience": 0}])
+@pytest.mark.parametrize("wrong", [{"flow": 0}, {"flow": 70_000}, {"patience": 0}, {"patience": float("nan")}])
 async def test_numbers_out_of_range_are_refused(client: Client, wrong: dict) -> None:
     with pytest.raises(ValueError, match="expected flow 1 to 65535"):
         FastIngest(client, **wrong)

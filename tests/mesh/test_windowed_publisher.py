@@ -179,8 +179,9 @@ async def test_an_answer_of_somebody_who_is_no_stream_is_none(client: Client) ->
 async def test_a_message_that_cannot_be_sent_is_told_at_once_and_not_tried_again(client: Client) -> None:
     js = await _stream(client, "PUB8")
     async with WindowedPublisher(client, ack_timeout=0.1) as publisher:
-        with pytest.raises(PublishRefusedError, match="BadHeaderError|header"):
-            await publisher.publish("PUB8.x", b"", msg_id="1", headers={"bad name": "x"})
+        with pytest.raises(PublishRefusedError, match="the headers 'bad name', 'Nats-Msg-Id'") as refused:
+            await publisher.publish("PUB8.x", b"", msg_id="1", headers={"bad name": "s3cret"})
+        assert "s3cret" not in str(refused.value)
         with pytest.raises(PublishRefusedError, match=r"surrogates not allowed, in the subject or the headers"):
             await publisher.publish("PUB8.x", b"", msg_id="1", headers={"Note": "\ud800"})
         for subject in ("PUB8.a b", "", "PUB8.a\r\nPING"):
@@ -209,7 +210,42 @@ async def test_a_callback_that_raises_does_not_stop_the_publisher(client: Client
                 await publisher.flush()
 
 
-@pytest.mark.parametrize("wrong", [{"window": 0}, {"ack_timeout": 0}, {"ack_timeout": 5.0, "retry_for": 1.0}])
+async def test_a_refusal_whose_callback_raises_is_raised_at_the_end(client: Client) -> None:
+    await _stream(client, "SMALL", max_msg_size=10)
+
+    def trip(_end: object) -> None:
+        raise KeyError("no such order")
+
+    with pytest.raises(PublishRefusedError, match="message size exceeds maximum allowed"):
+        async with WindowedPublisher(client) as publisher:
+            await publisher.publish("SMALL.x", bytes(100), msg_id="1", on_failed=trip)
+
+
+async def test_a_message_that_is_passed_on_has_the_id_that_it_is_given(client: Client) -> None:
+    js = await _stream(client, "PASSED")
+    async with WindowedPublisher(client) as publisher:
+        for msg_id in ("m1", "m2"):
+            await publisher.publish("PASSED.x", msg_id.encode(), msg_id=msg_id, headers={"Nats-Msg-Id": "m1"})
+    assert (publisher.stored, publisher.duplicates) == (2, 0)
+    assert (await js.get_msg("PASSED", seq=2)).headers == {"Nats-Msg-Id": "m2"}
+
+
+@pytest.mark.parametrize("msg_id", ["", " "])
+async def test_an_id_by_which_no_copy_is_known_is_refused(client: Client, msg_id: str) -> None:
+    js = await _stream(client, "BLANK")
+    async with WindowedPublisher(client) as publisher:
+        with pytest.raises(ValueError, match=f"BLANK.x: msg_id='{msg_id}', expected one"):
+            await publisher.publish("BLANK.x", b"", msg_id=msg_id)
+    assert (await js.stream_info("BLANK")).state.messages == 0
+
+
+NO_NUMBERS = [
+    *({"window": 0}, {"ack_timeout": 0}, {"ack_timeout": 5.0, "retry_for": 1.0}),
+    *({"ack_timeout": float("nan")}, {"retry_for": float("nan")}),
+]
+
+
+@pytest.mark.parametrize("wrong", NO_NUMBERS)
 async def test_numbers_out_of_range_are_refused(client: Client, wrong: dict) -> None:
     with pytest.raises(ValueError, match="expected window >= 1"):
         WindowedPublisher(client, **wrong)

@@ -60,7 +60,9 @@ def test_websocket_addresses_keep_their_path_and_have_ports_of_their_own(monkeyp
         ("nats://[::1:4222", "is no address"),
         ("nats://", "is no address"),
         ("nats://u:hush/x@a:1", "'a:1' is no address of a server; expected nats://host:4222 (or nats, tls, ws, wss), "
-         "special characters of a password escaped (%23 for #)"),
+         "special characters of a password escaped (%23 for #, %2C for a comma)"),
+        ("nats://u:hush,hush@a", "'nats://u:…' is no address of a server"),
+        ("nats://u:hush", "'nats://u:…' is no address"),
         ("nats://u:1#hush@a:1", "'a:1' is no address"),
         ("nats://u:hush@a,nats://v:hush@b", "the addresses name 2 different users; expected one for all servers"),
         ("nats://u:hush@a,hush@b", "the addresses name 2 different users"),

@@ -63,7 +63,9 @@ async def test_waiting_takers_are_served_in_order_at_the_rate() -> None:
     assert time.monotonic() - began >= 39 / 200 * 0.95
 
 
-@pytest.mark.parametrize(("rate", "burst"), [(0, 1), (-1, 1), (float("nan"), 1), (float("inf"), 1), (10, 0)])
+@pytest.mark.parametrize(
+    ("rate", "burst"), [(0, 1), (-1, 1), (float("nan"), 1), (float("inf"), 1), (10, 0), (10, float("nan"))]
+)
 def test_a_bucket_that_lets_nothing_or_everything_pass_is_refused(rate: float, burst: int) -> None:
     with pytest.raises(ValueError, match=f"rate_per_s={rate}, burst={burst}: expected a finite rate above 0"):
         TokenBucket(rate, burst=burst)

@@ -113,3 +113,8 @@ def test_one_module_of_the_order_mesh_writes_the_prefix_by_hand() -> None:
 
 def test_no_number_is_on_both_lists() -> None:
     assert not TRANSIENT_ERR_CODES & PERMANENT_ERR_CODES
+
+
+def test_an_error_of_ours_that_names_a_subject_with_the_word_closed_is_no_failure_to_send() -> None:
+    assert is_transient(RuntimeError("TCPTransport closed=True"))
+    assert not is_transient(PublishRefusedError("tickets.closed: 2,000,000 bytes, the server takes 1,048,576"))
