@@ -114,8 +114,8 @@ async def _ask(
     about = f"a question about {title}{among}"
     trial.case = f"asked about {title}"
     await trial.returns(returned, f"answer() was still at work {LONG_S:g} s after {about}", "a reply at once")
-    await trial.soon(lambda: replies.pending_msgs, f"no reply to {about}", "one")
     await flush_through(nc)
+    await trial.soon(lambda: replies.pending_msgs, f"no reply to {about}", "one")
     if len(arrived := await trial.arrived(shop, replies)) > 1:
         raise NotYet(f"{len(arrived)} replies to {about}", "one")
     return arrived[0]

@@ -18,6 +18,7 @@ from mesh_lab.notebook.exercises import MachineClock, NotYet, Trial, exercise
 from mesh_lab.notebook.trial import LONG_S
 from mesh_lab.orders import Order, decode, encode, read_orders
 from mesh_lab.patterns import flush_through, wait_routable
+from mesh_lab.patterns.jetstream_wait import wait_stream
 
 MAKES_WITHIN_S = 15.0
 API_TIMEOUT_S = 12.0  # on a busy machine an election can hold up a stream of three replicas for seconds
@@ -59,7 +60,7 @@ async def makes_a_board(trial: Trial, answer: Any) -> str:
     hung = f"make_board() was still at work {MAKES_WITHIN_S:g} s after it was called"
     await trial.returns(answer(js), hung, "a stream, and an end", within=MAKES_WITHIN_S)
     try:
-        config = (await js.stream_info("BOARD")).config
+        config = (await wait_stream(js, "BOARD")).config
     except NotFoundError as err:
         raise NotYet("no stream BOARD on the server", "one that listens to board.*") from err
     for setting, (wanted, in_words) in WISHES.items():

@@ -359,7 +359,7 @@ CASES = (
     _Case("refused with 503, then with 404", [_Refusal("503", "0.200"), _Refusal("404"), None], 5.0, None, (0.2,)),
     _Case("told to come back too late", [_Refusal("503", "30.000"), None], 4.0, None),
     _Case("told to come back in 10 s, of 9", [_Refusal("429", "10"), None], 9.0, None),
-    _Case("refused again and again", [_Refusal("503", "0.400")], 1.1, None, (0.4, 0.4)),
+    _Case("refused again and again", [_Refusal("503", "0.400")], 1.19, None, (0.4, 0.4)),
     _Case("refused by a slow desk", [_Refusal("503", "0.400")], 1.15, None, (0.4,), thinks=0.25),
     _Case("refused for 1 s", [_Refusal("429", "1"), None], 4.0, b"accepted " + ZOE, (1.0,), ZOE),
     _Case("refused in a payload", [_Refusal("503", "0.1", b"busy"), None], 4.0, ACCEPTED, (0.1,)),

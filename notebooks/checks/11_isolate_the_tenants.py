@@ -324,6 +324,7 @@ async def gives_a_seat(trial: Trial, answer: Any) -> str:
     return "nobody has to take the seat away: it ends by itself"
 
 
+TRIED_FOR_S = 60.0  # a seat for what a participant may do, however slow the machine is
 SEATS = (("ada", 3.0), ("max-10", 60.0))  # plain letters: nats-py 2.16 reads no answers in an inbox with others
 
 
@@ -331,21 +332,32 @@ async def _sit_down(
     trial: Trial, own: Mesh, answer: Any, account: Account, seat: tuple[str, float]
 ) -> tuple[Client, User, float]:
     """Try one seat, and return its client and user, and when it began."""
-    (name, seconds), began = seat, time.monotonic()
-    user = answer(account, name, seconds)
+    name, seconds = seat
+    _user_of(trial, answer, account, name, seconds)
+    patient = await _enter(trial, own, _user_of(trial, answer, account, name, TRIED_FOR_S), name)
+    teacher = await _join(trial, own, account.user("teacher"))
+    await _take_part(trial, patient, teacher, name)
+    await _try_to_disturb(trial, patient, name)
+    began = time.monotonic()
+    user = _user_of(trial, answer, account, name, seconds)
+    return await _enter(trial, own, user, name), user, began
+
+
+def _user_of(trial: Trial, answer: Any, account: Account, name: str, seconds: float) -> User:
+    user: User = answer(account, name, seconds)
     trial.kind(user, User, "a user of the account")
     left_s = decode_token(user.credentials.splitlines()[1]).get("exp", 0) - time.time()
     if abs(left_s - seconds) > LATE_S:
         when = "never ends" if left_s < -seconds else f"ends too {'late' if left_s > seconds else 'early'}"
         raise NotYet(f"the token for {seconds:g} s {when}", f"one that ends after {seconds:g} s")
+    return user
+
+
+async def _enter(trial: Trial, own: Mesh, user: User, name: str) -> Client:
     try:
-        client = await _join(trial, own, user, inbox_prefix=f"_INBOX_{name}")
+        return await _join(trial, own, user, inbox_prefix=f"_INBOX_{name}")
     except nats.errors.Error as err:
         raise NotYet(f"{name} was refused at the door: {err}", "a user whom the account signed") from err
-    teacher = await _join(trial, own, account.user("teacher"))
-    await _take_part(trial, client, teacher, name)
-    await _try_to_disturb(trial, client, name)
-    return client, user, began
 
 
 async def _take_part(trial: Trial, client: Client, teacher: Client, name: str) -> None:

@@ -22,7 +22,7 @@ from mesh_lab.patterns import cancel_and_join, eventually, flush_through, retry,
 # 13.1
 
 WINDOW_S = 0.2
-ARRIVES_S = 0.2
+ARRIVES_S = 2.0
 FIRST = {Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: "0"}
 
 

@@ -25,7 +25,7 @@ from mesh_lab.orders.bulk_lane import (
 )
 from mesh_lab.orders.dataset import EVERYTHING, read_orders
 from mesh_lab.orders.order import totals_of
-from mesh_lab.patterns.jetstream_wait import wait_routable
+from mesh_lab.patterns.jetstream_wait import wait_routable, wait_stream
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import start_mesh
 
@@ -84,7 +84,7 @@ async def test_the_totals_are_exact_when_the_streams_leader_is_killed_half_way()
     async with await start_mesh(servers=3) as mesh:
         client = await mesh.connect()
         await create_bulk_lane(client.jetstream(timeout=5.0), replicas=3)
-        leader = (await client.jetstream().stream_info(STREAM)).cluster.leader
+        leader = (await wait_stream(client.jetstream(), STREAM)).cluster.leader
         killing: list[asyncio.Task] = []
 
         def load():

@@ -346,7 +346,7 @@ async def in_the_background(nc, orders):
 
 
 async def later(nc, orders):
-    await asyncio.sleep(0.3)  # work
+    await asyncio.sleep(60)  # work
     await numbered(nc, orders)
 
 

@@ -444,7 +444,7 @@ async def gives_up_at_the_first_silence(nc, subject, question, expected, within)
     await nc.publish(subject, question, reply=inbox)
     try:
         while len(offers) < expected:
-            reply = await replies.next_msg(timeout=min(within, 0.2))
+            reply = await replies.next_msg(timeout=min(within, 0.2) if offers else within)
             if not reply.data:
                 break
             offers.append(json.loads(reply.data))

@@ -304,7 +304,7 @@ NO_ORDER = "the message that is no order"
         (careful(away=again(0.6)), f"{BACK} for 0.6 s; expected"),
         (careful(away=again(1)), f"{BACK} for 1 s; expected to come again 0.2 to 0.5 s after the failure"),
         (careful(away=again(300)), f"{BACK} for 300 s; expected"),
-        (careful(away=again(None, wait=1.2)), f"{BACK} at once after a wait of its own; expected"),
+        (careful(away=again(None, wait=0.9)), f"{BACK} at once after a wait of its own; expected"),
         (careful(away=again(0.4, wait=0.4)), f"{BACK} for 0.4 s after a wait of its own; expected"),
         (careful(away=backs_off), f"{BACK} for 0.6 s; expected"),
         (careful(away=gives_up_at_the_third), "the order whose payment failed was terminated; expected to come again"),

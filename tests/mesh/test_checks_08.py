@@ -572,7 +572,7 @@ def with_one_deadline_for_all():
         ),
         (asking(again=lambda payload: b""), "refused twice: b'' was returned; expected b'accepted an order'"),
         (asking(sleep=time.sleep), "while one call waited, nothing else in the program went on"),
-        (asking(timeout=0.1), "refused by a slow desk: TimeoutError was raised; expected None"),
+        (asking(timeout=0.2), "refused by a slow desk: TimeoutError was raised; expected None"),
     ],
     ids=[
         *(

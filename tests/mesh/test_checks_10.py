@@ -156,7 +156,12 @@ def entering(*, change=lambda context: None, complains=True, seed_of=lambda seed
         options = {"nkeys_seed_str": seed_of(seed), **more}
         if complains:
             options["error_cb"] = complain if complains is True else complains(complain)
-        client = await nats.connect(urls, tls=context, allow_reconnect=False, **options)
+        client = nats.NATS()
+        try:
+            await client.connect(urls, tls=context, allow_reconnect=False, **options)
+        except BaseException:  # also where the check cuts it off in the middle: nobody else has this client
+            await client.close()
+            raise
         return await done(client, urls, options) if done else client
 
     return enter

@@ -106,7 +106,7 @@ async def leaves_it_to_a_task(js, order, charge):
         (paying(bank_errors=[LookupError]), "the bank raised LookupError, and pay returned as if all were well"),
         (paying(order_of=("publish",)), "as if all were well"),
         (paying(order_of=("charge",)), "called once, the stream holds 0 paid events of the order; expected one"),
-        (paying(headers=lambda order: {"Nats-Msg-Id": order.id}), "called again, late, the stream holds 2 paid events"),
+        (paying(headers=lambda order: {"Nats-Msg-Id": order.id}), "the stream holds 2 paid events of the order"),
         (paying(headers=lambda order: None), "called again at once, the stream holds 2 paid events"),
         (paying(headers=lambda order: {"Nats-Expected-Last-Sequence": "0"}), "the stream holds 0 paid events"),
         (

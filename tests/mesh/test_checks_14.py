@@ -174,6 +174,7 @@ async def kills_and_leaves(mesh):
 
 async def rolls_all_at_once(mesh):
     await asyncio.gather(*(asyncio.to_thread(server.stop) for server in mesh.servers.values()))
+    await asyncio.sleep(0.05)  # work: all are down
     for server in mesh.servers.values():
         server.start()
     await mesh.ready()

@@ -101,7 +101,7 @@ async def consumes(client):
     pulled, events = await js.pull_subscribe("orders.>", durable="reader", stream="ORDERS"), []
     with contextlib.suppress(TimeoutError):
         while True:
-            for msg in await pulled.fetch(100, timeout=0.3):
+            for msg in await pulled.fetch(100, timeout=1.0):
                 events.append(msg.subject.split(".")[2:])
                 await msg.ack_sync()
     await pulled.unsubscribe()

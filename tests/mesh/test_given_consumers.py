@@ -241,6 +241,11 @@ async def test_an_idle_consumer_is_asked_at_most_20_times_a_second(mesh: Mesh, c
 # What goes meanwhile.
 
 
+async def asked(js, number: int) -> bool:
+    """Whether so many requests wait for messages of the consumer."""
+    return (await js.consumer_info("A", "billing")).num_waiting >= number
+
+
 async def test_a_stream_that_is_deleted_ends_all_who_wait_for_its_messages(client: Client, js) -> None:
     await make(client, "billing")
     waiting = [
@@ -248,7 +253,7 @@ async def test_a_stream_that_is_deleted_ends_all_who_wait_for_its_messages(clien
         asyncio.create_task(consume_with_retries(client, "A", "billing", well, dead="dead")),
         asyncio.create_task(anext(read_in_order(client, "A"))),
     ]
-    await asyncio.sleep(0.5)  # pacing: they have asked
+    await eventually(lambda: asked(js, 2), within=10.0)
     await js.delete_stream("A")
     await asyncio.wait(waiting, timeout=10.0)
     for task, said in zip(
@@ -273,7 +278,7 @@ async def test_a_consumer_that_went_while_nobody_asked_is_missed(client: Client,
 async def test_a_consumer_that_is_made_again_at_once_goes_on(client: Client, js) -> None:
     await make(client, "billing")
     waiting = asyncio.create_task(first_batch(client, "A", "billing"))
-    await asyncio.sleep(0.5)  # pacing: it has asked
+    await eventually(lambda: asked(js, 1), within=10.0)
     await js.delete_consumer("A", "billing")
     await js.publish("a.1", b"1")
     await make(client, "billing")
@@ -283,7 +288,7 @@ async def test_a_consumer_that_is_made_again_at_once_goes_on(client: Client, js)
 async def test_a_push_consumer_that_takes_the_place_is_refused(client: Client, js) -> None:
     await make(client, "billing")
     waiting = asyncio.create_task(first_batch(client, "A", "billing"))
-    await asyncio.sleep(0.5)  # pacing: it has asked
+    await eventually(lambda: asked(js, 1), within=10.0)
     await js.delete_consumer("A", "billing")
     await make(client, "billing", deliver_subject="x.y")
     with pytest.raises((UnsuitableConsumerError, nats.js.errors.APIError), match=r"pushes to|push based"):
@@ -304,7 +309,7 @@ async def test_a_paused_consumer_is_told_and_waited_for(client: Client, js, capl
 
 async def test_a_message_whose_handler_takes_long_comes_once(client: Client, js) -> None:
     backoff = {"ack_wait": 30 * 10**9, "backoff": [10**9, 5 * 10**9]}
-    consumers = {"second": {"ack_wait": 10**9}, "short": {"ack_wait": 3 * 10**8}, "backoff": backoff}
+    consumers = {"second": {"ack_wait": 10**9}, "short": {"ack_wait": 6 * 10**8}, "backoff": backoff}
     for name, config in consumers.items():
         await make(client, name, **config, max_deliver=5)
     await js.publish("a.1", b"1")

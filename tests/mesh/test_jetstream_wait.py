@@ -30,8 +30,8 @@ async def test_a_reachable_stream_and_consumer_answer_at_once(client: Client, re
 async def test_asking_stores_and_takes_nothing(client: Client) -> None:
     js = client.jetstream(timeout=5.0)
     await js.create_key_value(bucket="REACH", direct=True)
-    await js.add_consumer("KV_REACH", durable_name="worker")
     await wait_routable(client, "KV_REACH")
+    await js.add_consumer("KV_REACH", durable_name="worker")
     await wait_routable(client, "KV_REACH", "worker")
     info = await js.consumer_info("KV_REACH", "worker")
     assert (await js.stream_info("KV_REACH")).state.last_seq == 0

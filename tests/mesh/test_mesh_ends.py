@@ -16,7 +16,7 @@ from mesh_lab.patterns.wait import eventually
 from mesh_lab.processes import OWNER_VARIABLE
 from mesh_lab.servers.binary import find_server
 from mesh_lab.servers.start import start_mesh
-from mesh_lab.servers.workspace import PortBlock
+from mesh_lab.servers.workspace import CLEAN_UP_WITHIN_S, PortBlock
 
 PROGRAM = """
 import asyncio, os, time
@@ -73,8 +73,8 @@ async def test_a_mesh_that_a_process_of_another_one_started_is_cleaned_up_with_i
         child, directory, owner = await started("pass", **{OWNER_VARIABLE: outer.owner})
         assert len(servers_of(owner)) == 1
     with killed_at_the_end(child):
-        assert await asyncio.to_thread(child.wait, 5.0) != 0  # killed, as a process of the outer mesh
-    await eventually(lambda: not servers_of(owner) and not os.path.exists(directory), within=5.0)
+        assert await asyncio.to_thread(child.wait, CLEAN_UP_WITHIN_S) != 0  # killed, as a process of the outer mesh
+    await eventually(lambda: not servers_of(owner) and not os.path.exists(directory), within=CLEAN_UP_WITHIN_S)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
@@ -86,7 +86,7 @@ async def test_a_forked_child_does_not_keep_a_dead_program_s_servers_alive() -> 
         )
         child.kill()
     try:
-        await eventually(lambda: not servers_of(owner) and not os.path.exists(directory), within=5.0)
+        await eventually(lambda: not servers_of(owner) and not os.path.exists(directory), within=CLEAN_UP_WITHIN_S)
     finally:
         with contextlib.suppress(psutil.NoSuchProcess):
             forked.kill()

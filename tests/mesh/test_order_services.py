@@ -123,7 +123,8 @@ async def test_a_publisher_goes_on_where_one_that_was_killed_stood(mesh: Mesh, s
     with killed_at_the_end(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)) as dying:
         await eventually(lambda: _reaches(stored, 500), within=30.0, every=0.01)
         dying.kill()
-    await eventually(settled, within=10.0)
+    for _ in range(2):  # a leader that hangs for a moment stores nothing, and then more
+        await eventually(settled, within=10.0)
     there = await stored()
     done = await asyncio.to_thread(subprocess.run, command, env=environment, capture_output=True, text=True, timeout=60)
     assert 500 <= there < 20_000 == await stored()
@@ -589,5 +590,6 @@ async def test_killing_the_command_leaves_no_process_and_no_store(tmp_path: Path
         await eventually(lambda: len(family()) >= 8, within=30.0)
         children = family()
         command.send_signal(signal.SIGKILL)
-    gone = lambda: not any(c.is_running() and c.status() != psutil.STATUS_ZOMBIE for c in children)  # noqa: E731
-    await eventually(lambda: gone() and not list(tmp_path.iterdir()), within=5.0)
+    _, alive = await asyncio.to_thread(psutil.wait_procs, children, 10)
+    assert alive == []
+    await eventually(lambda: not list(tmp_path.iterdir()), within=5.0)

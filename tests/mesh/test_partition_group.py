@@ -246,6 +246,7 @@ async def test_no_order_is_lost_and_none_goes_backwards_whatever_happens_to_the_
 async def test_a_member_that_was_frozen_at_work_knows_that_it_was_replaced(mesh: Mesh, client: Client) -> None:
     async with crew(mesh, client, "FROZEN", work_s=0.4) as members:
         members.add("m1")
+        await eventually(lambda: all_joined(client, "FROZEN", 1), within=60.0, every=0.1)
         await publish_events(client, "FROZEN", 40, rate_per_s=1e6)
         await eventually(lambda: reports_of(client, "FROZEN"), within=10.0)
         members.signal("m1", signal.SIGSTOP)  # nearly all of its time, it is in the middle of its handler's work

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import datetime
+import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
@@ -295,12 +296,20 @@ async def test_keys_of_strangers_in_a_groups_bucket_are_passed_over(client: Clie
         assert (await bucket.get(key)).value == b"mine"
 
 
+async def recorded(js: JetStreamContext, done: list[int]) -> bool:
+    """Whether the bucket says that the partitions are done up to these messages."""
+    bucket = await js.key_value("S-g")
+    claims = [json.loads((await bucket.get(f"partition.{number}")).value) for number in range(2)]
+    return sorted(claim["done"] for claim in claims) == done
+
+
 async def test_a_group_whose_bucket_is_purged_goes_on_where_it_was(client: Client, js) -> None:
     await fill(js, 2)
     crew = Crew(client)
     crew.join("a")
     crew.join("b")
     await eventually(lambda: crew.saw(1, 2), within=10.0)
+    await eventually(lambda: recorded(js, [1, 2]), within=10.0)
     await js.purge_stream("KV_S-g")
     for n in (2, 3):
         await js.publish(f"s.{n % 2}", b"more")

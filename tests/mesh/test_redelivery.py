@@ -144,7 +144,7 @@ async def test_where_nobody_keeps_the_dead_any_more_nothing_is_taken_off(
 
     async with Desk(mesh) as desk:
         await desk.put(b"a")
-        with pytest.raises(NoStreamResponseError):
+        with pytest.raises((NoStreamResponseError, TimeoutError)):  # as the servers have heard of it, or not yet
             await desk.work(handle)
         await desk.js.add_stream(name="DEAD", subjects=["dead.work"])
         info = await desk.js.consumer_info("WORK", "desk")
@@ -402,7 +402,7 @@ async def test_it_outlives_a_consumer_that_has_no_leader_for_a_while(mesh: Mesh)
     async with Desk(mesh) as desk:
         working = desk.work(well)
         await desk.js.delete_consumer("WORK", "desk")
-        await asyncio.sleep(0.5)  # pacing: so long nobody leads it
+        await asyncio.sleep(0.2)  # pacing: so long nobody leads it
         await desk.js.add_consumer("WORK", ConsumerConfig(durable_name="desk", ack_wait=1))
         await wait_routable(desk.client, "WORK", "desk")
         await desk.put(b"a")

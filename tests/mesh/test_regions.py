@@ -57,7 +57,7 @@ async def test_seven_servers_are_ready_almost_as_soon_as_the_gateways_allow_and_
 async def test_a_stream_of_one_region_is_placed_in_another_from_there() -> None:
     async with await start_mesh(regions=REGIONS) as mesh:
         client = await mesh.connect(region="eu")
-        js = client.jetstream(timeout=2.0)
+        js = client.jetstream(timeout=10.0)
         info = await js.add_stream(name="FAR", subjects=["far.>"], num_replicas=3, placement=Placement(cluster="us"))
         assert info.cluster.name == "us"
         await wait_routable(client, "FAR")

@@ -14,6 +14,7 @@ from typing import Any
 
 import nats
 import nats.js.errors
+import psutil
 import pytest
 from nats.aio.client import Client
 from nats.js.errors import NotFoundError
@@ -308,8 +309,11 @@ async def test_a_run_that_was_ended_is_not_in_the_way_of_the_next(theirs: Mesh, 
         with contextlib.suppress(NotFoundError):
             async with await _client(theirs, "empty") as client:
                 assert await in_use(client)
+        services = psutil.Process(command.pid).children(recursive=True)
         command.send_signal(how)
         assert await asyncio.to_thread(command.wait, 30.0) == (130 if how == signal.SIGTERM else -signal.SIGKILL)
+    _, alive = await asyncio.to_thread(psutil.wait_procs, services, 10)  # they would place orders among the next run's
+    assert alive == []
     assert set(await _held(theirs, "empty")) == (set() if how == signal.SIGTERM else {"ORDERS"})
     async with await start_mesh() as mesh:
         assert (await run_orders(mesh, first=10, keep=False)).totals == totals_of(read_orders(first=10))

@@ -43,7 +43,7 @@ async def test_three_servers_take_a_replicated_stream_at_once() -> None:
     for _ in range(5):
         async with await start_mesh(servers=3) as mesh:
             client = await mesh.connect()
-            js = client.jetstream(timeout=2.0)
+            js = client.jetstream(timeout=10.0)
             info = await js.add_stream(name="ORDERS", subjects=["orders.>"], num_replicas=3)
             await wait_routable(client, "ORDERS")
             ack = await js.publish("orders.1", b"an order")
@@ -139,7 +139,7 @@ async def test_a_mesh_that_does_not_answer_is_given_up_at_the_deadline() -> None
         with pytest.raises(NotReadyError, match=r"^mesh not ready after 1 s: ") as info:
             await mesh.ready(within=1.0)
         # A read of a server that hangs takes three seconds, and connecting to it ten.
-        assert 1.0 <= time.monotonic() - begun < 2.5
+        assert 1.0 <= time.monotonic() - begun < 3.0
         assert info.value.waited_s == 1.0
 
 

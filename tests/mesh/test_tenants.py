@@ -53,7 +53,7 @@ async def test_a_mesh_whose_operator_vouches_for_its_accounts_works_as_any_other
         info = await client.jetstream().add_stream(name="ORDERS", subjects=["orders.>"], num_replicas=3)
         assert len(info.cluster.replicas) == 2
         assert (await deliver_load(mesh.connect_options(), subject="load.x", messages=2_000)).lost == 0
-        connections = (await (await mesh.connect(system=True)).request("$SYS.REQ.SERVER.PING.CONNZ")).data
+        connections = (await (await mesh.connect(system=True)).request("$SYS.REQ.SERVER.PING.CONNZ", timeout=5)).data
         assert b"connections" in connections
         for server in mesh.servers.values():
             assert "SEED" not in server.config_file.read_text()
@@ -150,7 +150,7 @@ async def test_a_service_decides_who_comes_in_and_as_whom() -> None:
         await serve_logins(porter, issuer, noting)
         await flush_through(porter)
         client = await nats.connect(mesh.urls, user="anna", password="right", name="till", error_cb=quiet)
-        told = json.loads((await client.request("$SYS.REQ.USER.INFO")).data)["data"]
+        told = json.loads((await client.request("$SYS.REQ.USER.INFO", timeout=5)).data)["data"]
         assert told["account"] == "SHOP"
         # A set: the server tells them in no order.
         assert set(told["permissions"]["publish"]["allow"]) == {"orders.>", "$SYS.REQ.USER.INFO"}
@@ -215,7 +215,7 @@ async def test_a_question_that_is_encrypted_is_read_and_its_answer_is_encrypted(
         await serve_logins(porter, issuer, noting, xkey=xkey)
         await flush_through(porter)
         client = await nats.connect(mesh.urls, user="anna", password="right", error_cb=quiet)
-        assert json.loads((await client.request("$SYS.REQ.USER.INFO")).data)["data"]["account"] == "SHOP"
+        assert json.loads((await client.request("$SYS.REQ.USER.INFO", timeout=5)).data)["data"]["account"] == "SHOP"
         assert seen[0].user == "anna"
         assert asked[0].startswith(b"xkv1")
         assert b"right" not in asked[0]

@@ -149,6 +149,7 @@ async def test_what_a_trial_gives_is_gone_afterwards(mesh, client):
 
 async def test_a_stream_of_an_earlier_try_is_removed_first(mesh, client):
     await client.jetstream().add_stream(name="WEEK", subjects=["week"])
+    await wait_routable(client, "WEEK")
     trial = Trial("1.1", mesh)
     js = await trial.absent(await trial.client(), "WEEK")
     with pytest.raises(NotFoundError, match="stream not found"):

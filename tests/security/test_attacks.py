@@ -36,7 +36,7 @@ from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import RawStreamMsg
 
-from mesh_lab.errors import BadTokenError, CredentialsError, LoginRefusedError, OrderFormatError
+from mesh_lab.errors import BadTokenError, CredentialsError, LoginRefusedError, NotReadyError, OrderFormatError
 from mesh_lab.orders.dataset import read_orders
 from mesh_lab.orders.event_store import WORKERS
 from mesh_lab.orders.order import STREAM, decode, encode
@@ -199,9 +199,9 @@ async def test_a_revoked_user_is_put_out_and_stays_out(locked: LockedMesh) -> No
     "stay connected when one's time is over", "a connection of a guest", "the servers, which hang up at that second"
 )
 async def test_a_guest_is_put_out_when_the_time_is_over(locked: LockedMesh) -> None:
-    guest = await locked.enter(user_of(locked.keyring.account, "auditor", "guest", lives_for=2).credentials)
+    guest = await locked.enter(user_of(locked.keyring.account, "auditor", "guest", lives_for=4).credentials)
     own = await locked.role("auditor")
-    await eventually(lambda: guest.client.is_closed, within=5.0)
+    await eventually(lambda: guest.client.is_closed, within=8.0)
     assert await _why_closed(locked, guest) == "Authentication Expired"
     assert own.client.is_connected
 
@@ -442,7 +442,8 @@ async def test_a_reader_s_own_consumer_is_its_own(locked: LockedMesh, more: dict
 
     async def make(config: dict[str, Any]) -> dict[str, Any]:
         request = json.dumps({"stream_name": STREAM, "config": config}).encode()
-        return json.loads((await reader.client.request("$JS.API.CONSUMER.CREATE.ORDERS.read-model", request)).data)
+        call = "$JS.API.CONSUMER.CREATE.ORDERS.read-model"
+        return json.loads((await reader.client.request(call, request, timeout=5)).data)
 
     assert (await make({**READER, **more}))["error"]["description"] == said
     assert (await make(READER))["name"] == "read-model"
@@ -805,11 +806,7 @@ WORKS = """
 """
 certified = kept(lambda: start_mesh(tls=AUTHORITY, client_auth="certificate", users_config=WORKS))
 CERTIFICATES: dict[str, tuple[str, str, Callable[[], trustme.LeafCert | None]]] = {
-    "come in without a certificate": (
-        "the authority's certificate",
-        "didn't provide a certificate|certificate required",  # the server's own words, and TLS's if those came later
-        lambda: None,
-    ),
+    "come in without a certificate": ("the authority's certificate", "didn't provide a certificate", lambda: None),
     "come in with a certificate of another authority": (
         "an authority of one's own",
         "certificate signed by unknown authority",
@@ -849,8 +846,13 @@ async def test_a_certificate_names_its_user(certified: Mesh, name: str) -> None:
     log = len(certified.logs("n1", last=None))
     with pytest.raises((OSError, nats.errors.Error)) as refused:
         await _enter_certified(certified, make())
-    found = f"{refused.value!r} {certified.logs('n1', last=None)[log:]}"
-    assert re.search(said, found, re.IGNORECASE), found
+
+    def found() -> str:  # TLS tells the client first, and the server says why afterwards
+        return f"{refused.value!r} {certified.logs('n1', last=None)[log:]}"
+
+    with contextlib.suppress(NotReadyError):
+        await eventually(lambda: re.search(said, found(), re.IGNORECASE), within=5.0)
+    assert re.search(said, found(), re.IGNORECASE), found()
     client = await _enter_certified(certified, AUTHORITY._ca.issue_cert("worker@mesh.example"))
     assert client.is_connected
     await client.close()
@@ -881,7 +883,7 @@ async def test_a_certificate_has_its_user_s_rights(certified: Mesh) -> None:
 
 FAMILY = Authority()
 regions = kept(lambda: start_mesh(regions={"eu": 1, "us": 1}, leaves=["store"], tls=FAMILY))
-LISTEN_S = 0.5
+LISTEN_S = 10.0
 REFUSALS = {
     "the password, and a certificate of its own authority": "TLSV1_ALERT_UNKNOWN_CA",
     "a certificate of ours, and no password": "^-ERR 'Authorization Violation'",

@@ -6,6 +6,7 @@ have the same outcome every time, and their tests fail on the day they are repai
 """
 
 import asyncio
+import contextlib
 import json
 import subprocess
 import time
@@ -18,6 +19,7 @@ from workarounds import Workaround, works_around
 
 from mesh_lab import start_mesh
 from mesh_lab.chaos import Writers, truncate_replica
+from mesh_lab.errors import NotReadyError
 from mesh_lab.orders import open_event_store
 from mesh_lab.orders.order import STREAM
 from mesh_lab.patterns.jetstream_api import stream_names
@@ -168,18 +170,22 @@ async def test_who_may_take_messages_can_delete_the_stream_of_its_account_and_of
         owner = await mesh.connect(user_credentials=_file(tmp_path / "owner", own.user("owner")))
         js = owner.jetstream(timeout=5.0)
 
-        async def is_there_after_a_request_by(account: Account, name: str) -> bool:
+        async def is_gone() -> bool:
+            return await stream_names(owner) == []
+
+        async def is_there_after_a_request_by(account: Account, name: str, within: float) -> bool:
             await js.add_stream(name="WORK", subjects=["work"])
             await js.add_consumer("WORK", durable_name="workers", ack_policy="explicit")
             user = account.user(name, publish=[take], subscribe=[])
             client = await mesh.connect(user_credentials=_file(tmp_path / name, user))
             await client.publish(take, b'{"no_wait": true}', reply="$JS.API.STREAM.DELETE.WORK")
             await flush_through(client)
-            await asyncio.sleep(0.5)  # absence: of a call that nobody replies to
+            with contextlib.suppress(NotReadyError):
+                await eventually(is_gone, within=within)
             return await stream_names(owner) == ["WORK"]
 
-        assert await is_there_after_a_request_by(other, "stranger"), "an account of its own helps"
-        assert not await is_there_after_a_request_by(own, "worker")
+        assert await is_there_after_a_request_by(other, "stranger", 0.5), "an account of its own helps"
+        assert not await is_there_after_a_request_by(own, "worker", 5.0)
 
 
 def _file(path: Path, user: User) -> str:

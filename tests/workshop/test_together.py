@@ -104,6 +104,13 @@ async def test_every_order_is_counted_once_though_a_server_is_killed_and_three_l
         assert await everybody.types(f"cut {seat.lstrip('0')}") == f"cut {seat.lstrip('0')}: done"
     # What was on its way is counted; from then on, a cut store sells and the room does not hear of it.
     await eventually(lambda: all(stores[seat].sold > everybody.counted()[seat] + PACE for seat in gone), within=20.0)
+
+    async def is_settled() -> bool:
+        before = everybody.counted()
+        await asyncio.sleep(1)  # absence: of what was on its way
+        return all(everybody.counted()[seat] == before[seat] for seat in gone)
+
+    await eventually(is_settled, within=20.0)
     cut_at = everybody.counted()
     with pytest.raises(NotReadyError, match="the room does not answer: this store's link is cut"):
         await stores[gone[0]].check("count")
