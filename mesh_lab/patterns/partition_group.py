@@ -165,17 +165,21 @@ class GroupMember:
             domain: JetStream domain of the stream and of the group's bucket; ``None`` for the client's own.
 
         Raises:
-            ValueError: A name is not legal in NATS, the subject has no ``{partition}``, or a number is too small.
+            ValueError: A name is not legal in NATS, the subject has no ``{partition}`` or has other braces, or a number
+                is too small or not finite.
         """
         for what, text in (("stream", stream), ("group", group), ("member", name)):
             if NAME.fullmatch(text) is None:
                 raise ValueError(f"{what} {text!r}, expected 1 to 32 letters, digits, '-' or '_'")
         if partitions < 1:
             raise ValueError(f"partitions={partitions}, expected 1 or more")
-        if lease < 3 * RECORD_EVERY_S:
-            raise ValueError(f"lease={lease}, expected {3 * RECORD_EVERY_S:.1f} s or more, to be renewed in time")
+        if not 3 * RECORD_EVERY_S <= lease < math.inf:
+            least = f"{3 * RECORD_EVERY_S:.1f} s or more"
+            raise ValueError(f"lease={lease}, expected {least}, to be renewed in time, and finite")
         if "{partition}" not in subject.split("."):
             raise ValueError(f"subject {subject!r}, expected a token {{partition}} in it: 'orders.{{partition}}.>'")
+        if set("{}") & set(subject.replace("{partition}", "")):
+            raise ValueError(f"subject {subject!r}, expected no braces but {{partition}}: 'orders.{{partition}}.>'")
         self.partitions: dict[int, Partition] = {}
         self._client, self._name, self._lease = client, name, lease
         self._group = Group(stream, subject, partitions)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import math
 import os
 import random
 import signal
@@ -468,7 +469,13 @@ async def test_a_group_of_a_stream_that_is_not_there_is_refused(client: Client) 
         ({"stream": "S>"}, "stream 'S>', expected"),
         ({"subject": "orders.>"}, "subject 'orders.>', expected a token {partition}"),
         ({"subject": "orders.p{partition}.>"}, "expected a token {partition}"),
+        ({"subject": "orders.{partition}.{region}.>"}, "expected no braces but {partition}"),
+        ({"subject": "orders.{partition}.{0}"}, "expected no braces but {partition}"),
+        ({"subject": "orders.{partition}.{partition:>3}"}, "expected no braces but {partition}"),
+        ({"subject": "orders.{partition}.{"}, "expected no braces but {partition}"),
         ({"lease": 0.1}, "lease=0.1, expected 0.6 s or more"),
+        ({"lease": math.nan}, "lease=nan, expected 0.6 s or more"),
+        ({"lease": math.inf}, "lease=inf, expected 0.6 s or more, to be renewed in time, and finite"),
     ],
 )
 def test_bad_settings_are_refused_before_anything_is_asked_of_a_server(settings, said) -> None:
