@@ -104,7 +104,16 @@ class Partition:
                     if self.leaving or not self.mine:
                         return
                     self._handling = True
-                    await handle(msg, self)
+                    try:
+                        await handle(msg, self)
+                    except asyncio.CancelledError as err:
+                        if (this := asyncio.current_task()) is not None and this.cancelling():
+                            raise
+                        # The handler awaited a task that somebody cancelled; nobody cancels this one.
+                        raise RuntimeError(
+                            f"the handler of message {msg.metadata.sequence.stream}, partition {self.number}, raised "
+                            "CancelledError and was not cancelled, expected it to return or to raise another error"
+                        ) from err
                     self._handling = False
                     self.done = msg.metadata.sequence.stream
 

@@ -415,6 +415,23 @@ async def test_what_a_handler_raises_ends_the_member_and_the_message_waits_for_t
         await eventually(lambda: len(handled) == 15, within=10.0)
 
 
+async def test_a_cancellation_of_the_handlers_own_ends_the_member_with_an_error(client: Client) -> None:
+    subject, calls = await make_stream(client, "PAR8", 1), list[int]()
+
+    async def ask(msg: Msg, partition: Partition) -> None:
+        calls.append(msg.metadata.sequence.stream)
+        asked = asyncio.create_task(asyncio.Event().wait())
+        asked.cancel()  # by somebody else: nobody cancels the member
+        await asked
+
+    await publish_events(client, "PAR8", 1, rate_per_s=1e6)
+    member = GroupMember(client, "PAR8", "shop", name="a", subject=subject, partitions=1)
+    async with asyncio.timeout(10.0):
+        with pytest.raises(RuntimeError, match="message 1, partition 0, raised CancelledError and was not cancelled"):
+            await member.run(ask)
+    assert calls == [1]
+
+
 async def test_another_number_of_partitions_is_refused(client: Client) -> None:
     subject = await make_stream(client, "PAR5")
     other = GroupMember(client, "PAR5", "shop", name="b", subject=subject, partitions=PARTITIONS + 1)
