@@ -35,7 +35,7 @@ from mesh_lab.patterns.group_bucket import (
     bucket_of,
 )
 from mesh_lab.patterns.pull_consumer import read_in_order
-from mesh_lab.patterns.wait import cancel_and_join
+from mesh_lab.patterns.wait import cancel_and_join, run_shielded
 
 RECORD_EVERY_S = 0.2
 PREFETCH = 200  # messages requested ahead of the work, in each partition
@@ -205,7 +205,8 @@ class GroupMember:
             handle: Called with each message and its partition, one message at a time in a partition. If it raises, the
                 member leaves and the exception is raised here, since to skip a message would break the order.
             stop: Set it to leave gracefully. When the task is cancelled instead, so are handlers at work, and
-                their messages are handled again by the next owner.
+                their messages are handled again by the next owner. It ends when they did, however often it is
+                cancelled.
 
         Raises:
             GroupMismatchError: The group exists with other partitions, stream or subject.
@@ -233,14 +234,19 @@ class GroupMember:
                 await self._beat()
                 await self._until(asyncio.Event(), watching)
         finally:
-            for partition in self.partitions.values():
-                partition.leaving = True
-            # A partition that is handed over takes a moment, and at most its lease.
-            await cancel_and_join(*self._owning.values(), again_after=self._lease + 1.0)
-            await cancel_and_join(watching, stopped)
-            # Whatever hinders it, the entry is void when the lease is over.
-            with contextlib.suppress(NoReplyError, nats.errors.Error):
-                await self._bucket.write(f"member.{self._key}", Presence(here=False))
+            # Cancelled again meanwhile, as by `cancel_and_join`, it would leave its readers and their consumers behind.
+            await run_shielded(self._leave(watching, stopped))
+
+    async def _leave(self, *tasks: asyncio.Task[object]) -> None:
+        """Hand over the partitions, end the tasks, and take this member's entry back."""
+        for partition in self.partitions.values():
+            partition.leaving = True
+        # A partition that is handed over takes a moment, and at most its lease.
+        await cancel_and_join(*self._owning.values(), again_after=self._lease + 1.0)
+        await cancel_and_join(*tasks)
+        # Whatever hinders it, the entry is void when the lease is over.
+        with contextlib.suppress(NoReplyError, nats.errors.Error):
+            await self._bucket.write(f"member.{self._key}", Presence(here=False))
 
     async def _until(
         self, event: asyncio.Event, *tasks: asyncio.Task[object], within: float | None = RECORD_EVERY_S

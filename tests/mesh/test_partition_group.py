@@ -31,7 +31,7 @@ from mesh_lab.patterns.group_bucket import Group, GroupBucket
 from mesh_lab.patterns.jetstream_wait import wait_routable
 from mesh_lab.patterns.partition_group import GroupMember, Partition
 from mesh_lab.patterns.pull_consumer import read_in_order
-from mesh_lab.patterns.wait import eventually
+from mesh_lab.patterns.wait import cancel_and_join, eventually
 from mesh_lab.patterns.windowed_publisher import WindowedPublisher
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import start_mesh
@@ -430,6 +430,34 @@ async def test_a_cancellation_of_the_handlers_own_ends_the_member_with_an_error(
         with pytest.raises(RuntimeError, match="message 1, partition 0, raised CancelledError and was not cancelled"):
             await member.run(ask)
     assert calls == [1]
+
+
+async def test_a_member_that_is_cancelled_twice_leaves_no_task_and_no_consumer(client: Client) -> None:
+    subject, js = await make_stream(client, "PAR9", 1), client.jetstream(timeout=5.0)
+    began, before = asyncio.Event(), asyncio.all_tasks()
+
+    async def tidy(msg: Msg, partition: Partition) -> None:
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.5)  # work: it closes a file
+
+    await publish_events(client, "PAR9", 1, rate_per_s=1e6)
+    running = asyncio.create_task(
+        GroupMember(client, "PAR9", "shop", name="a", subject=subject, partitions=1, lease=LEASE_S).run(tidy)
+    )
+    await began.wait()
+    await cancel_and_join(running, again_after=0.1)
+    assert running.cancelled()
+    await eventually(lambda: asyncio.all_tasks() <= before, within=2.0)
+
+    async def no_consumers() -> bool:
+        return not any([await js.consumers_info(name) for name in ("KV_PAR9-shop", "PAR9")])
+
+    await eventually(no_consumers, within=5.0)
+    entry = await js.get_last_msg("KV_PAR9-shop", "$KV.PAR9-shop.member.*")
+    assert entry.data == b'{"here":false}'
 
 
 async def test_another_number_of_partitions_is_refused(client: Client) -> None:
