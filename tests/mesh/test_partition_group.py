@@ -23,7 +23,7 @@ import pytest
 from group_verdict import Handled, Published, faults
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.js.api import SubjectTransform
+from nats.js.api import StreamSource, SubjectTransform
 
 from mesh_lab.errors import GroupMismatchError
 from mesh_lab.orders.dataset import read_orders
@@ -458,6 +458,23 @@ async def test_a_member_that_is_cancelled_twice_leaves_no_task_and_no_consumer(c
     await eventually(no_consumers, within=5.0)
     entry = await js.get_last_msg("KV_PAR9-shop", "$KV.PAR9-shop.member.*")
     assert entry.data == b'{"here":false}'
+
+
+async def test_a_stream_whose_source_spreads_over_other_partitions_is_refused(client: Client) -> None:
+    js = client.jetstream(timeout=5.0)
+    await js.add_stream(name="FROM", subjects=["from.*", "by.*"])
+    spread = [
+        SubjectTransform(src="from.*", dest="into.{{partition(8,1)}}.{{wildcard(1)}}"),
+        SubjectTransform(src="by.*", dest="beside.{{partition(4,1)}}.{{wildcard(1)}}"),
+    ]
+    await js.add_stream(name="INTO", sources=[StreamSource(name="FROM", subject_transforms=spread)])
+    await js.add_stream(name="COPY", mirror=StreamSource(name="FROM", subject_transforms=spread[:1]))
+    for name in ("INTO", "COPY"):
+        member = GroupMember(client, name, "shop", name="a", subject="into.{partition}.>", partitions=4)
+        with pytest.raises(GroupMismatchError, match=f"'{name}' spreads its subjects over 8 partitions, expected 4"):
+            await asyncio.wait_for(member.run(ignore), 15.0)
+    for group, subject, partitions in (("one", "into.{partition}.>", 8), ("two", "beside.{partition}.>", 4)):
+        await GroupBucket(client, f"INTO-{group}").open(Group("INTO", subject, partitions))
 
 
 async def test_another_number_of_partitions_is_refused(client: Client) -> None:
