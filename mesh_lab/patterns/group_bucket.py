@@ -122,9 +122,18 @@ class GroupBucket:
             GroupMismatchError: The group is there with another number of partitions, stream or subject.
             nats.js.errors.NotFoundError: There is no such stream.
             nats.js.errors.APIError: The servers refuse the bucket, or have no room for its copies (``err_code`` 10005).
-            NoReplyError: No server replied in time.
+            NoReplyError: No server replied in time, or none that could do it.
         """
-        agreed = await retry(partial(self._agree, group), within=OPEN_WITHIN_S, every=RETRY_EVERY_S)
+        try:
+            agreed = await retry(partial(self._agree, group), within=OPEN_WITHIN_S, every=RETRY_EVERY_S)
+        except Exception as err:
+            refused = isinstance(err, APIError) and not isinstance(err, ServiceUnavailableError)
+            if refused or not is_transient(err):
+                raise
+            raise NoReplyError(
+                f"stream {group.stream!r} and bucket {self._name!r} not ready within {OPEN_WITHIN_S:g} s (last: "
+                f"{err!r}), expected a reply of their leaders: see whether their servers are there"
+            ) from err
         if agreed != group:
             raise GroupMismatchError(
                 f"the group has {agreed.partitions} partitions on {agreed.subject!r} of stream {agreed.stream!r}, "
