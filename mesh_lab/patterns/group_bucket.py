@@ -48,6 +48,8 @@ class Group(msgspec.Struct, frozen=True):
     stream: str
     subject: str
     partitions: int
+    lease: float | None = None
+    """Seconds; ``None`` in an entry of a version that kept it out, which agrees with any."""
 
 
 class Presence(msgspec.Struct, frozen=True):
@@ -119,7 +121,7 @@ class GroupBucket:
         """Make the bucket, or join one that is there, within 10 s.
 
         Raises:
-            GroupMismatchError: The group is there with another number of partitions, stream or subject.
+            GroupMismatchError: The group is there with another number of partitions, stream, subject or lease.
             nats.js.errors.NotFoundError: There is no such stream.
             nats.js.errors.APIError: The servers refuse the bucket, or have no room for its copies (``err_code`` 10005).
             NoReplyError: No server replied in time, or none that could do it.
@@ -134,11 +136,16 @@ class GroupBucket:
                 f"stream {group.stream!r} and bucket {self._name!r} not ready within {OPEN_WITHIN_S:g} s (last: "
                 f"{err!r}), expected a reply of their leaders: see whether their servers are there"
             ) from err
-        if agreed != group:
+        if msgspec.structs.replace(agreed, lease=group.lease) != group:
             raise GroupMismatchError(
                 f"the group has {agreed.partitions} partitions on {agreed.subject!r} of stream {agreed.stream!r}, "
                 f"expected {group.partitions} on {group.subject!r} of {group.stream!r}, as this member asks; "
                 f"they stay as they are: take another group name, or delete bucket {self._name!r} when all is done"
+            )
+        if agreed.lease != group.lease and None not in (agreed.lease, group.lease):
+            raise GroupMismatchError(
+                f"the group has a lease of {agreed.lease} s, expected {group.lease} s, as this member asks; it is the "
+                f"same for all: to change it, stop all members and delete key 'group' of bucket {self._name!r}"
             )
 
     async def _agree(self, group: Group) -> Group:

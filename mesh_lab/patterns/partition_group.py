@@ -170,7 +170,8 @@ class GroupMember:
             subject: Where a partition's messages are, ``{partition}`` for its number: ``"orders.{partition}.>"``.
             partitions: How many there are: the most members that can work at once. It stays as it is.
             lease: Seconds for which a silent member keeps its partitions, the same for all members. A short one takes
-                them also from members that a busy machine or an election held up.
+                them also from members that a busy machine or an election held up. To change it, stop all members and
+                delete the key ``group`` of the group's bucket.
             domain: JetStream domain of the stream and of the group's bucket; ``None`` for the client's own.
 
         Raises:
@@ -191,7 +192,7 @@ class GroupMember:
             raise ValueError(f"subject {subject!r}, expected no braces but {{partition}}: 'orders.{{partition}}.>'")
         self.partitions: dict[int, Partition] = {}
         self._client, self._name, self._lease = client, name, lease
-        self._group = Group(stream, subject, partitions)
+        self._group = Group(stream, subject, partitions, lease)
         self._bucket = GroupBucket(client, bucket_of(stream, group), domain=domain)
         self._instance = uuid.uuid4().hex
         self._key = f"{name}-{self._instance}"
@@ -209,8 +210,9 @@ class GroupMember:
                 cancelled.
 
         Raises:
-            GroupMismatchError: The group exists with other partitions, stream or subject.
-            NotReadyError: No server replied within 10 s while the member joined.
+            RuntimeError: The handler raised CancelledError, and nobody had cancelled it.
+            GroupMismatchError: The group exists with other partitions, stream, subject or lease.
+            NotReadyError: No server replied within 10 s while the member joined, or none that could do it.
             nats.js.errors.NotFoundError: There is no such stream, or it or the group's bucket was deleted.
             StreamReplacedError: The stream or the bucket was deleted and made again, or ends before what is recorded as
                 done. A member that joins then begins at the new stream's beginning.

@@ -408,7 +408,8 @@ async def test_what_a_handler_raises_ends_the_member_and_the_message_waits_for_t
         handled.append(msg.metadata.sequence.stream)
 
     await publish_events(client, "PAR4", 5, rate_per_s=1e6)
-    member = GroupMember(client, "PAR4", "shop", name="a", subject=subject, partitions=PARTITIONS)
+    options = {"subject": subject, "partitions": PARTITIONS, "lease": LEASE_S}
+    member = GroupMember(client, "PAR4", "shop", name="a", **options)
     with pytest.raises(OSError, match="the provider is away"):
         await member.run(fail)
     async with joined(client, "PAR4", subject, "a", note):  # the name is free at once: it left in good order
@@ -475,6 +476,28 @@ async def test_a_stream_whose_source_spreads_over_other_partitions_is_refused(cl
             await asyncio.wait_for(member.run(ignore), 15.0)
     for group, subject, partitions in (("one", "into.{partition}.>", 8), ("two", "beside.{partition}.>", 4)):
         await GroupBucket(client, f"INTO-{group}").open(Group("INTO", subject, partitions))
+
+
+async def test_another_lease_is_refused(client: Client) -> None:
+    subject = await make_stream(client, "PAR10")
+    async with joined(client, "PAR10", subject, "a", ignore) as a:
+        await eventually(lambda: a.partitions, within=10.0)
+        other = GroupMember(client, "PAR10", "shop", name="b", subject=subject, partitions=PARTITIONS, lease=30)
+        with pytest.raises(GroupMismatchError, match=r"a lease of 1\.5 s, expected 30 s.* delete key 'group'"):
+            await asyncio.wait_for(other.run(ignore), 15.0)
+    await (await client.jetstream(timeout=5.0).key_value("PAR10-shop")).delete("group")
+    async with joined(client, "PAR10", subject, "b", ignore, lease=30) as b:
+        await eventually(lambda: len(b.partitions) == PARTITIONS, within=10.0)
+
+
+async def test_a_group_of_the_version_before_which_kept_no_lease_is_joined_with_any(client: Client) -> None:
+    subject, js = await make_stream(client, "PAR11"), client.jetstream(timeout=5.0)
+    bucket = await js.create_key_value(bucket="PAR11-shop")
+    await bucket.put("group", json.dumps({"stream": "PAR11", "subject": subject, "partitions": PARTITIONS}).encode())
+    async with joined(client, "PAR11", subject, "a", ignore) as a:
+        await eventually(lambda: len(a.partitions) == PARTITIONS, within=10.0)
+    with pytest.raises(GroupMismatchError, match=r"6 partitions on 'par11\..*, expected 6 on 'x\."):
+        await GroupBucket(client, "PAR11-shop").open(Group("PAR11", "x.{partition}.>", PARTITIONS, LEASE_S))
 
 
 async def test_another_number_of_partitions_is_refused(client: Client) -> None:
