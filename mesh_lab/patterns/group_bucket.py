@@ -21,7 +21,8 @@ import nats.js.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
-from nats.js.api import Header, StorageType
+from nats.js.api import Header, StorageType, StreamConfig
+from nats.js.errors import APIError, ServiceUnavailableError
 
 from mesh_lab.errors import GroupMismatchError, NotReadyError
 from mesh_lab.patterns.consumer_info import no_stream
@@ -33,6 +34,7 @@ from mesh_lab.patterns.wait import retry
 REPLY_WITHIN_S, RETRY_EVERY_S = 0.5, 0.1
 OPEN_WITHIN_S, CREATE_WITHIN_S = 10.0, 3.0
 STREAM_NAME_IN_USE = 10058  # err_code of making a stream that is there with other settings
+SPREAD = re.compile(r"partition\(\s*(\d+)")  # in the destination of a subject transform
 MARKERS = ("KV-Operation", "Nats-Marker-Reason")
 """Headers of a message that stands for an entry that was deleted or purged (ADR-8), or that expired (ADR-43)."""
 UNKNOWN = "?"  # instance of an owner of whose entry nothing is left
@@ -46,6 +48,8 @@ class Group(msgspec.Struct, frozen=True):
     stream: str
     subject: str
     partitions: int
+    lease: float | None = None
+    """Seconds; ``None`` in an entry of a version that kept it out, which agrees with any."""
 
 
 class Presence(msgspec.Struct, frozen=True):
@@ -117,17 +121,31 @@ class GroupBucket:
         """Make the bucket, or join one that is there, within 10 s.
 
         Raises:
-            GroupMismatchError: The group is there with another number of partitions, stream or subject.
+            GroupMismatchError: The group is there with another number of partitions, stream, subject or lease.
             nats.js.errors.NotFoundError: There is no such stream.
             nats.js.errors.APIError: The servers refuse the bucket, or have no room for its copies (``err_code`` 10005).
-            NoReplyError: No server replied in time.
+            NoReplyError: No server replied in time, or none that could do it.
         """
-        agreed = await retry(partial(self._agree, group), within=OPEN_WITHIN_S, every=RETRY_EVERY_S)
-        if agreed != group:
+        try:
+            agreed = await retry(partial(self._agree, group), within=OPEN_WITHIN_S, every=RETRY_EVERY_S)
+        except Exception as err:
+            refused = isinstance(err, APIError) and not isinstance(err, ServiceUnavailableError)
+            if refused or not is_transient(err):
+                raise
+            raise NoReplyError(
+                f"stream {group.stream!r} and bucket {self._name!r} not ready within {OPEN_WITHIN_S:g} s (last: "
+                f"{err!r}), expected a reply of their leaders: see whether their servers are there"
+            ) from err
+        if msgspec.structs.replace(agreed, lease=group.lease) != group:
             raise GroupMismatchError(
                 f"the group has {agreed.partitions} partitions on {agreed.subject!r} of stream {agreed.stream!r}, "
                 f"expected {group.partitions} on {group.subject!r} of {group.stream!r}, as this member asks; "
                 f"they stay as they are: take another group name, or delete bucket {self._name!r} when all is done"
+            )
+        if agreed.lease != group.lease and None not in (agreed.lease, group.lease):
+            raise GroupMismatchError(
+                f"the group has a lease of {agreed.lease} s, expected {group.lease} s, as this member asks; it is the "
+                f"same for all: to change it, stop all members and delete key 'group' of bucket {self._name!r}"
             )
 
     async def _agree(self, group: Group) -> Group:
@@ -138,12 +156,12 @@ class GroupBucket:
         except nats.js.errors.NotFoundError as err:
             raise await no_stream(self._client, group.stream, domain=self.domain) from err
         self.made, config = info.created, info.config
-        spread = re.search(r"partition\(\s*(\d+)", config.subject_transform.dest if config.subject_transform else "")
-        if spread is not None and int(spread[1]) != group.partitions:
-            raise GroupMismatchError(
-                f"stream {group.stream!r} spreads its subjects over {spread[1]} partitions, expected "
-                f"{group.partitions} as this member asks; what nobody reads would wait for ever"
-            )
+        for spread in _spreads(config, group.subject):
+            if spread != group.partitions:
+                raise GroupMismatchError(
+                    f"stream {group.stream!r} spreads its subjects over {spread} partitions, expected "
+                    f"{group.partitions} as this member asks; what nobody reads would wait for ever"
+                )
         try:
             await js.stream_info(self._stream)  # a member may have no right to make it
         except nats.js.errors.NotFoundError:
@@ -240,6 +258,27 @@ class GroupBucket:
             self.claims[int(name)] = Entry(revision, claim, now)
             if before is None or before.value.fence != claim.fence or not claim.owner:
                 self.changed.set()
+
+
+def _spreads(config: StreamConfig, subject: str) -> list[int]:
+    """Return over how many partitions a stream's transform spreads subjects, and those of its sources or its mirror.
+
+    Sources may differ: only those count that write where the group reads.
+    """
+    filled_from = [*(config.sources or ()), *([config.mirror] if config.mirror else ())]
+    to = [transform.dest for source in filled_from for transform in source.subject_transforms or ()]
+    to = [dest for dest in to if _leads_to(dest, subject)]
+    if config.subject_transform:
+        to.append(config.subject_transform.dest)
+    return [int(spread[1]) for dest in to if (spread := SPREAD.search(dest))]
+
+
+def _leads_to(dest: str, subject: str) -> bool:
+    """Return whether a transform writes its partition's number where a group's subject has ``{partition}``."""
+    tokens, wanted = dest.split("."), subject.split(".")
+    at = wanted.index("{partition}")
+    before = zip(tokens[:at], wanted[:at], strict=False)
+    return any(map(SPREAD.search, tokens[at : at + 1])) and all(w in ("*", t) or "{{" in t for t, w in before)
 
 
 def _decoded(headers: Mapping[str, str] | None, data: bytes, kind: type[T]) -> T | None:

@@ -35,7 +35,7 @@ from mesh_lab.patterns.group_bucket import (
     bucket_of,
 )
 from mesh_lab.patterns.pull_consumer import read_in_order
-from mesh_lab.patterns.wait import cancel_and_join
+from mesh_lab.patterns.wait import cancel_and_join, run_shielded
 
 RECORD_EVERY_S = 0.2
 PREFETCH = 200  # messages requested ahead of the work, in each partition
@@ -104,7 +104,16 @@ class Partition:
                     if self.leaving or not self.mine:
                         return
                     self._handling = True
-                    await handle(msg, self)
+                    try:
+                        await handle(msg, self)
+                    except asyncio.CancelledError as err:
+                        if (this := asyncio.current_task()) is not None and this.cancelling():
+                            raise
+                        # The handler awaited a task that somebody cancelled; nobody cancels this one.
+                        raise RuntimeError(
+                            f"the handler of message {msg.metadata.sequence.stream}, partition {self.number}, raised "
+                            "CancelledError and was not cancelled, expected it to return or to raise another error"
+                        ) from err
                     self._handling = False
                     self.done = msg.metadata.sequence.stream
 
@@ -161,24 +170,29 @@ class GroupMember:
             subject: Where a partition's messages are, ``{partition}`` for its number: ``"orders.{partition}.>"``.
             partitions: How many there are: the most members that can work at once. It stays as it is.
             lease: Seconds for which a silent member keeps its partitions, the same for all members. A short one takes
-                them also from members that a busy machine or an election held up.
+                them also from members that a busy machine or an election held up. To change it, stop all members and
+                delete the key ``group`` of the group's bucket.
             domain: JetStream domain of the stream and of the group's bucket; ``None`` for the client's own.
 
         Raises:
-            ValueError: A name is not legal in NATS, the subject has no ``{partition}``, or a number is too small.
+            ValueError: A name is not legal in NATS, the subject has no ``{partition}`` or has other braces, or a number
+                is too small or not finite.
         """
         for what, text in (("stream", stream), ("group", group), ("member", name)):
             if NAME.fullmatch(text) is None:
                 raise ValueError(f"{what} {text!r}, expected 1 to 32 letters, digits, '-' or '_'")
         if partitions < 1:
             raise ValueError(f"partitions={partitions}, expected 1 or more")
-        if lease < 3 * RECORD_EVERY_S:
-            raise ValueError(f"lease={lease}, expected {3 * RECORD_EVERY_S:.1f} s or more, to be renewed in time")
+        if not 3 * RECORD_EVERY_S <= lease < math.inf:
+            least = f"{3 * RECORD_EVERY_S:.1f} s or more"
+            raise ValueError(f"lease={lease}, expected {least}, to be renewed in time, and finite")
         if "{partition}" not in subject.split("."):
             raise ValueError(f"subject {subject!r}, expected a token {{partition}} in it: 'orders.{{partition}}.>'")
+        if set("{}") & set(subject.replace("{partition}", "")):
+            raise ValueError(f"subject {subject!r}, expected no braces but {{partition}}: 'orders.{{partition}}.>'")
         self.partitions: dict[int, Partition] = {}
         self._client, self._name, self._lease = client, name, lease
-        self._group = Group(stream, subject, partitions)
+        self._group = Group(stream, subject, partitions, lease)
         self._bucket = GroupBucket(client, bucket_of(stream, group), domain=domain)
         self._instance = uuid.uuid4().hex
         self._key = f"{name}-{self._instance}"
@@ -192,11 +206,13 @@ class GroupMember:
             handle: Called with each message and its partition, one message at a time in a partition. If it raises, the
                 member leaves and the exception is raised here, since to skip a message would break the order.
             stop: Set it to leave gracefully. When the task is cancelled instead, so are handlers at work, and
-                their messages are handled again by the next owner.
+                their messages are handled again by the next owner. It ends when they did, however often it is
+                cancelled.
 
         Raises:
-            GroupMismatchError: The group exists with other partitions, stream or subject.
-            NotReadyError: No server replied within 10 s while the member joined.
+            RuntimeError: The handler raised CancelledError, and nobody had cancelled it.
+            GroupMismatchError: The group exists with other partitions, stream, subject or lease.
+            NotReadyError: No server replied within 10 s while the member joined, or none that could do it.
             nats.js.errors.NotFoundError: There is no such stream, or it or the group's bucket was deleted.
             StreamReplacedError: The stream or the bucket was deleted and made again, or ends before what is recorded as
                 done. A member that joins then begins at the new stream's beginning.
@@ -220,14 +236,19 @@ class GroupMember:
                 await self._beat()
                 await self._until(asyncio.Event(), watching)
         finally:
-            for partition in self.partitions.values():
-                partition.leaving = True
-            # A partition that is handed over takes a moment, and at most its lease.
-            await cancel_and_join(*self._owning.values(), again_after=self._lease + 1.0)
-            await cancel_and_join(watching, stopped)
-            # Whatever hinders it, the entry is void when the lease is over.
-            with contextlib.suppress(NoReplyError, nats.errors.Error):
-                await self._bucket.write(f"member.{self._key}", Presence(here=False))
+            # Cancelled again meanwhile, as by `cancel_and_join`, it would leave its readers and their consumers behind.
+            await run_shielded(self._leave(watching, stopped))
+
+    async def _leave(self, *tasks: asyncio.Task[object]) -> None:
+        """Hand over the partitions, end the tasks, and take this member's entry back."""
+        for partition in self.partitions.values():
+            partition.leaving = True
+        # A partition that is handed over takes a moment, and at most its lease.
+        await cancel_and_join(*self._owning.values(), again_after=self._lease + 1.0)
+        await cancel_and_join(*tasks)
+        # Whatever hinders it, the entry is void when the lease is over.
+        with contextlib.suppress(NoReplyError, nats.errors.Error):
+            await self._bucket.write(f"member.{self._key}", Presence(here=False))
 
     async def _until(
         self, event: asyncio.Event, *tasks: asyncio.Task[object], within: float | None = RECORD_EVERY_S

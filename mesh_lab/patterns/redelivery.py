@@ -55,6 +55,20 @@ class Backoff:
     jitter: float = 0.5
     """Share of the wait that is random: what failed together does not come back together."""
 
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            ValueError: A number is out of its range; the server would take a pause below 0 for none.
+        """
+        for what, seconds in (("first", self.first), ("most", self.most)):
+            if not 0 <= seconds < math.inf:
+                raise ValueError(f"{what}={seconds}, expected 0 s or more, and finite")
+        if not 1 <= self.factor < math.inf:
+            raise ValueError(f"factor={self.factor}, expected 1 or more, and finite")
+        if not 0 <= self.jitter <= 1:
+            raise ValueError(f"jitter={self.jitter}, expected 0 to 1")
+
     def delay(self, attempt: int) -> float:
         """Return the seconds to wait after an attempt, the first of which is number 1."""
         wait = min(self.most, self.first * self.factor ** min(attempt - 1, 64))
@@ -89,13 +103,14 @@ async def consume_with_retries(
         dead: Subject for dead letters; a stream must listen to it, and the consumer must not. They keep payload and
             headers, or, where these do not fit beside the reason, ``Dead-Size``; ``Dead-Sequence`` finds the rest.
             Buried twice within the ``duplicate_window`` of their stream, a message is one letter.
-        attempts: How often a message is delivered before it counts as dead, also one whose handler ends the process.
-            With the default pauses, 12 attempts tolerate an outage of about a minute and a half.
+        attempts: How often a message is delivered before it counts as dead, also one whose handler ends the process: 1
+            or more. With the default pauses, 12 attempts tolerate an outage of about a minute and a half.
         backoff: How long it waits in between.
         stop: Set it to stop gracefully.
         domain: JetStream domain of the stream; ``None`` for the client's own. Letters go to ``dead`` wherever it leads.
 
     Raises:
+        ValueError: ``attempts`` is below 1.
         UnsuitableConsumerError: The consumer would lose messages or bring none, or it would get the dead letters, or no
             stream takes these.
         nats.js.errors.NotFoundError: There is no such consumer or stream, or it went and is not back within a second.
@@ -105,6 +120,8 @@ async def consume_with_retries(
         PublishRefusedError: A letter is too large with its payload, which the stream would not keep either.
         nats.errors.ConnectionClosedError: The client was closed.
     """
+    if attempts < 1:
+        raise ValueError(f"attempts={attempts}, expected at least 1")
     name = f"consumer {consumer!r} of stream {stream!r}"
     work = _Work(client, handle, dead, attempts, backoff or Backoff(), stop or asyncio.Event(), domain)
     check = partial(expect_retries, name, attempts)
@@ -205,7 +222,10 @@ async def _attempt(msg: Msg, work: _Work) -> bytes:
                 return NAK
     except PoisonMessageError as err:
         return await _bury(msg, work, str(err))
-    except Exception as err:  # noqa: BLE001 (whatever it is, the message is tried again or kept with the reason)
+    # Whatever it is, the message is tried again or kept with the reason.
+    except (Exception, asyncio.CancelledError) as err:
+        if isinstance(err, asyncio.CancelledError) and (this := asyncio.current_task()) and this.cancelling():
+            raise  # this worker is cancelled; otherwise, the handler awaited a task that somebody cancelled
         if msg.is_acked:
             return b""  # the handler acknowledged it, and failed after that
         if attempt >= attempts:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import math
 import os
 import random
 import signal
@@ -22,7 +23,7 @@ import pytest
 from group_verdict import Handled, Published, faults
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.js.api import SubjectTransform
+from nats.js.api import StreamSource, SubjectTransform
 
 from mesh_lab.errors import GroupMismatchError
 from mesh_lab.orders.dataset import read_orders
@@ -30,7 +31,7 @@ from mesh_lab.patterns.group_bucket import Group, GroupBucket
 from mesh_lab.patterns.jetstream_wait import wait_routable
 from mesh_lab.patterns.partition_group import GroupMember, Partition
 from mesh_lab.patterns.pull_consumer import read_in_order
-from mesh_lab.patterns.wait import eventually
+from mesh_lab.patterns.wait import cancel_and_join, eventually
 from mesh_lab.patterns.windowed_publisher import WindowedPublisher
 from mesh_lab.servers.mesh import Mesh
 from mesh_lab.servers.start import start_mesh
@@ -408,11 +409,96 @@ async def test_what_a_handler_raises_ends_the_member_and_the_message_waits_for_t
         handled.append(msg.metadata.sequence.stream)
 
     await publish_events(client, "PAR4", 5, rate_per_s=1e6)
-    member = GroupMember(client, "PAR4", "shop", name="a", subject=subject, partitions=PARTITIONS)
+    options = {"subject": subject, "partitions": PARTITIONS, "lease": LEASE_S}
+    member = GroupMember(client, "PAR4", "shop", name="a", **options)
     with pytest.raises(OSError, match="the provider is away"):
         await member.run(fail)
     async with joined(client, "PAR4", subject, "a", note):  # the name is free at once: it left in good order
         await eventually(lambda: len(handled) == 15, within=10.0)
+
+
+async def test_a_cancellation_of_the_handlers_own_ends_the_member_with_an_error(client: Client) -> None:
+    subject, calls = await make_stream(client, "PAR8", 1), list[int]()
+
+    async def ask(msg: Msg, partition: Partition) -> None:
+        calls.append(msg.metadata.sequence.stream)
+        asked = asyncio.create_task(asyncio.Event().wait())
+        asked.cancel()  # by somebody else: nobody cancels the member
+        await asked
+
+    await publish_events(client, "PAR8", 1, rate_per_s=1e6)
+    member = GroupMember(client, "PAR8", "shop", name="a", subject=subject, partitions=1)
+    async with asyncio.timeout(10.0):
+        with pytest.raises(RuntimeError, match="message 1, partition 0, raised CancelledError and was not cancelled"):
+            await member.run(ask)
+    assert calls == [1]
+
+
+async def test_a_member_that_is_cancelled_twice_leaves_no_task_and_no_consumer(client: Client) -> None:
+    subject, js = await make_stream(client, "PAR9", 1), client.jetstream(timeout=5.0)
+    began, before = asyncio.Event(), asyncio.all_tasks()
+
+    async def tidy(msg: Msg, partition: Partition) -> None:
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.5)  # work: it closes a file
+
+    await publish_events(client, "PAR9", 1, rate_per_s=1e6)
+    running = asyncio.create_task(
+        GroupMember(client, "PAR9", "shop", name="a", subject=subject, partitions=1, lease=LEASE_S).run(tidy)
+    )
+    await began.wait()
+    await cancel_and_join(running, again_after=0.1)
+    assert running.cancelled()
+    await eventually(lambda: asyncio.all_tasks() <= before, within=2.0)
+
+    async def no_consumers() -> bool:
+        return not any([await js.consumers_info(name) for name in ("KV_PAR9-shop", "PAR9")])
+
+    await eventually(no_consumers, within=5.0)
+    entry = await js.get_last_msg("KV_PAR9-shop", "$KV.PAR9-shop.member.*")
+    assert entry.data == b'{"here":false}'
+
+
+async def test_a_stream_whose_source_spreads_over_other_partitions_is_refused(client: Client) -> None:
+    js = client.jetstream(timeout=5.0)
+    await js.add_stream(name="FROM", subjects=["from.*", "by.*"])
+    spread = [
+        SubjectTransform(src="from.*", dest="into.{{partition(8,1)}}.{{wildcard(1)}}"),
+        SubjectTransform(src="by.*", dest="beside.{{partition(4,1)}}.{{wildcard(1)}}"),
+    ]
+    await js.add_stream(name="INTO", sources=[StreamSource(name="FROM", subject_transforms=spread)])
+    await js.add_stream(name="COPY", mirror=StreamSource(name="FROM", subject_transforms=spread[:1]))
+    for name in ("INTO", "COPY"):
+        member = GroupMember(client, name, "shop", name="a", subject="into.{partition}.>", partitions=4)
+        with pytest.raises(GroupMismatchError, match=f"'{name}' spreads its subjects over 8 partitions, expected 4"):
+            await asyncio.wait_for(member.run(ignore), 15.0)
+    for group, subject, partitions in (("one", "into.{partition}.>", 8), ("two", "beside.{partition}.>", 4)):
+        await GroupBucket(client, f"INTO-{group}").open(Group("INTO", subject, partitions))
+
+
+async def test_another_lease_is_refused(client: Client) -> None:
+    subject = await make_stream(client, "PAR10")
+    async with joined(client, "PAR10", subject, "a", ignore) as a:
+        await eventually(lambda: a.partitions, within=10.0)
+        other = GroupMember(client, "PAR10", "shop", name="b", subject=subject, partitions=PARTITIONS, lease=30)
+        with pytest.raises(GroupMismatchError, match=r"a lease of 1\.5 s, expected 30 s.* delete key 'group'"):
+            await asyncio.wait_for(other.run(ignore), 15.0)
+    await (await client.jetstream(timeout=5.0).key_value("PAR10-shop")).delete("group")
+    async with joined(client, "PAR10", subject, "b", ignore, lease=30) as b:
+        await eventually(lambda: len(b.partitions) == PARTITIONS, within=10.0)
+
+
+async def test_a_group_of_the_version_before_which_kept_no_lease_is_joined_with_any(client: Client) -> None:
+    subject, js = await make_stream(client, "PAR11"), client.jetstream(timeout=5.0)
+    bucket = await js.create_key_value(bucket="PAR11-shop")
+    await bucket.put("group", json.dumps({"stream": "PAR11", "subject": subject, "partitions": PARTITIONS}).encode())
+    async with joined(client, "PAR11", subject, "a", ignore) as a:
+        await eventually(lambda: len(a.partitions) == PARTITIONS, within=10.0)
+    with pytest.raises(GroupMismatchError, match=r"6 partitions on 'par11\..*, expected 6 on 'x\."):
+        await GroupBucket(client, "PAR11-shop").open(Group("PAR11", "x.{partition}.>", PARTITIONS, LEASE_S))
 
 
 async def test_another_number_of_partitions_is_refused(client: Client) -> None:
@@ -469,7 +555,13 @@ async def test_a_group_of_a_stream_that_is_not_there_is_refused(client: Client) 
         ({"stream": "S>"}, "stream 'S>', expected"),
         ({"subject": "orders.>"}, "subject 'orders.>', expected a token {partition}"),
         ({"subject": "orders.p{partition}.>"}, "expected a token {partition}"),
+        ({"subject": "orders.{partition}.{region}.>"}, "expected no braces but {partition}"),
+        ({"subject": "orders.{partition}.{0}"}, "expected no braces but {partition}"),
+        ({"subject": "orders.{partition}.{partition:>3}"}, "expected no braces but {partition}"),
+        ({"subject": "orders.{partition}.{"}, "expected no braces but {partition}"),
         ({"lease": 0.1}, "lease=0.1, expected 0.6 s or more"),
+        ({"lease": math.nan}, "lease=nan, expected 0.6 s or more"),
+        ({"lease": math.inf}, "lease=inf, expected 0.6 s or more, to be renewed in time, and finite"),
     ],
 )
 def test_bad_settings_are_refused_before_anything_is_asked_of_a_server(settings, said) -> None:

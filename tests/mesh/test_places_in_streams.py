@@ -15,7 +15,13 @@ from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import StreamConfig
 
-from mesh_lab.errors import GroupMismatchError, OrderFormatError, StreamReplacedError, UnsuitableConsumerError
+from mesh_lab.errors import (
+    GroupMismatchError,
+    NotReadyError,
+    OrderFormatError,
+    StreamReplacedError,
+    UnsuitableConsumerError,
+)
 from mesh_lab.orders.bulk_lane import BulkCount, batched, count_bulk, create_bulk_lane, send_batches
 from mesh_lab.orders.dataset import read_orders
 from mesh_lab.orders.event_store import create_event_store, create_worker_group, open_event_store, read_order
@@ -419,6 +425,15 @@ async def test_every_consuming_pattern_works_in_another_domain(mesh: Mesh, clien
     for name in ("S", "DEAD", "KV_S-g"):
         await berlin.delete_stream(name)
     await client.jetstream().delete_stream("KV_S-g")
+
+
+async def test_a_member_that_no_server_replies_to_is_not_ready(client: Client, js, monkeypatch) -> None:
+    monkeypatch.setattr("mesh_lab.patterns.group_bucket.OPEN_WITHIN_S", 0.3)
+    await fill(js, 1)
+    crew = Crew(client)
+    crew.join("a", domain="store-bern")  # as if its leaf node were away
+    with pytest.raises(NotReadyError, match=r"stream 'S' and bucket 'S-g' not ready within 0\.3 s .last: Service"):
+        await crew.members["a"]
 
 
 async def test_a_stream_that_is_in_no_domain_of_that_name_is_told(client: Client, js, caplog, monkeypatch) -> None:

@@ -1,11 +1,13 @@
 """A worker that retries, buries and leaves: nothing is lost, and nothing comes for ever."""
 
 import asyncio
+import math
 import time
 from collections import Counter
 from itertools import pairwise
 
 import pytest
+from nats.aio.client import Client
 from nats.errors import ConnectionClosedError
 from nats.js.api import ConsumerConfig
 from nats.js.errors import NoStreamResponseError
@@ -131,6 +133,31 @@ async def test_what_always_fails_is_buried_with_a_reason_and_the_others_go_on(me
         assert (bad.data, bad.headers["Dead-Deliveries"], bad.headers["Trace"]) == (b"bad", "3", "kept")
         assert bad.headers["Dead-Reason"] == "ConnectionError: unknown card (attempt 3 of 3)"
         assert bad.headers["Dead-Sequence"] == "1"
+
+
+async def test_a_handler_that_raises_a_cancellation_of_its_own_failed_like_any_other(mesh: Mesh) -> None:
+    async def handle(msg) -> None:
+        if msg.data == b"bad":
+            asked = asyncio.create_task(asyncio.Event().wait())
+            asked.cancel()  # by somebody else: nobody cancels the worker
+            await asked
+
+    async with Desk(mesh) as desk:
+        await desk.put(b"bad", b"good")
+        working = desk.work(handle)
+        await eventually(lambda: working.done() or desk.done(), within=10.0)
+        desk.stop.set()
+        await asyncio.gather(working)
+        assert desk.tries == {b"bad": 3, b"good": 1}
+        [letter] = await desk.letters()
+        assert letter.headers["Dead-Reason"] == "CancelledError: (attempt 3 of 3)"
+
+
+@pytest.mark.parametrize("attempts", [0, -1])
+async def test_no_attempt_at_all_is_refused(attempts: int) -> None:
+    async with asyncio.timeout(5.0):
+        with pytest.raises(ValueError, match=f"attempts={attempts}, expected at least 1"):
+            await consume_with_retries(Client(), "WORK", "desk", well, dead="dead.work", attempts=attempts)
 
 
 async def test_where_nobody_keeps_the_dead_any_more_nothing_is_taken_off(
@@ -419,6 +446,30 @@ def test_pauses_grow_up_to_a_limit_and_differ() -> None:
         drawn = {pauses.delay(attempt) for _ in range(50)}
         assert longest / 2 <= min(drawn) < max(drawn) <= longest
     assert Backoff(first=0.1, jitter=0).delay(1) == 0.1
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"first": -5}, "first=-5, expected 0 s or more, and finite"),
+        ({"first": math.nan}, "first=nan, expected 0 s or more"),
+        ({"most": -0.1}, r"most=-0\.1, expected 0 s or more"),
+        ({"most": math.inf}, "most=inf, expected 0 s or more, and finite"),
+        ({"factor": 0.5}, r"factor=0\.5, expected 1 or more, and finite"),
+        ({"factor": math.inf}, "factor=inf, expected 1 or more"),
+        ({"factor": math.nan}, "factor=nan, expected 1 or more"),
+        ({"jitter": 3.0}, r"jitter=3\.0, expected 0 to 1"),
+        ({"jitter": -0.1}, r"jitter=-0\.1, expected 0 to 1"),
+        ({"jitter": math.nan}, "jitter=nan, expected 0 to 1"),
+    ],
+)
+def test_pauses_that_no_server_can_keep_are_refused(settings: dict[str, float], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Backoff(**settings)
+
+
+def test_the_least_and_the_most_of_each_number_of_a_pause_are_taken() -> None:
+    assert Backoff(first=0, factor=1, most=0, jitter=1).delay(3) == 0
 
 
 async def test_the_pause_is_kept_by_the_server(mesh: Mesh) -> None:
