@@ -128,8 +128,10 @@ async def test_a_key_changed_in_another_order_is_refused(mesh, own_meshes_kept, 
 async def begins_to_move(reload, move, entry, old, new):
     await reload("\n".join(entry(public) for _, public in (old, new)))
     moving = asyncio.create_task(move(new[0]))
-    await reload(entry(new[1]))
-    await moving
+    try:
+        await reload(entry(new[1]))
+    finally:  # or a client that is just being connected would outlive its loop
+        await asyncio.wait({moving})
 
 
 async def test_a_move_that_is_not_waited_for_is_refused_also_when_it_is_quick(mesh, own_meshes_kept):
