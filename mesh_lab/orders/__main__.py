@@ -2,7 +2,8 @@
 
 A service ends in good order at SIGTERM or Ctrl-C, also while there is no server, and prints one line of JSON about its
 work when it ends. One that runs until it is stopped tolerates that its servers go or refuse it: it says so in a line on
-standard error, tries on, and says when it is back. It takes no JetStream domain: its streams are where it connects to.
+standard error, tries on, and says when it is back. One that has work to do to its end, and is stopped before, exits
+with 1: it has to be run again. It takes no JetStream domain: its streams are where it connects to.
 """
 
 import argparse
@@ -65,6 +66,7 @@ async def deploy(client: Client, options: argparse.Namespace, stop: asyncio.Even
     """Make the streams and consumers where they are missing, and end."""
     deployment = SAGA if options.saga else PLAIN
     info = await _until_stopped(open_event_store(client, replicas=options.replicas, deployment=deployment), stop)
+    options.done = info is not None
     return {"service": "deploy", "messages": info.state.messages if info else None}
 
 
@@ -77,7 +79,8 @@ async def publish(client: Client, options: argparse.Namespace, stop: asyncio.Eve
     def note(stored: int, duplicates: int) -> None:
         counts.update(stored=stored, duplicates=duplicates)
 
-    await _until_stopped(place_orders(client, orders, on_stored=note, tracer=options.tracer), stop)
+    placed = await _until_stopped(place_orders(client, orders, on_stored=note, tracer=options.tracer), stop)
+    options.done, options.processed = placed is not None, counts["stored"]
     return _published("publisher", counts["stored"], counts["duplicates"], time.perf_counter() - started)
 
 
@@ -130,7 +133,8 @@ async def publish_bulk(client: Client, options: argparse.Namespace, stop: asynci
     def note(ack: Ack, batch: OrderBatch) -> None:
         counts[ack.duplicate] += len(batch)
 
-    await _until_stopped(send_batches(client, batches, compression="zstd", on_stored=note), stop)
+    sent = await _until_stopped(send_batches(client, batches, compression="zstd", on_stored=note), stop)
+    options.done, options.processed = sent is not None, counts.total()
     return _published("bulk-publisher", counts.total(), counts[True], time.perf_counter() - started)
 
 
@@ -155,8 +159,10 @@ async def replay(client: Client, options: argparse.Namespace, stop: asyncio.Even
     """Tell what the event store holds that is no order; or, from a file, store the repaired ones, and end."""
     if options.file is None:
         letters = await _until_stopped(dead_letters(client, consumer=options.consumer), stop)
+        options.done = letters is not None
         return {"service": "replay", "letters": msgspec.to_builtins(letters or [])}
-    stored, before = await _until_stopped(replay_letters(client, options.file.read_bytes()), stop) or (0, 0)
+    replayed = await _until_stopped(replay_letters(client, options.file.read_bytes()), stop)
+    options.done, (stored, before) = replayed is not None, replayed or (0, 0)
     return {"service": "replay", "stored": stored, "before": before}
 
 
@@ -180,7 +186,7 @@ async def _until_stopped(service: Coroutine[Any, Any, T], stop: asyncio.Event, *
 SERVICES = {"deploy": deploy, "publisher": publish, "worker": work, "read-model": read, "ledger": keep_ledger}
 SERVICES |= {"bulk-publisher": publish_bulk, "bulk-reader": read_bulk, "replay": replay, **dict.fromkeys(DUTIES, work)}
 LASTING = {"worker", "read-model", "ledger", "bulk-reader", *DUTIES}
-"""Those that may begin again; what places orders has placed some of them."""
+"""Those that run until they are stopped, and may begin again; what places orders has placed some of them."""
 
 
 async def _run(options: argparse.Namespace) -> Report:
@@ -296,7 +302,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--consumer", help=one)
     parser.add_argument("--until", type=int, help="bulk-reader: end when so many orders are counted")
     parser.add_argument("--health", metavar="HOST:PORT", help="answer probes there, /livez and /readyz, and /metrics")
-    parser.set_defaults(opened=False, client=None, processed=0, workers=[])  # what a service notes on its way
+    # What a service notes on its way.
+    parser.set_defaults(opened=False, done=False, client=None, processed=0, rejected=0, workers=[])
     options = parser.parse_args(arguments)
     try:
         report = run(_run(options))
@@ -304,7 +311,11 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"{options.service}: {err}\n")
         return 1
     sys.stdout.write(json.dumps(report) + "\n")
-    return 0
+    if options.done or options.service in LASTING:
+        return 0
+    how_far = f"after {options.processed:,} orders" if options.processed else "before it was done"
+    _log(options, f"stopped {how_far}; run it again")  # and 0 would tell Kubernetes that its job is complete
+    return 1
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from programs import killed_at_the_end
 
 from mesh_lab.errors import ProcessEndedError
 from mesh_lab.orders.dataset import read_orders
-from mesh_lab.orders.event_store import WORKERS
+from mesh_lab.orders.event_store import WORKERS, create_event_store
 from mesh_lab.orders.job.services import Services
 from mesh_lab.orders.order import STREAM
 from mesh_lab.orders.publisher import place_orders
@@ -41,20 +41,23 @@ class Program:
     def said(self) -> str:
         return self._errors.read_text()
 
-    def end(self, *, within: float = 9.0) -> dict[str, Any]:
+    def end(self, *, within: float = 9.0, code: int = 0) -> dict[str, Any]:
         """Send SIGTERM, and return the report."""
         self.process.send_signal(signal.SIGTERM)
         out, _ = self.process.communicate(timeout=within)
-        assert self.process.returncode == 0, self.said
+        assert self.process.returncode == code, self.said
         assert "Traceback" not in self.said
         (line,) = out.splitlines()
         return json.loads(line)
 
 
+PROGRAM = ("-m", "mesh_lab.orders")
+
+
 @contextlib.contextmanager
-def service(tmp_path: Path, *arguments: str, **variables: str) -> Iterator[Program]:
+def service(tmp_path: Path, *arguments: str, program: tuple[str, str] = PROGRAM, **variables: str) -> Iterator[Program]:
     errors = tmp_path / f"{arguments[0]}-{len(list(tmp_path.iterdir()))}.txt"
-    command = [sys.executable, "-m", "mesh_lab.orders", *arguments]
+    command = [sys.executable, *program, *arguments]
     with (
         errors.open("w") as stderr,
         killed_at_the_end(
@@ -138,7 +141,12 @@ async def test_a_service_ends_in_good_order_while_its_server_hangs(one: Mesh, tm
             await one.resume("n1")
 
 
-async def test_a_service_that_is_stopped_before_it_finds_a_server_ends_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("what", "code"), [("worker", 0), ("deploy", 1), ("publisher", 1), ("bulk-publisher", 1), ("replay", 1)]
+)
+async def test_a_service_that_is_stopped_before_it_finds_a_server_ends_at_once(
+    tmp_path: Path, what: str, code: int
+) -> None:
     dialled = asyncio.Event()
 
     async def hang_up(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -147,9 +155,32 @@ async def test_a_service_that_is_stopped_before_it_finds_a_server_ends_at_once(t
 
     async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as nobody:
         port = nobody.sockets[0].getsockname()[1]
-        with service(tmp_path, "worker", "--url", f"nats://127.0.0.1:{port}") as worker:
+        with service(tmp_path, what, "--url", f"nats://127.0.0.1:{port}") as program:
             await asyncio.wait_for(dialled.wait(), 20.0)
-            assert (await asyncio.to_thread(worker.end, within=3.0))["service"] == "worker"
+            assert (await asyncio.to_thread(program.end, within=3.0, code=code))["service"] == what
+            assert program.said == (f"{what}: stopped before it was done; run it again\n" if code else "")
+
+
+@pytest.mark.parametrize("what", ["deploy", "publisher"])
+async def test_a_service_that_has_done_its_work_ends_with_0(one: Mesh, tmp_path: Path, what: str) -> None:
+    with service(tmp_path, what, "--url", address(one, "n1"), "--first=50") as program:
+        out, _ = await asyncio.to_thread(program.process.communicate, timeout=20.0)
+        assert (program.process.returncode, program.said) == (0, "")
+        assert json.loads(out)["service"] == what
+
+
+async def test_a_publisher_that_is_stopped_in_the_middle_says_how_far_it_came(one: Mesh, tmp_path: Path) -> None:
+    js = (await one.connect()).jetstream(timeout=5.0)
+    await create_event_store(js, subjects="orders.eu.*.*")  # for those of us, it tries for half a minute
+
+    async def begun() -> bool:
+        return (await js.stream_info(STREAM)).state.messages > 500
+
+    with service(tmp_path, "publisher", "--url", address(one, "n1")) as publisher:
+        await eventually(begun, within=20.0, every=0.1)
+        report = await asyncio.to_thread(publisher.end, code=1)
+        assert (await js.stream_info(STREAM)).state.messages >= report["acknowledged"] > 0
+        assert publisher.said == f"publisher: stopped after {report['acknowledged']:,} orders; run it again\n"
 
 
 async def test_services_whose_user_is_removed_say_so_and_are_back_when_it_is_restored(
