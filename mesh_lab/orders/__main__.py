@@ -29,6 +29,8 @@ from mesh_lab.errors import (
     LoginRefusedError,
     MeshLabError,
     NotReadyError,
+    OrderFormatError,
+    PublishRefusedError,
     SettingsError,
     StreamReplacedError,
 )
@@ -45,7 +47,7 @@ from mesh_lab.orders.saga import DUTIES, SAGA
 from mesh_lab.orders.worker import WORKER, Worker
 from mesh_lab.patterns.addresses import ConnectOptions, CredentialsFile, options_from
 from mesh_lab.patterns.connection import close, connect
-from mesh_lab.patterns.jetstream_api import Ack, is_transient
+from mesh_lab.patterns.jetstream_api import Ack, ApiError, is_transient
 from mesh_lab.patterns.partition_group import Partition
 from mesh_lab.patterns.wait import cancel_and_join, retry, unless_closed
 from mesh_lab.processes import CONNECT_VARIABLE, on_stop_signal, run
@@ -178,9 +180,22 @@ async def _until_stopped(service: Coroutine[Any, Any, T], stop: asyncio.Event, *
     if not serving.done() or serving.cancelled():
         return None
     error = serving.exception()
-    if stop.is_set() and error and (is_transient(error) or isinstance(error, nats.errors.ConnectionClosedError)):
+    if stop.is_set() and error and (_is_transient(error) or isinstance(error, nats.errors.ConnectionClosedError)):
         return None  # it has to end without its servers; what it has not acknowledged is not done
     return serving.result()
+
+
+def _is_transient(err: BaseException) -> bool:
+    """Return whether it may succeed later: also a message that nobody took for long, as without a quorum."""
+    return is_transient(ApiError(err.code, err.err_code) if isinstance(err, PublishRefusedError) else err)
+
+
+def _found_again(err: Exception, client: Client) -> bool:
+    """Return whether a service may find again what it lost; what it has not acknowledged comes again."""
+    if isinstance(err, PublishRefusedError) and not client.is_connected:
+        return True  # perhaps it was never sent, for which there is no code
+    gone = isinstance(err, nats.js.errors.NotFoundError | StreamReplacedError)
+    return client.is_closed or _is_transient(err) or gone
 
 
 SERVICES = {"deploy": deploy, "publisher": publish, "worker": work, "read-model": read, "ledger": keep_ledger}
@@ -233,13 +248,11 @@ async def _serve(options: argparse.Namespace) -> Report:
             report = await _until_stopped(service, stop, within=FINISH_S + 2 * CANCEL_S)
             return report or {"service": options.service}
         except Exception as err:
-            gone = isinstance(err, nats.js.errors.NotFoundError | StreamReplacedError)
-            found_again = client.is_closed or is_transient(err) or gone
-            if not (found_again and options.opened and options.service in LASTING):
+            if not (_found_again(err, client) and options.opened and options.service in LASTING):
                 raise
             # nats-py 2.16 closes for good when a server says why it hangs up, as for a user that was removed.
             why = client.last_error if client.is_closed else None
-            _log(options, f"lost its {'connection' if client.is_closed else 'stream'}: {why or err!r}; trying on")
+            _log(options, f"lost its {'stream' if client.is_connected else 'connection'}: {why or err!r}; trying on")
         finally:
             await close(client)
     return {"service": options.service}

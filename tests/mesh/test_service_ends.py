@@ -9,15 +9,17 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nats.js.errors
 import pytest
 from programs import killed_at_the_end
 
-from mesh_lab.errors import ProcessEndedError
+from mesh_lab.errors import ProcessEndedError, PublishRefusedError
+from mesh_lab.orders.__main__ import _found_again
 from mesh_lab.orders.dataset import read_orders
-from mesh_lab.orders.event_store import WORKERS, create_event_store
+from mesh_lab.orders.event_store import WORKERS, create_event_store, open_event_store
 from mesh_lab.orders.job.services import Services
 from mesh_lab.orders.order import STREAM
 from mesh_lab.orders.publisher import place_orders
@@ -181,6 +183,57 @@ async def test_a_publisher_that_is_stopped_in_the_middle_says_how_far_it_came(on
         report = await asyncio.to_thread(publisher.end, code=1)
         assert (await js.stream_info(STREAM)).state.messages >= report["acknowledged"] > 0
         assert publisher.said == f"publisher: stopped after {report['acknowledged']:,} orders; run it again\n"
+
+
+IMPATIENT = """
+import sys
+from functools import partial
+from mesh_lab.orders import worker
+from mesh_lab.orders.__main__ import main
+worker.WindowedPublisher = partial(worker.WindowedPublisher, retry_for=2.0)  # and not half a minute
+sys.exit(main())
+"""
+
+
+async def test_a_worker_whose_events_nobody_takes_for_long_tries_on(one: Mesh, tmp_path: Path) -> None:
+    client = await one.connect()
+    js = client.jetstream(timeout=5.0)
+    await open_event_store(client)
+    config = (await js.stream_info(STREAM)).config
+    config.subjects = ["orders.*.*.placed"]
+    await js.update_stream(config)
+    await place_orders(client, read_orders(first=5))
+
+    async def through() -> bool:
+        return (await js.stream_info(STREAM)).state.messages == 15
+
+    program = ("-c", IMPATIENT)
+    with service(tmp_path, "worker", "--url", address(one, "n1"), program=program) as worker:
+        await eventually(lambda: "nobody took the subject in 2 s" in worker.said, within=20.0)
+        assert "trying on" in worker.said
+        config.subjects = ["orders.*.*.*"]
+        await js.update_stream(config)
+        await eventually(through, within=20.0)
+        assert await asyncio.to_thread(worker.end) == {"service": "worker", "processed": 5, "rejected": 0}
+
+
+@pytest.mark.parametrize(
+    ("code", "err_code", "connected", "again"),
+    [
+        (503, 0, True, True),  # nobody takes the subject
+        (429, 0, True, True),
+        (500, 10008, True, True),
+        (503, 10077, True, False),  # the stream is full
+        (400, 10071, True, False),
+        (0, 0, True, False),  # too large
+        (0, 0, False, True),  # not sent in half a minute
+    ],
+)
+def test_a_refusal_that_may_pass_lets_a_service_begin_again(
+    code: int, err_code: int, connected: bool, again: bool
+) -> None:
+    refused = PublishRefusedError("x", code=code, err_code=err_code)
+    assert _found_again(refused, SimpleNamespace(is_connected=connected, is_closed=False)) is again
 
 
 async def test_services_whose_user_is_removed_say_so_and_are_back_when_it_is_restored(
