@@ -112,18 +112,32 @@ async def read(client: Client, options: argparse.Namespace, stop: asyncio.Event)
 
 
 async def keep_ledger(client: Client, options: argparse.Namespace, stop: asyncio.Event) -> Report:
-    """Keep the ledger as one member of its group until stopped, and print a line for each event."""
+    """Keep the ledger as one member of its group until stopped, and print a line for each event.
+
+    What is no event of an order is passed over and counted as ``rejected``, the first with a line on standard error.
+    """
+    try:
+        member = member_of_ledger(client, options.name or options.service)
+    except ValueError as err:
+        raise SettingsError(f"--name, or SERVICE_NAME: {err}") from err
     await unless_closed(client, retry(partial(client.jetstream(timeout=3.0).stream_info, LEDGER)))
     options.opened = True
 
     async def enter(msg: Msg, partition: Partition) -> None:
-        sys.stdout.write(line_of(msg, partition))
+        try:
+            line = line_of(msg, partition)
+        except OrderFormatError as err:  # whoever owned the partition next would end of it as well
+            if not options.rejected:
+                why = " ".join(str(err).split())  # it may quote what came
+                _log(options, f"message {msg.metadata.sequence.stream} on {msg.subject} is passed over: {why}")
+            options.rejected += 1
+            return
+        sys.stdout.write(line)
         sys.stdout.flush()  # before it counts as done
         options.processed += 1
 
-    member = member_of_ledger(client, options.name or options.service)
     await _until_stopped(member.run(enter, stop=stop), stop, within=FINISH_S)
-    return {"service": options.service, "processed": options.processed}
+    return {"service": options.service, "processed": options.processed, "rejected": options.rejected}
 
 
 async def publish_bulk(client: Client, options: argparse.Namespace, stop: asyncio.Event) -> Report:
@@ -217,8 +231,8 @@ async def _run(options: argparse.Namespace) -> Report:
 
 def _counts(options: argparse.Namespace) -> dict[str, int]:
     """Return what ``/metrics`` shows: of the connection, and of what a worker or a member of a group has done."""
-    done = _worked(options) if options.workers else {"processed": options.processed} if options.processed else {}
-    return {**(options.client.stats if options.client else {}), **done}
+    done = {what: number for what in ("processed", "rejected") if (number := getattr(options, what))}
+    return {**(options.client.stats if options.client else {}), **(_worked(options) if options.workers else done)}
 
 
 def _tracer(service: str) -> "OrderTracer | None":

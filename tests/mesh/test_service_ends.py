@@ -21,6 +21,7 @@ from mesh_lab.orders.__main__ import _found_again
 from mesh_lab.orders.dataset import read_orders
 from mesh_lab.orders.event_store import WORKERS, create_event_store, open_event_store
 from mesh_lab.orders.job.services import Services
+from mesh_lab.orders.ledger import create_ledger, entries_in
 from mesh_lab.orders.order import STREAM
 from mesh_lab.orders.publisher import place_orders
 from mesh_lab.patterns.wait import eventually, retry
@@ -236,6 +237,31 @@ def test_a_refusal_that_may_pass_lets_a_service_begin_again(
     assert _found_again(refused, SimpleNamespace(is_connected=connected, is_closed=False)) is again
 
 
+async def test_a_ledger_passes_over_what_is_no_order(one: Mesh, tmp_path: Path) -> None:
+    client = await one.connect()
+    js = client.jetstream(timeout=5.0)
+    await open_event_store(client)
+    await create_ledger(js)
+    for payload in (b"junk", b'{"two\\nlines": 1}'):
+        await js.publish("orders.eu.000001.placed", payload)  # before others of its partition
+    await place_orders(client, read_orders(first=20))
+    with service(tmp_path, "ledger", "--url", address(one, "n1"), "--name=ledger-1") as ledger:
+        assert ledger.process.stdout is not None
+        lines = [await asyncio.to_thread(ledger.process.stdout.readline) for _ in range(20)]
+        assert sorted(entry.order for entry in entries_in("".join(lines))) == [o.id for o in read_orders(first=20)]
+        report = await asyncio.to_thread(ledger.end)
+        assert report == {"service": "ledger", "processed": 20, "rejected": 2}
+        (line,) = ledger.said.splitlines()
+        assert line.startswith("ledger: message ")
+        assert ".eu.000001.placed is passed over: not an order: " in line
+
+
+async def test_a_ledger_whose_name_is_none_says_so(one: Mesh) -> None:
+    arguments = ("--url", address(one, "n1"), "--name", "my ledger")
+    line = await asyncio.to_thread(refusal, *arguments, what="ledger")
+    assert line.startswith("ledger: --name, or SERVICE_NAME: member 'my ledger', expected 1 to 32 letters")
+
+
 async def test_services_whose_user_is_removed_say_so_and_are_back_when_it_is_restored(
     one: Mesh, tmp_path: Path
 ) -> None:
@@ -322,9 +348,9 @@ async def test_credentials_that_are_spoilt_and_restored(tmp_path: Path) -> None:
             assert worker.end()["service"] == "worker"
 
 
-def refusal(*arguments: str, within: float = 8.0, **variables: str) -> str:
+def refusal(*arguments: str, what: str = "worker", within: float = 8.0, **variables: str) -> str:
     """Return the one line with which a service ends that cannot begin."""
-    command = [sys.executable, "-m", "mesh_lab.orders", "worker", *arguments]
+    command = [sys.executable, "-m", "mesh_lab.orders", what, *arguments]
     done = subprocess.run(command, env={**os.environ, **variables}, text=True, capture_output=True, timeout=within)
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
