@@ -310,6 +310,16 @@ def _log(options: argparse.Namespace, line: str) -> None:
     sys.stderr.flush()
 
 
+def _from_zero(text: str) -> int:
+    """Return a whole number from 0, or let argparse say in a line that it is none."""
+    try:
+        if (number := int(text)) >= 0:
+            return number
+    except ValueError:
+        pass  # also of more digits than Python reads
+    raise argparse.ArgumentTypeError(f"{text[:20]!r}, expected a whole number from 0")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the service that the command line names and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m mesh_lab.orders", description=__doc__)
@@ -322,7 +332,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--saga", action="store_true", help="deploy: for payment, stock and shipping instead of workers"
     )
-    parser.add_argument("--first", type=int, help="publisher: place only so many orders")
+    parser.add_argument("--first", type=_from_zero, help="publisher: place only so many orders")
     files = "publisher: a file in the format of the data set; replay: what it printed, repaired"
     parser.add_argument("--file", type=Path, help=files)
     one = "read-model, replay: name of its consumer, where its user may make that one alone"

@@ -369,6 +369,15 @@ def test_settings_that_cannot_be_used_end_a_service_with_a_line_before_it_dials(
     assert refusal("--url", "http://x").startswith("worker: --url: 'http://x' is no address of a server")
 
 
+@pytest.mark.parametrize("what", ["publisher", "bulk-publisher"])
+@pytest.mark.parametrize("number", ["-3", "1.5", "9" * 5_001])
+def test_a_number_of_orders_that_makes_no_sense_is_refused(what: str, number: str) -> None:
+    command = [sys.executable, "-m", "mesh_lab.orders", what, f"--first={number}"]
+    done = subprocess.run(command, text=True, capture_output=True, timeout=20.0)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert done.stderr.endswith(f"argument --first: '{number[:20]}', expected a whole number from 0\n")
+
+
 async def test_a_password_that_is_wrong_is_said_at_once(one: Mesh) -> None:
     line = await asyncio.to_thread(refusal, "--url", address(one, "n1", "lab:wrong"))
     assert line.startswith("worker: no server let us in: Error(\"nats: 'Authorization Violation'\"); check the user")
