@@ -2,7 +2,8 @@
 
 A service ends in good order at SIGTERM or Ctrl-C, also while there is no server, and prints one line of JSON about its
 work when it ends. One that runs until it is stopped tolerates that its servers go or refuse it: it says so in a line on
-standard error, tries on, and says when it is back. It takes no JetStream domain: its streams are where it connects to.
+standard error, tries on, and says when it is back. One that has work to do to its end, and is stopped before, exits
+with 1: it has to be run again. It takes no JetStream domain: its streams are where it connects to.
 """
 
 import argparse
@@ -28,6 +29,8 @@ from mesh_lab.errors import (
     LoginRefusedError,
     MeshLabError,
     NotReadyError,
+    OrderFormatError,
+    PublishRefusedError,
     SettingsError,
     StreamReplacedError,
 )
@@ -44,7 +47,7 @@ from mesh_lab.orders.saga import DUTIES, SAGA
 from mesh_lab.orders.worker import WORKER, Worker
 from mesh_lab.patterns.addresses import ConnectOptions, CredentialsFile, options_from
 from mesh_lab.patterns.connection import close, connect
-from mesh_lab.patterns.jetstream_api import Ack, is_transient
+from mesh_lab.patterns.jetstream_api import Ack, ApiError, is_transient
 from mesh_lab.patterns.partition_group import Partition
 from mesh_lab.patterns.wait import cancel_and_join, retry, unless_closed
 from mesh_lab.processes import CONNECT_VARIABLE, on_stop_signal, run
@@ -65,6 +68,7 @@ async def deploy(client: Client, options: argparse.Namespace, stop: asyncio.Even
     """Make the streams and consumers where they are missing, and end."""
     deployment = SAGA if options.saga else PLAIN
     info = await _until_stopped(open_event_store(client, replicas=options.replicas, deployment=deployment), stop)
+    options.done = info is not None
     return {"service": "deploy", "messages": info.state.messages if info else None}
 
 
@@ -77,7 +81,8 @@ async def publish(client: Client, options: argparse.Namespace, stop: asyncio.Eve
     def note(stored: int, duplicates: int) -> None:
         counts.update(stored=stored, duplicates=duplicates)
 
-    await _until_stopped(place_orders(client, orders, on_stored=note, tracer=options.tracer), stop)
+    placed = await _until_stopped(place_orders(client, orders, on_stored=note, tracer=options.tracer), stop)
+    options.done, options.processed = placed is not None, counts["stored"]
     return _published("publisher", counts["stored"], counts["duplicates"], time.perf_counter() - started)
 
 
@@ -107,18 +112,32 @@ async def read(client: Client, options: argparse.Namespace, stop: asyncio.Event)
 
 
 async def keep_ledger(client: Client, options: argparse.Namespace, stop: asyncio.Event) -> Report:
-    """Keep the ledger as one member of its group until stopped, and print a line for each event."""
+    """Keep the ledger as one member of its group until stopped, and print a line for each event.
+
+    What is no event of an order is passed over and counted as ``rejected``, the first with a line on standard error.
+    """
+    try:
+        member = member_of_ledger(client, options.name or options.service)
+    except ValueError as err:
+        raise SettingsError(f"--name, or SERVICE_NAME: {err}") from err
     await unless_closed(client, retry(partial(client.jetstream(timeout=3.0).stream_info, LEDGER)))
     options.opened = True
 
     async def enter(msg: Msg, partition: Partition) -> None:
-        sys.stdout.write(line_of(msg, partition))
+        try:
+            line = line_of(msg, partition)
+        except OrderFormatError as err:  # whoever owned the partition next would end of it as well
+            if not options.rejected:
+                why = " ".join(str(err).split())  # it may quote what came
+                _log(options, f"message {msg.metadata.sequence.stream} on {msg.subject} is passed over: {why}")
+            options.rejected += 1
+            return
+        sys.stdout.write(line)
         sys.stdout.flush()  # before it counts as done
         options.processed += 1
 
-    member = member_of_ledger(client, options.name or options.service)
     await _until_stopped(member.run(enter, stop=stop), stop, within=FINISH_S)
-    return {"service": options.service, "processed": options.processed}
+    return {"service": options.service, "processed": options.processed, "rejected": options.rejected}
 
 
 async def publish_bulk(client: Client, options: argparse.Namespace, stop: asyncio.Event) -> Report:
@@ -130,7 +149,8 @@ async def publish_bulk(client: Client, options: argparse.Namespace, stop: asynci
     def note(ack: Ack, batch: OrderBatch) -> None:
         counts[ack.duplicate] += len(batch)
 
-    await _until_stopped(send_batches(client, batches, compression="zstd", on_stored=note), stop)
+    sent = await _until_stopped(send_batches(client, batches, compression="zstd", on_stored=note), stop)
+    options.done, options.processed = sent is not None, counts.total()
     return _published("bulk-publisher", counts.total(), counts[True], time.perf_counter() - started)
 
 
@@ -155,8 +175,10 @@ async def replay(client: Client, options: argparse.Namespace, stop: asyncio.Even
     """Tell what the event store holds that is no order; or, from a file, store the repaired ones, and end."""
     if options.file is None:
         letters = await _until_stopped(dead_letters(client, consumer=options.consumer), stop)
+        options.done = letters is not None
         return {"service": "replay", "letters": msgspec.to_builtins(letters or [])}
-    stored, before = await _until_stopped(replay_letters(client, options.file.read_bytes()), stop) or (0, 0)
+    replayed = await _until_stopped(replay_letters(client, options.file.read_bytes()), stop)
+    options.done, (stored, before) = replayed is not None, replayed or (0, 0)
     return {"service": "replay", "stored": stored, "before": before}
 
 
@@ -172,15 +194,28 @@ async def _until_stopped(service: Coroutine[Any, Any, T], stop: asyncio.Event, *
     if not serving.done() or serving.cancelled():
         return None
     error = serving.exception()
-    if stop.is_set() and error and (is_transient(error) or isinstance(error, nats.errors.ConnectionClosedError)):
+    if stop.is_set() and error and (_is_transient(error) or isinstance(error, nats.errors.ConnectionClosedError)):
         return None  # it has to end without its servers; what it has not acknowledged is not done
     return serving.result()
+
+
+def _is_transient(err: BaseException) -> bool:
+    """Return whether it may succeed later: also a message that nobody took for long, as without a quorum."""
+    return is_transient(ApiError(err.code, err.err_code) if isinstance(err, PublishRefusedError) else err)
+
+
+def _found_again(err: Exception, client: Client) -> bool:
+    """Return whether a service may find again what it lost; what it has not acknowledged comes again."""
+    if isinstance(err, PublishRefusedError) and not client.is_connected:
+        return True  # perhaps it was never sent, for which there is no code
+    gone = isinstance(err, nats.js.errors.NotFoundError | StreamReplacedError)
+    return client.is_closed or _is_transient(err) or gone
 
 
 SERVICES = {"deploy": deploy, "publisher": publish, "worker": work, "read-model": read, "ledger": keep_ledger}
 SERVICES |= {"bulk-publisher": publish_bulk, "bulk-reader": read_bulk, "replay": replay, **dict.fromkeys(DUTIES, work)}
 LASTING = {"worker", "read-model", "ledger", "bulk-reader", *DUTIES}
-"""Those that may begin again; what places orders has placed some of them."""
+"""Those that run until they are stopped, and may begin again; what places orders has placed some of them."""
 
 
 async def _run(options: argparse.Namespace) -> Report:
@@ -196,8 +231,8 @@ async def _run(options: argparse.Namespace) -> Report:
 
 def _counts(options: argparse.Namespace) -> dict[str, int]:
     """Return what ``/metrics`` shows: of the connection, and of what a worker or a member of a group has done."""
-    done = _worked(options) if options.workers else {"processed": options.processed} if options.processed else {}
-    return {**(options.client.stats if options.client else {}), **done}
+    done = {what: number for what in ("processed", "rejected") if (number := getattr(options, what))}
+    return {**(options.client.stats if options.client else {}), **(_worked(options) if options.workers else done)}
 
 
 def _tracer(service: str) -> "OrderTracer | None":
@@ -227,13 +262,11 @@ async def _serve(options: argparse.Namespace) -> Report:
             report = await _until_stopped(service, stop, within=FINISH_S + 2 * CANCEL_S)
             return report or {"service": options.service}
         except Exception as err:
-            gone = isinstance(err, nats.js.errors.NotFoundError | StreamReplacedError)
-            found_again = client.is_closed or is_transient(err) or gone
-            if not (found_again and options.opened and options.service in LASTING):
+            if not (_found_again(err, client) and options.opened and options.service in LASTING):
                 raise
             # nats-py 2.16 closes for good when a server says why it hangs up, as for a user that was removed.
             why = client.last_error if client.is_closed else None
-            _log(options, f"lost its {'connection' if client.is_closed else 'stream'}: {why or err!r}; trying on")
+            _log(options, f"lost its {'stream' if client.is_connected else 'connection'}: {why or err!r}; trying on")
         finally:
             await close(client)
     return {"service": options.service}
@@ -277,6 +310,16 @@ def _log(options: argparse.Namespace, line: str) -> None:
     sys.stderr.flush()
 
 
+def _from_zero(text: str) -> int:
+    """Return a whole number from 0, or let argparse say in a line that it is none."""
+    try:
+        if (number := int(text)) >= 0:
+            return number
+    except ValueError:
+        pass  # also of more digits than Python reads
+    raise argparse.ArgumentTypeError(f"{text[:20]!r}, expected a whole number from 0")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the service that the command line names and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m mesh_lab.orders", description=__doc__)
@@ -289,14 +332,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--saga", action="store_true", help="deploy: for payment, stock and shipping instead of workers"
     )
-    parser.add_argument("--first", type=int, help="publisher: place only so many orders")
+    parser.add_argument("--first", type=_from_zero, help="publisher: place only so many orders")
     files = "publisher: a file in the format of the data set; replay: what it printed, repaired"
     parser.add_argument("--file", type=Path, help=files)
     one = "read-model, replay: name of its consumer, where its user may make that one alone"
     parser.add_argument("--consumer", help=one)
     parser.add_argument("--until", type=int, help="bulk-reader: end when so many orders are counted")
     parser.add_argument("--health", metavar="HOST:PORT", help="answer probes there, /livez and /readyz, and /metrics")
-    parser.set_defaults(opened=False, client=None, processed=0, workers=[])  # what a service notes on its way
+    # What a service notes on its way.
+    parser.set_defaults(opened=False, done=False, client=None, processed=0, rejected=0, workers=[])
     options = parser.parse_args(arguments)
     try:
         report = run(_run(options))
@@ -304,7 +348,11 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"{options.service}: {err}\n")
         return 1
     sys.stdout.write(json.dumps(report) + "\n")
-    return 0
+    if options.done or options.service in LASTING:
+        return 0
+    how_far = f"after {options.processed:,} orders" if options.processed else "before it was done"
+    _log(options, f"stopped {how_far}; run it again")  # and 0 would tell Kubernetes that its job is complete
+    return 1
 
 
 if __name__ == "__main__":

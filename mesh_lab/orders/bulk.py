@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 import msgspec
 
 from mesh_lab.errors import OrderFormatError
-from mesh_lab.orders.order import Order, Token
+from mesh_lab.orders.order import Cents, Number, Order, Token
 from mesh_lab.patterns.jetstream_api import MALFORMED
 
 if sys.version_info >= (3, 14):
@@ -36,8 +36,6 @@ _ENCODINGS = {content_type: encoding for encoding, content_type in CONTENT_TYPES
 LARGEST_BATCH_BYTES = 64 * 2**20
 """A compressed message that grows beyond this is no batch but an attack or an accident."""
 
-Positive = Annotated[int, msgspec.Meta(ge=1)]
-Cents = Annotated[int, msgspec.Meta(ge=0)]
 Day = Annotated[int, msgspec.Meta(ge=1, le=datetime.date.max.toordinal())]
 _ID_LINES = re.compile(r"[A-Za-z0-9_-]{1,32}(?:\n[A-Za-z0-9_-]{1,32})*")
 
@@ -47,10 +45,10 @@ class OrderBatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     region: Token
     ids: list[str]
-    customers: list[Positive]
+    customers: list[Number]
     days: list[Day]
     """Days since the beginning of year 1, as ``date.toordinal()`` counts them."""
-    cds: list[Positive]
+    cds: list[Number]
     cents: list[Cents]
 
     def __len__(self) -> int:

@@ -7,6 +7,7 @@ silently.
 
 import asyncio
 from collections.abc import Callable, Iterable
+from contextlib import aclosing
 from hashlib import blake2b
 
 import msgspec
@@ -160,8 +161,9 @@ async def count_bulk(client: Client, count: BulkCount, *, until: int | None = No
         StreamReplacedError: It was deleted and made again: what ``count`` holds is of the one before.
         PublishRefusedError: The stream of rejected orders refused one.
     """
-    async with WindowedPublisher(client) as rejections:
-        async for messages in read_in_order(client, STREAM, prefetch=WINDOW):
+    reading = aclosing(read_in_order(client, STREAM, prefetch=WINDOW))
+    async with WindowedPublisher(client) as rejections, reading as batches:
+        async for messages in batches:
             for msg in messages:
                 await _count_message(msg, count, rejections)
             await rejections.flush()

@@ -7,11 +7,14 @@ from hashlib import blake2b
 from importlib import resources
 from pathlib import Path
 
+import msgspec
+
 from mesh_lab.errors import OrderFormatError
 from mesh_lab.orders.order import Order, Totals
 
 REGIONS = ("eu", "us")
 COLUMNS = "customer id, date as YYYYMMDD, number of CDs, dollar value"
+SHOWN_CHARACTERS = 120  # characters of a line that is none
 
 EVERYTHING = Totals(orders=69_659, customers=23_570, cds=167_881, cents=250_031_563)
 
@@ -34,18 +37,23 @@ def read_orders(path: Path | None = None, *, first: int | None = None) -> Iterat
 
     Raises:
         OrderFormatError: The header is missing or a row is malformed; the message gives its line number.
+        ValueError: ``first`` is below 0.
     """
+    if first is not None and first < 0:
+        raise ValueError(f"first={first}, expected 0 or more")
     text = path.read_bytes() if path else data_set()
     source = path.name if path else "cdnow_master.txt"
     lines = text.decode("ascii", "replace").splitlines()
-    if lines and lines[0].split()[:1] != ["customer_id"]:
-        raise OrderFormatError(f"{source} line 1: {lines[0].strip()!r}, expected the header with {COLUMNS}")
+    header = lines[0] if lines else ""
+    if header.split()[:1] != ["customer_id"]:
+        seen = header.strip()[:SHOWN_CHARACTERS]
+        raise OrderFormatError(f"{source} line 1: {seen!r}, expected the header with {COLUMNS}")
     prefix = f"{blake2b(text, digest_size=6).hexdigest()}-" if path else ""
     for row, line in enumerate(lines[1:][:first], start=1):
         try:
             yield _order(f"{prefix}{row:06d}", line.split())
         except ValueError as err:
-            raise OrderFormatError(f"{source} line {row + 1}: {err}; seen {line.strip()!r}") from err
+            raise OrderFormatError(f"{source} line {row + 1}: {err}; seen {line.strip()[:SHOWN_CHARACTERS]!r}") from err
 
 
 def _order(id_: str, fields: list[str]) -> Order:
@@ -65,11 +73,6 @@ def _order(id_: str, fields: list[str]) -> Order:
         placed = datetime.date.fromisoformat(day)
     except ValueError as err:
         raise ValueError(f"date {day!r}, expected a day of the calendar as YYYYMMDD") from err
-    return Order(
-        id=id_,
-        region=REGIONS[(int(customer) + 1) % 2],
-        customer=int(customer),
-        day=placed,
-        cds=int(cds),
-        cents=int(dollars) * 100 + int(cents),
-    )
+    numbers = {"customer": int(customer), "cds": int(cds), "cents": int(dollars) * 100 + int(cents)}
+    order = {"id": id_, "region": REGIONS[(int(customer) + 1) % 2], "day": placed, **numbers}
+    return msgspec.convert(order, Order)  # unlike Order itself, it refuses a number that is too large

@@ -6,6 +6,7 @@ a kind by wildcard.
 
 import contextlib
 from collections.abc import Awaitable, Mapping, Sequence
+from contextlib import aclosing
 from typing import NamedTuple, TypeVar
 
 import nats.errors
@@ -177,10 +178,11 @@ async def read_events(client: Client, subject: str = ALL_SUBJECTS, *, prefetch: 
     except nats.js.errors.NotFoundError:
         return []
     events: list[StoredEvent] = []
-    async for batch in read_in_order(client, STREAM, subject=subject, prefetch=prefetch):
-        for msg in batch:
-            with contextlib.suppress(OrderFormatError):
-                events.append(StoredEvent(msg.metadata.sequence.stream, event_of(msg.subject), decode(msg.data)))
-        if batch[-1].metadata.sequence.stream >= (last or 0):
-            break
+    async with aclosing(read_in_order(client, STREAM, subject=subject, prefetch=prefetch)) as batches:
+        async for batch in batches:
+            for msg in batch:
+                with contextlib.suppress(OrderFormatError):
+                    events.append(StoredEvent(msg.metadata.sequence.stream, event_of(msg.subject), decode(msg.data)))
+            if batch[-1].metadata.sequence.stream >= (last or 0):
+                break
     return events

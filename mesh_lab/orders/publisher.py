@@ -89,5 +89,9 @@ async def place_orders(
 
 def _placed(order: Order) -> Message:
     """Return the event; an ``Order`` checks nothing itself, and one bad subject would stay in the stream for ever."""
-    decode(payload := encode(order))
+    try:
+        payload = encode(order)
+    except ValueError as err:  # a number or a character that JSON cannot write
+        raise OrderFormatError(f"not an order: {err}; seen id {order.id!r}") from err
+    decode(payload)
     return order.subject("placed"), payload, {"Nats-Msg-Id": order.msg_id("placed")}

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Sequence
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -112,12 +113,13 @@ async def serve_read_model(client: Client, *, consumer: str | None = None, trace
     try:
         while True:
             try:
-                async for batch in read_in_order(client, STREAM, name=consumer):
-                    spans = [span for msg in batch if (span := tracer.follow("count", msg))] if tracer else []
-                    model.apply(batch)
-                    for span in spans:
-                        span.end()
-                    await asyncio.sleep(0)  # a full stream must not keep requests waiting
+                async with aclosing(read_in_order(client, STREAM, name=consumer)) as batches:
+                    async for batch in batches:
+                        spans = [span for msg in batch if (span := tracer.follow("count", msg))] if tracer else []
+                        model.apply(batch)
+                        for span in spans:
+                            span.end()
+                        await asyncio.sleep(0)  # a full stream must not keep requests waiting
             except StreamReplacedError as err:
                 _log.warning("%s; the read model begins again", err)
                 model = ReadModel()

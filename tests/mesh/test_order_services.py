@@ -296,7 +296,9 @@ async def test_a_worker_whose_client_is_closed_says_so(mesh: Mesh, store) -> Non
         await asyncio.wait_for(working, 5.0)
 
 
-@pytest.mark.parametrize("wrong", [{"id": "a b"}, {"id": "*"}, {"region": "eu.>"}, {"id": "a\r\nPUB x 0"}, {"cds": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"id": "a b"}, {"id": "*"}, {"region": "eu.>"}, {"id": "a\r\nPUB x 0"}, {"cds": 0}, {"cds": 2**31}]
+)
 async def test_an_order_that_readers_would_refuse_is_not_placed(mesh: Mesh, store, wrong: dict[str, object]) -> None:
     # As the services connect, which leave it to the orders that a subject is one.
     async with await mesh.connect(skip_subject_validation=True) as own:
@@ -315,6 +317,7 @@ async def test_each_file_has_ids_of_its_own_and_a_second_time_is_told(mesh: Mesh
         command = [sys.executable, "-m", "mesh_lab.orders", service, "--replicas=3", "--file", str(file)]
         environment = {**os.environ, "NATS_URL": ",".join(urls)}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
         return json.loads(done.stdout), done.stderr
 
     files = [tmp_path / "monday.txt", tmp_path / "tuesday.txt"]

@@ -207,6 +207,41 @@ async def test_a_read_model_and_a_worker_pass_over_what_is_no_order(client: Clie
     await cancel_and_join(serving)
 
 
+class Refusing:
+    """A tracer that fails at once."""
+
+    def follow(self, _what: str, _msg: Msg) -> None:
+        raise LookupError("no span")
+
+
+async def test_whoever_stops_reading_leaves_no_consumer_behind(mesh: Mesh, client: Client, js) -> None:
+    orders = list(read_orders(first=20))
+    await open_event_store(client)
+    await place_orders(client, orders)
+    await create_bulk_lane(js)
+    await send_batches(client, batched(orders))
+
+    async def count_all(own: Client) -> None:
+        await count_bulk(own, BulkCount(), until=20)
+
+    async def read_one(own: Client) -> None:
+        assert len(await read_order(own, orders[0].id)) == 1
+
+    async def fail(own: Client) -> None:
+        with pytest.raises(LookupError, match="no span"):
+            await serve_read_model(own, tracer=Refusing())
+
+    for stream, reading in (("BULK", count_all), (STREAM, read_one), (STREAM, fail)):
+        before = len(await js.consumers_info(stream))
+        async with await mesh.connect(to="n1") as own:
+            await reading(own)
+
+        async def as_before(stream: str = stream, before: int = before) -> bool:
+            return len(await js.consumers_info(stream)) == before
+
+        await eventually(as_before, within=5.0)
+
+
 async def test_the_events_of_an_order_are_read_past_strange_ones(client: Client, js) -> None:
     order = next(read_orders(first=1))
     await create_event_store(js)

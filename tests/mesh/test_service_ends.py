@@ -9,16 +9,19 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nats.js.errors
 import pytest
 from programs import killed_at_the_end
 
-from mesh_lab.errors import ProcessEndedError
+from mesh_lab.errors import ProcessEndedError, PublishRefusedError
+from mesh_lab.orders.__main__ import _found_again
 from mesh_lab.orders.dataset import read_orders
-from mesh_lab.orders.event_store import WORKERS
+from mesh_lab.orders.event_store import WORKERS, create_event_store, open_event_store
 from mesh_lab.orders.job.services import Services
+from mesh_lab.orders.ledger import create_ledger, entries_in
 from mesh_lab.orders.order import STREAM
 from mesh_lab.orders.publisher import place_orders
 from mesh_lab.patterns.wait import eventually, retry
@@ -41,20 +44,23 @@ class Program:
     def said(self) -> str:
         return self._errors.read_text()
 
-    def end(self, *, within: float = 9.0) -> dict[str, Any]:
+    def end(self, *, within: float = 9.0, code: int = 0) -> dict[str, Any]:
         """Send SIGTERM, and return the report."""
         self.process.send_signal(signal.SIGTERM)
         out, _ = self.process.communicate(timeout=within)
-        assert self.process.returncode == 0, self.said
+        assert self.process.returncode == code, self.said
         assert "Traceback" not in self.said
         (line,) = out.splitlines()
         return json.loads(line)
 
 
+PROGRAM = ("-m", "mesh_lab.orders")
+
+
 @contextlib.contextmanager
-def service(tmp_path: Path, *arguments: str, **variables: str) -> Iterator[Program]:
+def service(tmp_path: Path, *arguments: str, program: tuple[str, str] = PROGRAM, **variables: str) -> Iterator[Program]:
     errors = tmp_path / f"{arguments[0]}-{len(list(tmp_path.iterdir()))}.txt"
-    command = [sys.executable, "-m", "mesh_lab.orders", *arguments]
+    command = [sys.executable, *program, *arguments]
     with (
         errors.open("w") as stderr,
         killed_at_the_end(
@@ -138,7 +144,12 @@ async def test_a_service_ends_in_good_order_while_its_server_hangs(one: Mesh, tm
             await one.resume("n1")
 
 
-async def test_a_service_that_is_stopped_before_it_finds_a_server_ends_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("what", "code"), [("worker", 0), ("deploy", 1), ("publisher", 1), ("bulk-publisher", 1), ("replay", 1)]
+)
+async def test_a_service_that_is_stopped_before_it_finds_a_server_ends_at_once(
+    tmp_path: Path, what: str, code: int
+) -> None:
     dialled = asyncio.Event()
 
     async def hang_up(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -147,9 +158,108 @@ async def test_a_service_that_is_stopped_before_it_finds_a_server_ends_at_once(t
 
     async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as nobody:
         port = nobody.sockets[0].getsockname()[1]
-        with service(tmp_path, "worker", "--url", f"nats://127.0.0.1:{port}") as worker:
+        with service(tmp_path, what, "--url", f"nats://127.0.0.1:{port}") as program:
             await asyncio.wait_for(dialled.wait(), 20.0)
-            assert (await asyncio.to_thread(worker.end, within=3.0))["service"] == "worker"
+            assert (await asyncio.to_thread(program.end, within=3.0, code=code))["service"] == what
+            assert program.said == (f"{what}: stopped before it was done; run it again\n" if code else "")
+
+
+@pytest.mark.parametrize("what", ["deploy", "publisher"])
+async def test_a_service_that_has_done_its_work_ends_with_0(one: Mesh, tmp_path: Path, what: str) -> None:
+    with service(tmp_path, what, "--url", address(one, "n1"), "--first=50") as program:
+        out, _ = await asyncio.to_thread(program.process.communicate, timeout=20.0)
+        assert (program.process.returncode, program.said) == (0, "")
+        assert json.loads(out)["service"] == what
+
+
+async def test_a_publisher_that_is_stopped_in_the_middle_says_how_far_it_came(one: Mesh, tmp_path: Path) -> None:
+    js = (await one.connect()).jetstream(timeout=5.0)
+    await create_event_store(js, subjects="orders.eu.*.*")  # for those of us, it tries for half a minute
+
+    async def begun() -> bool:
+        return (await js.stream_info(STREAM)).state.messages > 500
+
+    with service(tmp_path, "publisher", "--url", address(one, "n1")) as publisher:
+        await eventually(begun, within=20.0, every=0.1)
+        report = await asyncio.to_thread(publisher.end, code=1)
+        assert (await js.stream_info(STREAM)).state.messages >= report["acknowledged"] > 0
+        assert publisher.said == f"publisher: stopped after {report['acknowledged']:,} orders; run it again\n"
+
+
+IMPATIENT = """
+import sys
+from functools import partial
+from mesh_lab.orders import worker
+from mesh_lab.orders.__main__ import main
+worker.WindowedPublisher = partial(worker.WindowedPublisher, retry_for=2.0)  # and not half a minute
+sys.exit(main())
+"""
+
+
+async def test_a_worker_whose_events_nobody_takes_for_long_tries_on(one: Mesh, tmp_path: Path) -> None:
+    client = await one.connect()
+    js = client.jetstream(timeout=5.0)
+    await open_event_store(client)
+    config = (await js.stream_info(STREAM)).config
+    config.subjects = ["orders.*.*.placed"]
+    await js.update_stream(config)
+    await place_orders(client, read_orders(first=5))
+
+    async def through() -> bool:
+        return (await js.stream_info(STREAM)).state.messages == 15
+
+    program = ("-c", IMPATIENT)
+    with service(tmp_path, "worker", "--url", address(one, "n1"), program=program) as worker:
+        await eventually(lambda: "nobody took the subject in 2 s" in worker.said, within=20.0)
+        assert "trying on" in worker.said
+        config.subjects = ["orders.*.*.*"]
+        await js.update_stream(config)
+        await eventually(through, within=20.0)
+        assert await asyncio.to_thread(worker.end) == {"service": "worker", "processed": 5, "rejected": 0}
+
+
+@pytest.mark.parametrize(
+    ("code", "err_code", "connected", "again"),
+    [
+        (503, 0, True, True),  # nobody takes the subject
+        (429, 0, True, True),
+        (500, 10008, True, True),
+        (503, 10077, True, False),  # the stream is full
+        (400, 10071, True, False),
+        (0, 0, True, False),  # too large
+        (0, 0, False, True),  # not sent in half a minute
+    ],
+)
+def test_a_refusal_that_may_pass_lets_a_service_begin_again(
+    code: int, err_code: int, connected: bool, again: bool
+) -> None:
+    refused = PublishRefusedError("x", code=code, err_code=err_code)
+    assert _found_again(refused, SimpleNamespace(is_connected=connected, is_closed=False)) is again
+
+
+async def test_a_ledger_passes_over_what_is_no_order(one: Mesh, tmp_path: Path) -> None:
+    client = await one.connect()
+    js = client.jetstream(timeout=5.0)
+    await open_event_store(client)
+    await create_ledger(js)
+    for payload in (b"junk", b'{"two\\nlines": 1}'):
+        await js.publish("orders.eu.000001.placed", payload)  # before others of its partition
+    await place_orders(client, read_orders(first=20))
+    with service(tmp_path, "ledger", "--url", address(one, "n1"), "--name=ledger-1") as ledger:
+        assert ledger.process.stdout is not None
+        lines = [await asyncio.to_thread(ledger.process.stdout.readline) for _ in range(20)]
+        assert sorted(entry.order for entry in entries_in("".join(lines))) == [o.id for o in read_orders(first=20)]
+        report = await asyncio.to_thread(ledger.end)
+        assert report == {"service": "ledger", "processed": 20, "rejected": 2}
+        (line,) = ledger.said.splitlines()
+        assert line.startswith("ledger: message ")
+        assert ".eu.000001.placed is passed over: not an order: " in line
+
+
+async def test_a_ledger_whose_name_is_none_says_so(one: Mesh) -> None:
+    arguments = ("--url", address(one, "n1"), "--name", "my ledger")
+    line = await asyncio.to_thread(refusal, *arguments, what="ledger")
+    assert line.startswith("ledger: --name, or SERVICE_NAME: member 'my ledger', expected 1 to 32 letters")
 
 
 async def test_services_whose_user_is_removed_say_so_and_are_back_when_it_is_restored(
@@ -238,9 +348,9 @@ async def test_credentials_that_are_spoilt_and_restored(tmp_path: Path) -> None:
             assert worker.end()["service"] == "worker"
 
 
-def refusal(*arguments: str, within: float = 8.0, **variables: str) -> str:
+def refusal(*arguments: str, what: str = "worker", within: float = 8.0, **variables: str) -> str:
     """Return the one line with which a service ends that cannot begin."""
-    command = [sys.executable, "-m", "mesh_lab.orders", "worker", *arguments]
+    command = [sys.executable, "-m", "mesh_lab.orders", what, *arguments]
     done = subprocess.run(command, env={**os.environ, **variables}, text=True, capture_output=True, timeout=within)
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
@@ -257,6 +367,15 @@ def test_settings_that_cannot_be_used_end_a_service_with_a_line_before_it_dials(
         f"worker: --creds: {tmp_path}: is no regular file"
     )
     assert refusal("--url", "http://x").startswith("worker: --url: 'http://x' is no address of a server")
+
+
+@pytest.mark.parametrize("what", ["publisher", "bulk-publisher"])
+@pytest.mark.parametrize("number", ["-3", "1.5", "9" * 5_001])
+def test_a_number_of_orders_that_makes_no_sense_is_refused(what: str, number: str) -> None:
+    command = [sys.executable, "-m", "mesh_lab.orders", what, f"--first={number}"]
+    done = subprocess.run(command, text=True, capture_output=True, timeout=20.0)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert done.stderr.endswith(f"argument --first: '{number[:20]}', expected a whole number from 0\n")
 
 
 async def test_a_password_that_is_wrong_is_said_at_once(one: Mesh) -> None:

@@ -65,6 +65,7 @@ BAD = [
     ({"id": "x.y"}, "matching regex"),
     ({"cents": -1}, ">= 0"),
     ({"cds": "three"}, "int"),
+    ({"cds": 2**31}, "<= 2147483647"),
     ({"region": "us"}, "region 'us' in a batch of 'eu'"),
     ({"discount": 5}, "unknown field"),
 ]
@@ -85,7 +86,8 @@ def test_a_bad_order_among_rows_costs_only_itself(encoding: str, change: dict, r
 @pytest.mark.parametrize(
     ("column", "value"),
     [("ids", "x.y"), ("ids", "a\nb"), ("ids", ""), ("ids", "x" * 33), ("ids", 7), ("customers", 0), ("days", 0),
-     ("days", datetime.date.max.toordinal() + 1), ("cds", 0), ("cds", True), ("cents", -1), ("cents", 1.5)],
+     ("days", datetime.date.max.toordinal() + 1), ("cds", 0), ("cds", True), ("cents", -1), ("cents", 1.5),
+     ("customers", 2**31), ("cds", 2**31), ("cents", 10**12 + 1)],
 )  # fmt: skip
 def test_a_bad_value_in_a_column_costs_only_its_order(column: str, value: object) -> None:
     fields = msgspec.to_builtins(OrderBatch.of(ORDERS))

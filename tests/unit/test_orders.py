@@ -5,6 +5,7 @@ import lzma
 from importlib import resources
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from mesh_lab.errors import OrderFormatError, WrongTotalsError
@@ -21,6 +22,7 @@ from mesh_lab.orders.order import (
     next_events,
     totals_of,
 )
+from mesh_lab.orders.publisher import _placed
 
 HEADER = " customer_id  date number_of_cds  dollar_value\n"
 
@@ -91,6 +93,11 @@ def test_a_subject_of_another_shape_is_refused(subject: str) -> None:
         ("00004 19970101 2 -29.33", r"dollar value '-29.33'"),
         ("00004 19970101 2 29", r"dollar value '29'"),
         ("00004 19970101 2 nan", r"dollar value 'nan'"),
+        ("2147483648 19970101 2 29.33", r"<= 2147483647 - at `\$.customer`"),
+        ("00004 19970101 2147483648 29.33", r"<= 2147483647 - at `\$.cds`"),
+        ("00004 19970101 2 10000000000.01", r"<= 1000000000000 - at `\$.cents`"),
+        pytest.param(f"00004 19970101 {'9' * 4_300} 29.33", r"at `\$.cds`", id="4,300 digits"),
+        pytest.param(f"00004 19970101 {'9' * 5_001} 29.33", "has 5001 digits", id="5,001 digits"),
     ],
 )
 def test_a_malformed_row_is_refused_with_its_line_number(tmp_path: Path, row: str, reason: str) -> None:
@@ -114,11 +121,38 @@ def test_orders_of_different_files_have_different_ids_and_those_of_one_file_the_
         assert decode(encode(order)) == order
 
 
-def test_a_file_without_its_header_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["00001 19970101 1 11.77\n", "", "\n"])
+def test_a_file_without_its_header_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "headless.txt"
-    path.write_text("00001 19970101 1 11.77\n")
+    path.write_text(text)
     with pytest.raises(OrderFormatError, match=r"headless.txt line 1: .*expected the header"):
         list(read_orders(path))
+
+
+def test_a_number_of_orders_below_0_is_refused() -> None:
+    assert list(read_orders(first=0)) == []
+    with pytest.raises(ValueError, match="first=-69650, expected 0 or more"):
+        list(read_orders(first=-69_650))
+
+
+@pytest.mark.parametrize(
+    ("field", "most"),
+    [("customer", 2**31 - 1), ("cds", 2**31 - 1), ("cents", 10**12)],
+    ids=["customer", "cds", "cents"],
+)
+def test_the_largest_numbers_are_read_and_larger_ones_are_refused(field: str, most: int) -> None:
+    payload = encode(msgspec.structs.replace(next(read_orders()), **{field: most}))
+    assert getattr(decode(payload), field) == most
+    for larger in (b"%d" % (most + 1), b"9" * 100, b"9" * 4_300, b"9" * 5_001):
+        with pytest.raises(OrderFormatError, match=rf"not an order: .*\$\.{field}"):
+            decode(payload.replace(b":%d" % most, b":" + larger))
+
+
+def test_an_order_that_json_cannot_write_is_not_placed() -> None:
+    order = next(read_orders())
+    for wrong in ({"cds": 10**5_000}, {"id": "\ud800"}):
+        with pytest.raises(OrderFormatError, match="not an order: .*seen id"):
+            _placed(msgspec.structs.replace(order, **wrong))
 
 
 @pytest.mark.parametrize(
