@@ -161,7 +161,7 @@ def entering(*, change=lambda context: None, complains=True, seed_of=lambda seed
         client = nats.NATS()
         try:
             await client.connect(urls, tls=context, allow_reconnect=False, **options)
-        except BaseException:  # also where the check cuts it off in the middle: nobody else has this client
+        except asyncio.CancelledError:  # the check cuts it off in the middle: nobody else has this client
             await client.close()
             raise
         return await done(client, urls, options) if done else client
