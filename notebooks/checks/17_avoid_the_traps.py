@@ -191,7 +191,7 @@ ACK_WAIT_S = 1.0
 EVERY_S, SOONEST_S, LATEST_S = 0.3, 0.24, 0.38
 LONGEST_GAP_S = 0.6  # what a machine that is not idle makes of one of them
 TRIES = 3
-PAUSE_S = 0.1
+PAUSE_S = 0.05  # less than LATEST_S is above EVERY_S: a machine that stalls for longer makes a right answer look late
 WORKS_S = {"long": 2.1, "short": 0.75, "fails late": 1.0, "fails at once": 0.0, "done at once": 0.0}
 DELAY_S = 0.5
 
