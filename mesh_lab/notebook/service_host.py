@@ -147,8 +147,7 @@ async def _finish(client: Client, main: "asyncio.Task[object]") -> None:
     inbox = client.new_inbox().rpartition(".")[0]
     work = [sub for sub in list(client._subs.values()) if _brings_work(sub, inbox)]
     by_hand = [sub for sub in work if not _has_callback(sub)]
-    # One that main drains already refuses; that is as good.
-    drains = {sub: asyncio.ensure_future(sub.drain()) for sub in work}  # type: ignore[no-untyped-call]
+    drains = {sub: asyncio.ensure_future(_drain(sub)) for sub in work}
     await asyncio.wait({asyncio.ensure_future(_all_has_come(client))}, timeout=FINISH_S)
 
     def is_over(sub: Subscription) -> bool:
@@ -175,6 +174,12 @@ async def _finish(client: Client, main: "asyncio.Task[object]") -> None:
         await asyncio.wait({main}, timeout=max(deadline - time.monotonic(), 0.0))
     main.cancel()
     await asyncio.wait({main}, timeout=CANCEL_S)
+
+
+async def _drain(sub: Subscription) -> None:
+    """Drain a subscription; where main drains it already, or the connection is gone, that is as good."""
+    with contextlib.suppress(nats.errors.Error, OSError, RuntimeError):
+        await sub.drain()  # type: ignore[no-untyped-call]
 
 
 async def _all_has_come(client: Client) -> None:
